@@ -1,0 +1,46 @@
+# `make` lists the targets. Variables: TORCH (any pip requirement for torch), PYTHON (3.11 or newer), VENV.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export TORCH PYTHON VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-system lint types contracts unit standins clean
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup:  ## the virtual environment, once
+	@.ci/setup
+
+demo: setup  ## the whole pipeline on synthetic speech, two ranks; the second time it skips what is done
+	$(BIN)/speechkd demo
+
+test: lint types contracts unit  ## what a change must pass: style, types, import contracts, tests
+
+test-system: setup  ## servers, kills, browser and rebuilds
+	@if [ "$$(id -u)" = 0 ] && ! command -v chromium >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi
+	$(BIN)/python -m pytest -m "system or slow"
+
+lint: setup  ## flake8 and isort
+	$(BIN)/flake8
+	$(BIN)/isort --check-only --diff .
+
+types: setup  ## mypy
+	$(BIN)/mypy
+
+contracts: setup  ## who may import whom
+	$(BIN)/lint-imports
+
+unit: setup  ## the tests alone
+	$(BIN)/python -m pytest -m "not system and not slow"
+
+standins: setup  ## rebuild the small teacher and encoder that ship in standins/
+	$(BIN)/python standins/build_llm.py --out standins/llm
+	$(BIN)/python standins/build_encoder.py --out standins/encoder
+
+clean:  ## remove caches and build leftovers; keeps the environment and runs
+	rm -rf .mypy_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

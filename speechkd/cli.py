@@ -1,0 +1,191 @@
+"""Verbs to stages; no logic. Exit codes: 0 done, 1 failed, 2 wrong input (one line), 75 stopped cleanly and wants to be requeued."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Distil large teachers into speech LLMs.")
+
+RecipePath = Annotated[Path, typer.Argument(help="a recipe, e.g. pipelines/meta_prompt_kd.yaml")]
+Sets = Annotated[Optional[list[str]], typer.Option("--set", help="override one key: a.b=value (repeatable)")]
+Partition = Annotated[str, typer.Option(help="I/N: do part I (from 0) of N, for job arrays")]
+Ranks = Annotated[int, typer.Option(help="processes on this machine")]
+Resume = Annotated[str, typer.Option(help="auto | require | never")]
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has, what is missing, version floors."""
+    from speechkd.stages.doctor import doctor as stage
+
+    raise typer.Exit(stage())
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"), ranks: Ranks = 2, set: Sets = None) -> None:
+    """The whole pipeline on embedded defaults: corpus, teacher, training, evaluation, export, report."""
+    from speechkd.stages.demo import demo as stage
+
+    raise typer.Exit(stage(out, ranks, set or []))
+
+
+@app.command()
+def check(path: Annotated[Path, typer.Argument(help="a card, a recipe or a folder of shards")]) -> None:
+    """Validate a card or recipe; verify every digest of published shards."""
+    from speechkd.stages.check import check as stage
+
+    raise typer.Exit(stage(path))
+
+
+@app.command()
+def shard(
+    card: Annotated[Path, typer.Argument(help="a corpus card, e.g. shards/cards/minibabel.yaml")],
+    out: Annotated[Path, typer.Option(help="root of all shards")],
+    partition: Partition = "0/1",
+) -> None:
+    """Audio and metadata of a corpus into base shards."""
+    from speechkd.stages.shard import shard as stage
+
+    print(stage(card, out, _partition(partition)))
+
+
+@app.command()
+def teach(recipe: RecipePath, set: Sets = None, partition: Partition = "0/1") -> None:
+    """Teacher columns for the shards that a recipe names."""
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.teach import teach as stage
+
+    for column in stage(load_recipe(recipe, set or []), _partition(partition)):
+        if column is not None:
+            print(column.root)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    set: Sets = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, build on the meta device, print the plan")] = False,
+    ranks: Ranks = 1,
+    resume: Resume = "auto",
+) -> None:
+    """Train the student's projector on shards and columns, under DeepSpeed ZeRO-3."""
+    from speechkd.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set or [])
+    if dry_run:
+        from speechkd.stages.plan import plan as dry
+
+        raise typer.Exit(dry(loaded, ranks))
+    from speechkd.stages.train import train as stage
+
+    raise typer.Exit(stage(loaded, ranks, resume))
+
+
+@app.command()
+def eval(
+    recipe: RecipePath,
+    set: Sets = None,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="an export folder or a checkpoint; unset: the run's export")] = None,
+    regrade: Annotated[bool, typer.Option("--regrade", help="grade stored answers again without asking")] = False,
+) -> None:
+    """Grade a student on the card's tasks, beside its controls."""
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.evaluate import evaluate_run as stage
+
+    stage(load_recipe(recipe, set or []), checkpoint, regrade)
+
+
+@app.command()
+def export(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    set: Sets = None,
+    merge: Annotated[bool, typer.Option("--merge", help="fold LoRA into the base")] = False,
+) -> None:
+    """The newest checkpoint of a recipe's run as a folder that `speechkd ask` and `load_student` read."""
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.export import export as stage
+
+    stage(load_recipe(recipe, set or []).run_dir, out, merge=merge)
+
+
+@app.command()
+def ask(
+    export: Annotated[Path, typer.Argument(help="an export folder")],
+    audio: Annotated[Path, typer.Argument(help="a WAV or FLAC file")],
+    question: Annotated[str, typer.Argument(help="what to ask about it")],
+) -> None:
+    """One answer from a distilled student."""
+    from speechkd.stages.ask import ask as stage
+
+    print(stage(export, audio, question))
+
+
+@app.command()
+def run(recipe: RecipePath, set: Sets = None, ranks: Ranks = 1) -> None:
+    """Every stage of a recipe in order; skips what is done and unchanged."""
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.run import run as stage
+
+    raise typer.Exit(stage(load_recipe(recipe, set or []), ranks))
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """Where a run stands: step, last metrics, checkpoints, how it ended."""
+    from speechkd.stages.status import status as stage
+
+    raise typer.Exit(stage(run))
+
+
+@app.command()
+def report(path: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """One self-contained HTML page of a run."""
+    from speechkd.stages.report import report as stage
+
+    print(stage(path))
+
+
+@app.command()
+def plan(recipe: RecipePath, set: Sets = None, ranks: Ranks = 1) -> None:
+    """What a recipe will cost before anything runs: parameters, memory, examples, steps."""
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.plan import plan as stage
+
+    raise typer.Exit(stage(load_recipe(recipe, set or []), ranks))
+
+
+@app.command()
+def sync(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """Send to MLflow what an outage held back."""
+    from speechkd.tracking.mlflow_sender import sync as send
+
+    print(f"{send(run)} points sent")
+
+
+def _partition(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise InputError(f"--partition `{text}` must be I/N with 0 <= I < N, e.g. 0/4")
+    return int(part), int(parts)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit 2, never a traceback."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_INPUT)
+    except (DataError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)

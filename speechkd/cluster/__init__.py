@@ -1,0 +1,1 @@
+"""Where ranks run: this machine, or a cluster described by a site profile."""

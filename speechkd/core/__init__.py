@@ -1,0 +1,1 @@
+"""Types, configuration, files, seeds and errors that every room shares; imports nothing of ours."""

@@ -1,0 +1,150 @@
+"""Typed configuration: YAML by the safe loader, unknown keys refused with the nearest name, `--set a.b=v` over file over default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from speechkd.core.errors import InputError, nearest, unknown_name
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+"""Names that become folders, keys or turns: no dot, no slash, no leading dash."""
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, and a key that it does not know is an error that names the nearest one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(unknown_name("key", str(key), cls.model_fields))
+        return data
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML 1.2-style scalars: a key given twice is refused, and `no`, `on`, `off` stay text (Norway is a language tag too)."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if not isinstance(key, (str, int, float, bool)):
+            raise yaml.MarkedYAMLError(problem="a key must be a plain scalar", problem_mark=key_node.start_mark)
+        if key in seen:
+            raise yaml.MarkedYAMLError(problem=f"key `{key}` is given twice", problem_mark=key_node.start_mark)
+        seen[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+    return seen
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-3 as text; people write it as a number
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML by a safe loader. Raises InputError with file and line."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader subclass)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"not valid YAML: {getattr(error, 'problem', None) or error} ({where}{line})") from None
+    except RecursionError:
+        raise InputError(f"not valid YAML: nested too deeply ({where})") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping from `path`. Raises InputError if the file is missing, unreadable or not a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
+        hint = f"; did you mean `{path.parent / close}`?" if close else ""
+        raise InputError(f"no such file `{path}`{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read `{path}`: {error}") from None
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise InputError(f"must be a mapping of keys, is {type(data).__name__} ({path})")
+    return data
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`: mappings merge key by key, everything else is replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+    return out
+
+
+def apply_sets(data: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
+    """Apply `a.b=value` overrides (values are YAML; `a.2=x` reaches a list item). Raises InputError on a malformed one."""
+    for text in sets:
+        path, eq, value = text.partition("=")
+        if not eq or not path:
+            raise InputError(f"`--set {text}` must be key.path=value")
+        data = _set(data, path.split("."), parse_yaml(value, f"--set {text}"), text)
+    return data
+
+
+def _set(node: Any, path: list[str], value: Any, text: str) -> Any:
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if isinstance(node, list):
+        if not head.isdigit() or int(head) >= len(node):
+            raise InputError(f"`--set {text}`: `{head}` must be an index below {len(node)}")
+        return [_set(item, rest, value, text) if i == int(head) else item for i, item in enumerate(node)]
+    if node is not None and not isinstance(node, Mapping):
+        raise InputError(f"`--set {text}`: `{head}` goes below a plain value")
+    return {**(node or {}), head: _set((node or {}).get(head), rest, value, text)}
+
+
+def build(model: type[C], data: Any, where: str) -> C:
+    """Validate `data` as `model`. Raises InputError with file, dotted key, what was given and what is allowed, first problem only."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InputError(f"{_explain(first)} ({where}{': ' + key if key else ''}){more}") from None
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    kind, given = problem["type"], problem.get("input")
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind == "missing":
+        return f"key `{problem['loc'][-1]}` is missing"
+    if kind in ("literal_error", "enum", "union_tag_invalid"):
+        ctx = problem["ctx"]
+        allowed = re.findall(r"'([^']*)'", ctx.get("expected") or ctx.get("expected_tags") or "")
+        return unknown_name("value", str(ctx.get("tag", given)), allowed)
+    return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, given {_short(given)}"
+
+
+def _short(value: Any) -> str:
+    text = f"`{value}`" if isinstance(value, (str, int, float, bool)) else type(value).__name__
+    return text if len(text) <= 80 else text[:77] + "...`"

@@ -1,0 +1,55 @@
+"""torch.distributed with a world of one: every path runs in one process as it does on many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+
+def _live() -> bool:
+    return torch_dist.is_available() and torch_dist.is_initialized()
+
+
+def rank() -> int:
+    """Rank of this process, 0 outside a group."""
+    return torch_dist.get_rank() if _live() else 0
+
+
+def world_size() -> int:
+    """Number of ranks, 1 outside a group."""
+    return torch_dist.get_world_size() if _live() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if _live():
+        torch_dist.barrier()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum `tensor` over ranks, in place, and return it."""
+    if _live():
+        torch_dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank if it is true on one."""
+    return bool(sum_over_ranks(torch.tensor(int(flag))).item()) if _live() else flag
+
+
+def from_rank_zero(value: Any) -> Any:
+    """A small JSON-like value of rank 0, on every rank (encoded as UTF-8 JSON, never pickled)."""
+    if not _live():
+        return value
+    import json
+
+    data = torch.tensor(list(json.dumps(value).encode()) if rank() == 0 else [], dtype=torch.uint8)
+    length = torch.tensor([data.numel()])
+    torch_dist.broadcast(length, 0)
+    if rank() != 0:
+        data = torch.empty(int(length), dtype=torch.uint8)
+    torch_dist.broadcast(data, 0)
+    return json.loads(bytes(data.tolist()).decode())

@@ -1,0 +1,35 @@
+"""What a user did wrong (exit code 2), and how to say it in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE = 1, 2, 75
+
+
+class InputError(ValueError):
+    """The user's input is wrong. The message is one line: what was given, what is allowed, the nearest valid name, and where."""
+
+
+class DataError(ValueError):
+    """Bytes on disk are not what their digest or format says; names the file and member."""
+
+
+class Requeue(Exception):
+    """The work stopped cleanly at a boundary and wants to be continued (exit code 75)."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name closest to `given`, or None where nothing is close."""
+    found = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.4)
+    return found[0] if found else None
+
+
+def unknown_name(kind: str, given: str, allowed: Iterable[str], where: str = "") -> str:
+    """One line for an unknown name: ``unknown loss `topkl`; allowed: a, b; nearest: topk_kl (recipe.yaml)``."""
+    names = sorted(allowed)
+    close = nearest(given, names)
+    hint = f"; did you mean `{close}`?" if close else ""
+    place = f" ({where})" if where else ""
+    return f"unknown {kind} `{given}`; allowed: {', '.join(names) or 'none'}{hint}{place}"

@@ -1,0 +1,150 @@
+"""The words that all rooms share.
+
+Shape suffixes, in names and docstrings: B utterance, F encoder frame, Q projected audio position, T supervised text position,
+V vocabulary, U teacher vocabulary, K kept logits, N sampled tokens, L layer, D student width, E teacher width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Scalar = str | int | float | bool
+Metadata = Mapping[str, Scalar]
+"""A flat JSON object; the field's names: transcript, language, gender, age, emotion, ...; unknown keys are kept."""
+
+
+class ExampleKey(NamedTuple):
+    """The unit of training: one clip may have many turns (instructions, tasks, prompts)."""
+
+    key: str
+    turn: str
+
+
+class LossOut(NamedTuple):
+    """A loss as (total, count): device scalars, float32, or float64 when the inputs are. The value is total / count.
+
+    The graph is kept when count is 0: masks multiply, they never select a constant.
+    """
+
+    total: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a stored or live teacher signal is bound to; training refuses a mismatch."""
+
+    tokenizer: str
+    """sha256 of the tokenizer's vocabulary and rules"""
+    vocab_size: int
+    temperature: float = 1.0
+    """stored log-probs are already at this temperature"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """The teacher's answer; `tokens` ends with the stop token where the teacher stopped by itself."""
+
+    tokens: Tensor
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopK:
+    """The K most probable tokens at each response position; `tail_logp_T` is the log of the mass outside them."""
+
+    ids_TK: Tensor
+    logp_TK: Tensor
+    tail_logp_T: Tensor | None
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """Random-sampling KD (arXiv 2503.16870): N ids drawn per position with importance weights; unbiased."""
+
+    ids_TN: Tensor
+    weights_TN: Tensor
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dense:
+    """Full teacher logits, from a live teacher."""
+
+    logits_TU: Tensor
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hidden:
+    """Hidden states of chosen layers at response positions."""
+
+    states_TE: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projected:
+    """Projector output of an audio teacher and its last-layer attention of the response over audio positions."""
+
+    states_QE: Tensor
+    attention_Q: Tensor
+
+
+TeacherSignal = Response | TopK | Sampled | Dense | Hidden | Projected
+
+SIGNALS: tuple[str, ...] = ("response", "topk", "sampled", "dense", "hidden", "projected")
+"""Names of the signals, as a recipe writes them and as a loss declares its need."""
+
+
+class Need(NamedTuple):
+    """What a loss needs; a dry run proves that teacher, shards and student supply it before a GPU is touched."""
+
+    signals: frozenset[str] = frozenset()
+    """subset of SIGNALS that the teacher column or live teacher must give"""
+    student: frozenset[str] = frozenset()
+    """subset of {"head", "hidden", "projected"} that the student must expose"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """One collated micro-batch, on one device. An empty micro-batch is a dummy clip and a dummy token whose mask is 0.
+
+    Text and audio share one sequence of S positions per example, padded on the right: prompt | audio | prompt | response.
+    """
+
+    features_BMT: Tensor
+    """log-mels of the clips [clips >= 1, M, 2F]; zeros where no example has audio"""
+    ids_BS: Tensor
+    """token ids; 0 at audio positions and padding"""
+    mask_BS: Tensor
+    """1 at real positions"""
+    audio_to_A: Tensor
+    """flat positions in [B * S] that hold audio"""
+    audio_from_A: Tensor
+    """flat positions in [clips * Q] that they come from"""
+    response_T: Tensor
+    """flat positions in [B * S] of the supervised tokens themselves (`losses/positions.py` shifts them)"""
+    mask_T: Tensor
+    """boolean; False at a dummy"""
+    signals: Mapping[str, Tensor]
+    """tensors of stored teacher signals, aligned with T"""
+    examples: int
+    """real examples"""
+    seconds: float
+    """real audio seconds"""
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch on `device`, copied without waiting."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if hasattr(value, "to"):
+                moved[name] = value.to(device, non_blocking=True)
+        moved["signals"] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.signals.items()}
+        return Batch(**moved)

@@ -1,0 +1,352 @@
+"""Columns: teacher signals or labels that stand beside base shards, with the same shard numbers and key order, and never rewrite them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+import speechkd
+from speechkd.core.config import NAME_PATTERN, Config, build
+from speechkd.core.errors import DataError, InputError
+from speechkd.core.files import digest, read_json, write_json
+from speechkd.data.cards import is_name
+from speechkd.data.index import ShardSet, tar_path
+from speechkd.data.manifest import (
+    FORMAT_COLUMN,
+    INDEX,
+    MANIFEST,
+    Receipts,
+    check_files,
+    file_entry,
+    json_bytes,
+    read_manifest,
+    read_parquet,
+    shard_name,
+    signed,
+    sweep,
+    write_parquet,
+)
+from speechkd.data.mapped import MappedTars
+from speechkd.data.tar import ABSENT, Member, publishing_tar
+
+Stop = Literal["eos", "length", "error"]
+STOPS: tuple[str, ...] = get_args(Stop)
+SPEC = "spec.json"
+
+COLUMN_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("turn", pa.string()),
+        ("row", pa.int64()),
+        ("position", pa.int32()),
+        ("prompt_tokens", pa.int32()),
+        ("tokens", pa.int32()),
+        ("stop", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.binary(32)),
+        ("signals_offset", pa.int64()),
+        ("signals_bytes", pa.int64()),
+        ("signals_sha256", pa.binary(32)),
+    ]
+)
+"""One row per example. `row`: sample within the base shard; `position`: place in the member's list of turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of one sample as a teacher answered it."""
+
+    turn: str
+    question: str
+    text: str
+    tokens: list[int]
+    """response ids; the last is the end-of-turn token where `stop` is "eos" """
+    prompt_tokens: int
+    """length of the teacher's prompt"""
+    stop: Stop
+    reason: str = ""
+    """why, where `stop` is "error" """
+
+
+class ColumnSpec(Config):
+    """What a column is made with. Its digest is part of every receipt: another spec is another column."""
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=128)
+    teacher: dict[str, Any]
+    """backend, model, revision"""
+    prompt: str = ""
+    """the template's text"""
+    tokenizer: str
+    """sha256 of the tokenizer's vocabulary and rules"""
+    vocab_size: int = Field(ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    signals: list[str] = []
+    """names of the tensors that a turn may have beside its response"""
+    settings: dict[str, Any] = {}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the whole spec."""
+        return digest(self.model_dump(mode="json"))
+
+
+class ColumnWriter:
+    """Writes one column shard by shard; any number of writers may share the work, and a killed one is continued."""
+
+    def __init__(self, shards: ShardSet, spec: ColumnSpec) -> None:
+        """Raises InputError if the name already stands for another spec or another base."""
+        self.shards, self.spec = shards, spec
+        self.root = shards.root / "columns" / spec.name
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._receipts = Receipts(self.root, self.root / "receipts", self._binding)
+        if (self.root / SPEC).is_file():
+            present = build(ColumnSpec, read_json(self.root / SPEC), str(self.root / SPEC))
+            if present.digest != spec.digest:
+                raise InputError(_other_spec(present, spec, self.root))
+        else:
+            write_json(self.root / SPEC, spec.model_dump(mode="json"))
+        self.published = (self.root / MANIFEST).is_file()
+        if self.published:
+            open_column(shards, spec.name)
+
+    def _binding(self, shard: int) -> dict[str, Any]:
+        return {"spec": self.spec.digest, "shard": shard, "base": self.shards.manifest["files"][tar_path(shard)]["sha256"]}
+
+    def missing(self) -> list[int]:
+        """Shards that have no valid receipt yet; none once the column is published."""
+        return [] if self.published else [shard for shard in range(self.shards.shards) if self._receipts.read(shard) is None]
+
+    def write_shard(
+        self,
+        shard: int,
+        turns: Mapping[str, Sequence[Turn]],
+        signals: Mapping[tuple[str, str], Mapping[str, np.ndarray]] | None = None,
+    ) -> None:
+        """Publish one shard: `turns` by sample key, `signals` by (key, turn) and name. Samples without turns are simply absent.
+
+        Raises ValueError for a key that the base shard does not have, a turn given twice, ids outside the vocabulary, an undeclared signal.
+        """
+        first, end = self.shards.starts[shard], self.shards.starts[shard + 1]
+        keys: list[str] = self.shards.table["key"].slice(first, end - first).to_pylist()
+        self._check(shard, keys, turns, signals or {})
+        self._receipts.do(shard, lambda: self._write(shard, keys, turns, signals or {}))
+
+    def _check(
+        self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
+    ) -> None:
+        strange = set(turns) - set(keys)
+        if strange:
+            raise ValueError(f"column {self.spec.name}, shard {shard}: `{min(strange)}` is no key of this shard")
+        examples = set()
+        for key, answers in turns.items():
+            for turn in answers:
+                where = f"column {self.spec.name}, `{key}`, turn `{turn.turn}`"
+                if not is_name(turn.turn) or (key, turn.turn) in examples:
+                    raise ValueError(f"{where}: turns must be distinct names of A-Z a-z 0-9 _ -")
+                if turn.stop not in STOPS or turn.prompt_tokens < 0:
+                    raise ValueError(f"{where}: stop `{turn.stop}` must be one of {', '.join(STOPS)}, prompt_tokens not negative")
+                if turn.tokens and not (0 <= min(turn.tokens) and max(turn.tokens) < self.spec.vocab_size):
+                    raise ValueError(f"{where}: a token id is outside 0 .. {self.spec.vocab_size - 1}")
+                examples.add((key, turn.turn))
+        for example, tensors in signals.items():
+            if example not in examples or not set(tensors) <= set(self.spec.signals):
+                raise ValueError(f"column {self.spec.name}: signals {sorted(tensors)} of {example} have no turn or are not declared")
+
+    def _write(
+        self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
+    ) -> None:
+        from safetensors.numpy import save
+
+        rows: list[dict[str, Any]] = []
+        tar_name, parquet_name = (f"{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet"))
+        with publishing_tar(self.root / tar_name) as tar:
+            for row, key in enumerate(keys):
+                answers = turns.get(key, ())
+                if not answers:
+                    continue
+                response = tar.add(key, "response.json", json_bytes([asdict(turn) for turn in answers]))
+                tensors = {
+                    f"{turn.turn}.{name}": np.ascontiguousarray(value)
+                    for turn in answers
+                    for name, value in sorted(signals.get((key, turn.turn), {}).items())
+                }
+                extra = tar.add(key, "signals.safetensors", save(tensors)) if tensors else ABSENT
+                rows += [_row(key, row, position, turn, response, extra) for position, turn in enumerate(answers)]
+            tar_entry = {"sha256": tar.close(), "bytes": tar.bytes}
+        parquet_entry = write_parquet(self.root / parquet_name, pa.Table.from_pylist(rows, schema=COLUMN_SCHEMA))
+        facts = {"examples": len(rows), "tokens": sum(row["tokens"] for row in rows)}
+        facts |= {f"stop_{stop}": sum(row["stop"] == stop for row in rows) for stop in STOPS}
+        self._receipts.write(shard, {tar_name: tar_entry, parquet_name: parquet_entry}, facts)
+
+    def publish(self) -> Column:
+        """Write index and, last, manifest, from all receipts; equal bytes whoever does it. Raises ValueError while shards are missing."""
+        if not self.published:
+            self._receipts.do(0, self._publish)
+            self.published = True
+        return open_column(self.shards, self.spec.name)
+
+    def _publish(self) -> None:
+        receipts = [self._receipts.read(shard) for shard in range(self.shards.shards)]
+        done = [receipt for receipt in receipts if receipt is not None]
+        if len(done) < len(receipts):
+            raise ValueError(f"column {self.spec.name}: {len(receipts) - len(done)} of {len(receipts)} shards are missing")
+        files = {name: entry for receipt in done for name, entry in receipt["files"].items()}
+        files[INDEX] = write_parquet(self.root / INDEX, self._index())
+        files[SPEC] = file_entry(self.root / SPEC)
+        facts = [name for name in done[0] if name not in ("binding", "files", "sha256")]
+        manifest = {
+            "format": FORMAT_COLUMN,
+            "column": self.spec.name,
+            "dataset": self.shards.dataset,
+            "version": self.shards.version,
+            "base": self.shards.digest,
+            "spec": self.spec.model_dump(mode="json"),
+            "spec_digest": self.spec.digest,
+            "prompt_digest": digest(self.spec.prompt),
+            "code": speechkd.__version__,
+            "files": files,
+            "shards": [{"shard": shard, **{name: receipt[name] for name in facts}} for shard, receipt in enumerate(done)],
+            "totals": {name: sum(receipt[name] for receipt in done) for name in facts},
+        }
+        write_json(self.root / MANIFEST, signed(manifest))
+        sweep([self.root, self.root / "receipts"], self.shards.shards)
+
+    def _index(self) -> pa.Table:
+        tables = []
+        for shard in range(self.shards.shards):
+            table = pq.read_table(self.root / f"{shard_name(shard)}.parquet")
+            samples = table["row"].to_numpy() + self.shards.starts[shard]
+            table = table.add_column(2, "shard", pa.array([shard] * len(table), pa.int32()))
+            tables.append(table.add_column(3, "sample", pa.array(samples, pa.int64())))
+        return pa.concat_tables(tables).combine_chunks()
+
+
+def _row(key: str, row: int, position: int, turn: Turn, response: Member, signals: Member) -> dict[str, Any]:
+    return {
+        "key": key,
+        "turn": turn.turn,
+        "row": row,
+        "position": position,
+        "prompt_tokens": turn.prompt_tokens,
+        "tokens": len(turn.tokens),
+        "stop": turn.stop,
+        "offset": response.offset,
+        "bytes": response.size,
+        "sha256": response.sha256,
+        "signals_offset": signals.offset,
+        "signals_bytes": signals.size,
+        "signals_sha256": signals.sha256,
+    }
+
+
+def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Path) -> str:
+    one, other = present.model_dump(mode="json"), given.model_dump(mode="json")
+    keys = ", ".join(f"`{key}`" for key in one if one[key] != other[key])
+    return f"column `{given.name}` was made with another {keys}: give this one another name, or remove `{root}`"
+
+
+def open_column(shards: ShardSet, name: str) -> Column:
+    """Open a published column. Raises InputError for one of another base, DataError for a damaged manifest."""
+    root = shards.root / "columns" / name
+    manifest = read_manifest(root, FORMAT_COLUMN)
+    if manifest["base"] != shards.digest:
+        raise InputError(
+            f"column `{name}` belongs to base {manifest['base'][:12]}, these shards are {shards.digest[:12]}: "
+            f"give it another name, or remove `{root}`"
+        )
+    return Column(root, manifest)
+
+
+class Column:
+    """A published column: examples as (key, turn), each with a response and perhaps tensors. Cheap to open and to pickle."""
+
+    def __init__(self, root: Path, manifest: dict[str, Any]) -> None:
+        self.root, self.manifest = root, manifest
+        self.name: str = manifest["column"]
+        self.digest: str = manifest["sha256"]
+        self.spec = build(ColumnSpec, manifest["spec"], str(root / MANIFEST))
+        self.tars = MappedTars(root)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["root"], state["manifest"])  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return int(self.manifest["totals"]["examples"])
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """index.parquet: COLUMN_SCHEMA with `shard` and `sample` (row of the base index)."""
+        return read_parquet(self.root / INDEX, self.manifest["files"][INDEX])
+
+    def examples(self) -> pa.Table:
+        """One row per example, in order of shard, key, position: COLUMN_SCHEMA, `shard` and `sample` (row of the base index)."""
+        return self.table
+
+    @cached_property
+    def _places(self) -> dict[str, np.ndarray]:
+        names = ("shard", "sample", "position", "offset", "bytes", "signals_offset", "signals_bytes")
+        return {name: self.table[name].to_numpy() for name in names}
+
+    def sample_of(self, row: int) -> int:
+        """Row of the base index that example `row` belongs to."""
+        return int(self._places["sample"][row])
+
+    def key_of(self, row: int) -> str:
+        """Key of the sample that example `row` belongs to."""
+        key: str = self.table["key"][row].as_py()
+        return key
+
+    def read(self, row: int) -> Turn:
+        """The turn of example `row`. Raises DataError naming tar and member."""
+        data = self._member(row, "", "response.json")
+        turns = json.loads(data)
+        return Turn(**turns[self._places["position"][row]])
+
+    def signals(self, row: int) -> dict[str, np.ndarray]:
+        """The tensors of example `row`, by signal name; empty where there are none. Raises DataError naming tar and member."""
+        from safetensors.numpy import load
+
+        if not self._places["signals_bytes"][row]:
+            return {}
+        prefix = f"{self.table['turn'][row].as_py()}."
+        tensors = load(self._member(row, "signals_", "signals.safetensors"))
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    def _member(self, row: int, part: str, suffix: str) -> bytes:
+        place = self._places
+        member = Member(int(place[f"{part}offset"][row]), int(place[f"{part}bytes"][row]), self.table[f"{part}sha256"][row].as_py())
+        return self.tars.member(f"{shard_name(place['shard'][row])}.tar", member, f"{self.key_of(row)}.{suffix}")
+
+    def verify(self) -> Iterator[str]:
+        """Read every byte; one line for each file and member that is not what the manifest says."""
+        bad = dict(check_files(self.root, self.manifest))
+        for name, problem in bad.items():
+            yield f"{name}: {problem}"
+            if name.endswith(".tar") and INDEX not in bad:
+                yield from self._bad_members(name)
+
+    def _bad_members(self, name: str) -> Iterator[str]:
+        seen: set[str] = set()
+        for row in np.flatnonzero(self._places["shard"] == int(Path(name).stem)).tolist():
+            for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
+                label = f"{self.key_of(row)}.{suffix}"
+                if label in seen or not self._places[f"{part}bytes"][row]:
+                    continue
+                seen.add(label)
+                try:
+                    self._member(row, part, suffix)
+                except DataError as error:
+                    yield str(error).removeprefix(f"{self.root}/")

@@ -1,0 +1,165 @@
+"""A published version, opened: what it holds, which columns stand beside it, and whether its bytes are still what they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from speechkd.core.errors import DataError, InputError, unknown_name
+from speechkd.core.types import Metadata
+from speechkd.data.cards import Card, load_card
+from speechkd.data.manifest import FORMAT_BASE, INDEX, MANIFEST, check_files, read_manifest, read_parquet, shard_name
+from speechkd.data.mapped import MappedTars
+from speechkd.data.tar import Member
+
+if TYPE_CHECKING:
+    from speechkd.data.columns import Column
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One stored sample."""
+
+    key: str
+    shard: int
+    row: int
+    """position in the whole version, 0 .. samples - 1"""
+    split: str
+    seconds: float
+    """0 for a text-only sample"""
+    metadata: Metadata
+    digest: str
+    """sha256 over its audio's and metadata's sha256"""
+
+
+def open_shards(path: Path | str) -> ShardSet:
+    """Open ROOT/<dataset>/<version>. Raises InputError if nothing is published there, DataError if the manifest is damaged."""
+    root = Path(path)
+    try:
+        return ShardSet(root, read_manifest(root, FORMAT_BASE))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(_nothing_there(root)) from None
+
+
+def _nothing_there(root: Path) -> str:
+    if not root.is_dir():
+        return f"no such folder `{root}`"
+    if (root / "receipts").is_dir():
+        done = len(list((root / "receipts").glob("[0-9]*.json")))
+        return f"`{root}` is not published: {done} shards are written and no {MANIFEST}; run `speechkd shard` again"
+    published = [str(found.parent) for pattern in (f"*/{MANIFEST}", f"*/*/{MANIFEST}") for found in sorted(root.glob(pattern))]
+    if published:
+        return f"`{root}` holds no {MANIFEST}; published below it: {', '.join(published[:8])}"
+    return f"`{root}` holds no {MANIFEST}; it has {', '.join(sorted(child.name for child in root.iterdir())[:8]) or 'nothing'}"
+
+
+class ShardSet:
+    """A published version. Cheap to open and to pickle; tables are read, and checked against the manifest, when first used."""
+
+    def __init__(self, root: Path, manifest: dict[str, Any]) -> None:
+        self.root, self.manifest = root, manifest
+        self.dataset: str = manifest["dataset"]
+        self.version: str = manifest["version"]
+        self.digest: str = manifest["sha256"]
+        self.shards: int = len(manifest["shards"])
+        self.tars = MappedTars(root)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["root"], state["manifest"])  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return int(self.manifest["totals"]["samples"])
+
+    @cached_property
+    def card(self) -> Card:
+        """The card as used. Raises DataError if it is not the one that the manifest names."""
+        card = load_card(self.root / "card.yaml", check_source=False)
+        if card.digest != self.manifest["card"]:
+            raise DataError(f"{self.root / 'card.yaml'}: is not the card that the shards were made from")
+        return card
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """index.parquet: one row per sample, ordered by shard, then key."""
+        return read_parquet(self.root / INDEX, self.manifest["files"][INDEX])
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First row of each shard, and the number of rows: int64 [shards + 1]."""
+        return np.concatenate([[0], np.cumsum([entry["samples"] for entry in self.manifest["shards"]], dtype=np.int64)]).astype(np.int64)
+
+    def splits(self) -> dict[str, int]:
+        """Samples per split."""
+        return {entry["values"]: entry["counts"] for entry in pc.value_counts(self.table["split"]).to_pylist()}
+
+    def samples(self, split: str | None = None, shard: int | None = None) -> list[Sample]:
+        """Samples in row order, of one split or shard if asked. Raises InputError for a split that is not there."""
+        if split is not None and split not in self.splits():
+            raise InputError(unknown_name("split", split, self.splits(), f"{self.dataset}/{self.version}"))
+        table = self.table.select(["key", "shard", "split", "seconds", "metadata", "sha256"])
+        table = table.append_column("row", pa.array(np.arange(len(table))))
+        if shard is not None:
+            table = table.slice(self.starts[shard], self.starts[shard + 1] - self.starts[shard])
+        if split is not None:
+            table = table.filter(pc.equal(table["split"], split))
+        return [
+            Sample(row["key"], row["shard"], row["row"], row["split"], row["seconds"], json.loads(row["metadata"]), row["sha256"].hex())
+            for row in table.to_pylist()
+        ]
+
+    def column_names(self) -> list[str]:
+        """Published columns, sorted."""
+        return sorted(found.parent.name for found in (self.root / "columns").glob(f"*/{MANIFEST}"))
+
+    def column(self, name: str) -> Column:
+        """A published column. Raises InputError for an unknown name or a column of another base."""
+        from speechkd.data.columns import open_column
+
+        if name not in self.column_names():
+            raise InputError(unknown_name("column", name, self.column_names(), f"{self.dataset}/{self.version}"))
+        return open_column(self, name)
+
+    def verify(self) -> Iterator[str]:
+        """Read every byte; yield one line for each file and member that is not what the manifest says, columns included."""
+        bad = dict(check_files(self.root, self.manifest))
+        for name, problem in bad.items():
+            yield f"{name}: {problem}"
+            if name.endswith(".tar") and INDEX not in bad:
+                yield from self._bad_members(name)
+        present = {f"audio/{path.name}" for path in (self.root / "audio").iterdir() if not path.name.startswith(".")}
+        for name in sorted(present - set(self.manifest["files"])):
+            yield f"{name}: is not in the manifest"
+        for name in self.column_names():
+            try:
+                yield from (f"columns/{name}/{line}" for line in self.column(name).verify())
+            except (DataError, InputError) as error:
+                yield str(error)
+
+    def _bad_members(self, name: str) -> Iterator[str]:
+        shard = int(Path(name).stem)
+        first, end = self.starts[shard], self.starts[shard + 1]
+        for row in self.table.slice(first, end - first).to_pylist():
+            for suffix, part in (("flac", "audio"), ("json", "json")):
+                member = Member(row[f"{part}_offset"], row[f"{part}_bytes"], row[f"{part}_sha256"])
+                try:
+                    problem = self.tars.problem(name, member) if member.size else None
+                except DataError:
+                    return
+                if problem:
+                    yield f"{name}: member `{row['key']}.{suffix}` {problem}"
+
+
+def tar_path(shard: int) -> str:
+    """A base shard's tar, below the version's folder."""
+    return f"audio/{shard_name(shard)}.tar"

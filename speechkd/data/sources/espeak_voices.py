@@ -1,0 +1,70 @@
+"""espeak's voice variants: which are used, their gender, and which are held out, all by rules over the library's own voice files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from speechkd.core.config import Config
+from speechkd.core.errors import InputError
+
+DEFAULT_VOICING, DEFAULT_ECHO = 64, 0
+"""What espeak uses when a voice file does not say."""
+
+
+class VoiceRule(Config):
+    """Which variants speak. A variant must state its gender; whispers (voicing below `min_voicing`) and echo effects (above `max_echo`) are novelties.
+
+    Variants with the same formant table are one family (a voice and its re-pitched copies) and are never on both sides of the split.
+    """
+
+    min_voicing: int = 25
+    max_echo: int = 100
+    unseen_families_per_gender: int = Field(default=4, ge=0)
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """One variant: the file that espeak is asked for, the name it states, its gender, its family (the first file with the same formants)."""
+
+    file: str
+    name: str
+    gender: str
+    family: str
+
+
+def read_voices(folder: Path, rule: VoiceRule) -> list[Voice]:
+    """All variants in `folder` that the rule admits, sorted by file name."""
+    voices: list[Voice] = []
+    families: dict[tuple[str, tuple[str, ...]], str] = {}
+    for path in sorted(folder.iterdir()):
+        lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.split()]
+        stated = {words[0]: words[1:] for words in reversed(lines)}
+        gender = stated.get("gender", [""])[0].lower()
+        voicing = int(stated["voicing"][0]) if "voicing" in stated else DEFAULT_VOICING
+        echo = int(stated["echo"][1]) if "echo" in stated else DEFAULT_ECHO
+        if gender not in ("female", "male") or voicing < rule.min_voicing or echo > rule.max_echo:
+            continue
+        formants = tuple(" ".join(words) for words in lines if words[0] == "formant")
+        family = families.setdefault((gender, formants), path.name)
+        voices.append(Voice(file=path.name, name=" ".join(stated["name"]), gender=gender, family=family))
+    if not voices:
+        raise InputError(f"no espeak voice in `{folder}` passes the rule (source.voices)")
+    return voices
+
+
+def split_voices(voices: list[Voice], rule: VoiceRule) -> tuple[list[Voice], list[Voice]]:
+    """(known, unseen): of each gender the first `unseen_families_per_gender` families by digest of their name are never heard in training."""
+    held_out: set[str] = set()
+    for gender in sorted({voice.gender for voice in voices}):
+        families = sorted({voice.family for voice in voices if voice.gender == gender}, key=lambda name: _digest(rule.salt, name))
+        held_out |= set(families[: rule.unseen_families_per_gender])
+    return [v for v in voices if v.family not in held_out], [v for v in voices if v.family in held_out]
+
+
+def _digest(salt: str, name: str) -> str:
+    return hashlib.sha256(f"{salt}{name}".encode()).hexdigest()

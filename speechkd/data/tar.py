@@ -1,0 +1,72 @@
+"""Deterministic USTAR: the same members give the same bytes, and every member's offset and digest is known when it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from speechkd.core.files import publishing, sha256_bytes
+
+BLOCK = 512
+SUFFIXES = ("flac", "json", "response.json", "signals.safetensors")
+
+
+class Member(NamedTuple):
+    """Where a member's data lie in its tar; an absent member has 0 bytes."""
+
+    offset: int
+    size: int
+    sha256: bytes
+    """32 bytes"""
+
+
+ABSENT = Member(0, 0, bytes(32))
+
+
+class TarWriter:
+    """Appends members to an open file, hashing as it goes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._hash, self.bytes = stream, hashlib.sha256(), 0
+
+    def add(self, key: str, suffix: str, data: bytes) -> Member:
+        """Append `<key>.<suffix>`. Owner, mode and time are fixed. The key is one that `cards.is_name` admits."""
+        assert suffix in SUFFIXES, suffix
+        header = tarfile.TarInfo(f"{key}.{suffix}")
+        header.size, header.mode, header.mtime = len(data), 0o644, 0
+        self._write(header.tobuf(format=tarfile.USTAR_FORMAT))
+        offset = self.bytes
+        self._write(data)
+        self._write(bytes(-len(data) % BLOCK))
+        return Member(offset, len(data), hashlib.sha256(data).digest())
+
+    def close(self) -> str:
+        """Write the end mark; the tar's sha256."""
+        self._write(bytes(2 * BLOCK))
+        return self._hash.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)
+
+
+@contextmanager
+def publishing_tar(path: Path) -> Iterator[TarWriter]:
+    """A TarWriter whose file appears at `path`, whole and durable, when the block ends; the caller closes it."""
+    with publishing(path) as temporary:
+        with temporary.open("wb") as stream:
+            yield TarWriter(stream)
+
+
+def member_problem(data: memoryview, member: Member) -> str | None:
+    """What is wrong with a member's bytes, or None."""
+    if member.offset + member.size > len(data):
+        return f"ends at byte {member.offset + member.size}, the file at {len(data)}"
+    if sha256_bytes(data[member.offset : member.offset + member.size]) != member.sha256.hex():
+        return "bytes differ from their sha256"
+    return None

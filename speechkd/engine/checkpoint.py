@@ -1,0 +1,213 @@
+"""Our checkpoints: plain safetensors of everything that learns, valid at any world size, never half there, never unpickled.
+
+    checkpoints/step-000200/weights.safetensors   every trainable parameter, the optimizer's float32 copy
+                            moments.safetensors   <parameter>.exp_avg, <parameter>.exp_avg_sq
+                            trainer.json          step, Adam's own step, and what the caller binds the run to (digests, seed, frozen base)
+                            COMMIT.json           sha256 of the three, written last
+
+A frozen base is not in it, only its fingerprint. DeepSpeed's own save and load unpickle, and are tied to the world size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from speechkd.core import dist
+from speechkd.core.errors import DataError
+from speechkd.core.files import fsync_folder, read_json, sha256_file, write_json
+from speechkd.core.log import say
+from speechkd.engine.loading import fill_parameter
+from speechkd.engine.tensors import Stored, TensorWriter, read_header
+from speechkd.engine.wrap import Engine
+from speechkd.engine.zero import full_shape
+
+FORMAT = 1
+WEIGHTS, MOMENTS, TRAINER, COMMIT = "weights.safetensors", "moments.safetensors", "trainer.json", "COMMIT.json"
+FILES = (WEIGHTS, MOMENTS, TRAINER)
+KEYS = ("exp_avg", "exp_avg_sq")
+NAME = re.compile(r"step-(\d{6,12})")
+
+
+def save(engine: Engine, checkpoints: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write `checkpoints/step-<step>` and remove all but the newest `keep` (at least 2). Collective; returns the new folder.
+
+    `state` is JSON that binds the run: recipe digest, plan digest, seed, fingerprints of the frozen base. Parameters are gathered one at a time;
+    rank 0 writes. What goes wrong on rank 0 (a full disk) is raised on every rank, none is left waiting.
+    """
+    assert keep >= 2, "one checkpoint is no safety: the newest may be the one that is being written"
+    final = checkpoints / f"step-{step:06d}"
+    temporary = checkpoints / f".{final.name}.tmp"
+    writer = _Writer(temporary, engine) if dist.rank() == 0 else None
+    for file, keys in ((WEIGHTS, ("",)), (MOMENTS, KEYS)):
+        if writer:
+            writer.begin(file, keys)
+        for name, param in engine.trainable():
+            for key in keys:
+                tensor = engine.moment(param, key) if key else engine.master_weight(param)
+                if writer:
+                    writer.add(f"{name}.{key}" if key else name, tensor)
+        if writer:
+            writer.end()
+    dist.barrier()  # every rank has given all it has: only now may the whole be called valid
+    if writer:
+        writer.commit(final, {**state, "format": FORMAT, "step": step, "adam_step": engine.adam_step()})
+        if not writer.problem:
+            _prune(checkpoints, keep)
+    problem = dist.from_rank_zero(writer.problem if writer else None)
+    if problem:
+        raise OSError(f"checkpoint of step {step} could not be written: {problem}")
+    return final
+
+
+class _Writer:
+    """Rank 0's part. It remembers the first failure instead of raising, because the other ranks are inside collectives that need it."""
+
+    def __init__(self, temporary: Path, engine: Engine) -> None:
+        self.problem: str | None = None
+        self._folder, self._shapes = temporary, [(name, tuple(full_shape(p))) for name, p in engine.trainable()]
+        self._digests: dict[str, str] = {}
+        self._open: TensorWriter | None = None
+        self._file = ""
+        with self._careful():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+
+    @contextlib.contextmanager
+    def _careful(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            self.problem, self._open = self.problem or str(error), None
+
+    def begin(self, file: str, keys: tuple[str, ...]) -> None:
+        self._file = file
+        if self.problem is None:
+            with self._careful():
+                shapes = [(f"{name}.{key}" if key else name, shape) for name, shape in self._shapes for key in keys]
+                self._open = TensorWriter(self._folder / file, shapes)
+
+    def add(self, name: str, tensor: Any) -> None:
+        if self._open:
+            with self._careful():
+                self._open.add(name, tensor)
+
+    def end(self) -> None:
+        if self._open:
+            with self._careful():
+                self._digests[self._file] = self._open.close()
+                self._open = None
+
+    def commit(self, final: Path, trainer: dict[str, Any]) -> None:
+        if self.problem is None:
+            with self._careful():
+                write_json(self._folder / TRAINER, trainer)
+                self._digests[TRAINER] = sha256_file(self._folder / TRAINER)
+                write_json(self._folder / COMMIT, {"format": FORMAT, "files": self._digests})
+                if final.exists():  # a torn one of an earlier attempt, or the same step done again
+                    shutil.rmtree(final)
+                os.rename(self._folder, final)
+                fsync_folder(final.parent)
+
+
+def _prune(checkpoints: Path, keep: int) -> None:
+    """Remove everything older than the newest `keep` committed checkpoints, the marker first so that a half-removed one is not valid."""
+    committed = [folder for folder in _newest_first(checkpoints) if (folder / COMMIT).is_file()]
+    if len(committed) <= keep:
+        return
+    oldest_kept = _step(committed[keep - 1])
+    for folder in _newest_first(checkpoints):
+        if _step(folder) < oldest_kept:
+            (folder / COMMIT).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _step(folder: Path) -> int:
+    match = NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match.group(1))
+
+
+def _newest_first(checkpoints: Path) -> list[Path]:
+    if not checkpoints.is_dir():
+        return []
+    found = [p for p in checkpoints.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    return sorted(found, key=_step, reverse=True)
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose every file has the digest that COMMIT.json gives, or None. Collective: rank 0 looks, all ranks get its answer.
+
+    Anything that is not whole is passed over with one line saying why.
+    """
+    name = next((folder.name for folder in _newest_first(checkpoints) if _valid(folder)), None) if dist.rank() == 0 else None
+    name = dist.from_rank_zero(name)
+    return checkpoints / name if name is not None else None
+
+
+def ever_published(checkpoints: Path) -> bool:
+    """True if any checkpoint was ever committed here, valid or not: then starting over at step 0 would throw work away."""
+    return any((folder / COMMIT).is_file() for folder in _newest_first(checkpoints))
+
+
+def _valid(folder: Path) -> bool:
+    why = _why_not(folder)
+    if why:
+        say(f"checkpoint {folder.name} is ignored: {why}")
+    return not why
+
+
+def _why_not(folder: Path) -> str:
+    if not (folder / COMMIT).is_file():
+        return "it was never committed"
+    try:
+        commit = read_json(folder / COMMIT)
+        if commit["format"] != FORMAT or sorted(commit["files"]) != sorted(FILES):
+            return f"its {COMMIT} is of another format"
+        return next((f"{file} is not what was committed" for file in FILES if sha256_file(folder / file) != commit["files"][file]), "")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"its {COMMIT} or a file of it cannot be read ({error})"
+
+
+def read_trainer(checkpoint: Path) -> dict[str, Any]:
+    """trainer.json of a checkpoint that `latest` returned: `step`, `adam_step` and what the run was bound to."""
+    trainer = read_json(checkpoint / TRAINER)
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("step"), int) or not isinstance(trainer.get("adam_step"), int):
+        raise DataError(f"no step in `{checkpoint / TRAINER}`")
+    return trainer
+
+
+def load_weights(module: nn.Module, checkpoint: Path) -> None:
+    """Fill the trainable parameters of `module` (partitioned or not), before it is wrapped. Raises DataError if names or shapes differ."""
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    stored = _matching(checkpoint / WEIGHTS, {name: tuple(full_shape(p)) for name, p in trainable})
+    for name, param in trainable:
+        fill_parameter(param, stored[name])
+
+
+def load_moments(engine: Engine, checkpoint: Path) -> int:
+    """Restore Adam's moments, its step and the float32 weights (which bf16 parameters cannot hold), after wrapping; returns the global step."""
+    trainer = read_trainer(checkpoint)
+    shapes = {name: tuple(full_shape(p)) for name, p in engine.trainable()}
+    weights = _matching(checkpoint / WEIGHTS, shapes)
+    moments = _matching(checkpoint / MOMENTS, {f"{name}.{key}": shape for name, shape in shapes.items() for key in KEYS})
+    engine.prepare_restore(trainer["adam_step"])
+    for name, param in engine.trainable():
+        engine.restore(param, {"": weights[name], **{key: moments[f"{name}.{key}"] for key in KEYS}})
+    return int(trainer["step"])
+
+
+def _matching(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
+    stored = read_header(path)
+    for name in [*shapes, *stored]:
+        ours, theirs = shapes.get(name), stored[name].shape if name in stored else None
+        if ours != theirs:
+            raise DataError(f"`{name}` is {ours or 'absent'} in the student and {theirs or 'absent'} in the checkpoint ({path})")
+    return stored

@@ -1,0 +1,105 @@
+"""DeepSpeed's JSON: memory and communication from a file in ds_configs/, everything else from the recipe, never both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from speechkd.core.errors import InputError, nearest, unknown_name
+
+Precision = Literal["fp32", "bf16"]
+
+ALLOWED = ("zero_optimization", "activation_checkpointing", "aio", "communication_data_type", "prescale_gradients", "comms_logger")
+"""Sections that say where bytes lie and how they travel."""
+OF_THE_RECIPE = {
+    "train_batch_size": "train.micro_batches",
+    "train_micro_batch_size_per_gpu": "train.micro_batches",
+    "gradient_accumulation_steps": "train.micro_batches",
+    "gradient_clipping": "train.clip",
+    "optimizer": "train.optim",
+    "scheduler": "train.optim",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "data_types": "train.precision",
+}
+
+
+class OptimValues(Protocol):
+    """What the engine needs to know of an optimizer; a recipe's optimizer config has these fields."""
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def betas(self) -> tuple[float, float]: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def read_ds_config(path: Path) -> dict[str, Any]:
+    """Read a file of ds_configs/. Raises InputError if it is missing, not JSON, or says anything that belongs in the recipe."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        close = nearest(path.name, [p.name for p in path.parent.glob("*.json")] if path.parent.is_dir() else [])
+        raise InputError(f"no such file `{path}`" + (f"; did you mean `{path.parent / close}`?" if close else "")) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"not readable as JSON: {error} ({path})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"must be a JSON object, is {type(data).__name__} ({path})")
+    for key in data:
+        if key in OF_THE_RECIPE:
+            raise InputError(f"`{key}` belongs in the recipe (`{OF_THE_RECIPE[key]}`), not in a DeepSpeed file ({path})")
+        if key not in ALLOWED:
+            raise InputError(unknown_name("key", key, ALLOWED, str(path)))
+    stage = data.get("zero_optimization", {}).get("stage") if isinstance(data.get("zero_optimization"), dict) else None
+    if stage not in (2, 3):
+        raise InputError(f"`zero_optimization.stage` must be 2 or 3, is {stage!r} ({path})")
+    if dotted := _auto(data, ""):
+        raise InputError(f"`{dotted}` is \"auto\", which nobody would fill in; write a value ({path})")
+    return data
+
+
+def _auto(node: Any, where: str) -> str | None:
+    if node == "auto":
+        return where
+    pairs = node.items() if isinstance(node, dict) else ()
+    return next((found for key, value in pairs if (found := _auto(value, f"{where}.{key}".lstrip(".")))), None)
+
+
+def stage(memory: Mapping[str, Any]) -> int:
+    """ZeRO stage of a configuration that `read_ds_config` returned."""
+    return int(memory["zero_optimization"]["stage"])
+
+
+def full_ds_config(memory: Mapping[str, Any], optim: OptimValues, accumulate: int, clip: float, precision: Precision) -> dict[str, Any]:
+    """The whole configuration: `memory` (from a file) with what the recipe decides.
+
+    `accumulate`: micro-batches of one global step on each rank; `clip`: maximal gradient norm, 0 for none, always written out because
+    DeepSpeed clips at 1.0 when the key is absent. Gradients are summed in float32 whatever the precision of the weights.
+    """
+    if accumulate < 1:
+        raise InputError(f"a rank must have at least one micro-batch a step, given {accumulate}")
+    return {
+        **memory,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulate,
+        "gradient_clipping": float(clip),
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+        "bf16": {"enabled": precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "optimizer": {
+            "type": "AdamW",
+            # torch's Adam: DeepSpeed's CPU Adam would compile C++ at the first run
+            "params": {"lr": optim.lr, "betas": list(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay, "torch_adam": True},
+        },
+    }

@@ -1,0 +1,132 @@
+"""safetensors by byte range: any slice of a tensor straight into memory, and files written tensor by tensor.
+
+The library maps whole files, so every page it touches counts as this process's memory, and it cannot cut a flat range out of a matrix, which is
+what a partition is. Format: 8 bytes of little-endian header length, a JSON header, then the data. Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechkd.core.errors import DataError
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
+DTYPES |= {"I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+HEADER_LIMIT = 100_000_000
+SCRATCH_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor in a file: where its bytes are and what they mean."""
+
+    path: Path
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """bytes from the beginning of the file"""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """All tensors of a safetensors file, without reading them. Raises DataError if header and file do not agree."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = os.fstat(stream.fileno()).st_size
+            if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+                raise DataError(f"not a safetensors file: header of {length} bytes in a file of {size} ({path})")
+            header = json.loads(stream.read(length))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        return {name: _stored(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise error if isinstance(error, DataError) else DataError(f"not a safetensors file: {error!r} ({path})") from None
+
+
+def _stored(path: Path, name: str, entry: dict[str, Any], start: int, size: int) -> Stored:
+    if entry["dtype"] not in DTYPES:
+        raise DataError(f"tensor `{name}` has dtype {entry['dtype']}, which is not supported ({path})")
+    dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+    shape = tuple(int(n) for n in entry["shape"])
+    if min(shape, default=0) < 0 or not 0 <= begin <= end <= size - start or end - begin != math.prod(shape) * dtype.itemsize:
+        raise DataError(f"tensor `{name}` of shape {list(shape)} does not fit its bytes {begin}..{end} ({path})")
+    return Stored(path, name, dtype, shape, start + begin)
+
+
+def read_into(target_N: torch.Tensor, stored: Stored, start: int = 0) -> None:
+    """Fill the flat tensor `target_N` (any device, any dtype) with elements start .. start + N of `stored`, through a small buffer."""
+    assert target_N.dim() == 1 and 0 <= start and start + target_N.numel() <= stored.numel
+    step = max(1, SCRATCH_BYTES // stored.dtype.itemsize)
+    scratch = torch.empty(min(step, target_N.numel()), dtype=stored.dtype)
+    view = memoryview(scratch.view(torch.uint8).numpy()) if scratch.numel() else memoryview(b"")
+    handle = os.open(stored.path, os.O_RDONLY)
+    try:
+        for begin in range(0, target_N.numel(), step):
+            count = min(step, target_N.numel() - begin)
+            _read_exactly(handle, view[: count * stored.dtype.itemsize], stored.offset + (start + begin) * stored.dtype.itemsize, stored)
+            target_N[begin : begin + count].copy_(scratch[:count])
+    finally:
+        os.close(handle)
+
+
+def _read_exactly(handle: int, view: memoryview, offset: int, stored: Stored) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(handle, [view[done:]], offset + done)
+        if got == 0:
+            raise DataError(f"the file ends inside tensor `{stored.name}` ({stored.path})")
+        done += got
+
+
+def read_tensor(stored: Stored, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The whole tensor on the CPU, in its own dtype or `dtype`."""
+    out = torch.empty(stored.shape, dtype=dtype or stored.dtype)
+    read_into(out.view(-1), stored)
+    return out
+
+
+class TensorWriter:
+    """Writes a float32 safetensors file one tensor after another, so that one tensor at a time is in memory; hashes while it writes."""
+
+    def __init__(self, path: Path, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        self._left = [(name, math.prod(shape)) for name, shape in shapes]
+        header, offset = {}, 0
+        for (name, numel), (_, shape) in zip(self._left, shapes, strict=True):
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + 4 * numel]}
+            offset += 4 * numel
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format wants aligned data
+        self._stream, self._hash = path.open("xb"), hashlib.sha256()
+        self._write(len(text).to_bytes(8, "little") + text)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        self._stream.write(data)
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Append the next tensor of `shapes`."""
+        expected, numel = self._left.pop(0)
+        assert (name, tensor.numel()) == (expected, numel), f"{name} is not the tensor that comes next ({expected})"
+        flat = tensor.detach().to("cpu", torch.float32).contiguous().view(-1)
+        self._write(memoryview(flat.view(torch.uint8).numpy()))
+
+    def close(self) -> str:
+        """Sync the finished file and return its sha256."""
+        assert not self._left, f"{len(self._left)} tensors were announced and not written"
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        return self._hash.hexdigest()

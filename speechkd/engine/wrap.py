@@ -1,0 +1,154 @@
+"""One wrapped module: forward, backward, step, and what a loop asks of them. The loop never sees DeepSpeed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from speechkd.core.errors import InputError
+from speechkd.engine.ds_config import OptimValues, Precision, full_ds_config
+from speechkd.engine.tensors import Stored, read_tensor
+from speechkd.engine.zero import import_deepspeed, init_distributed, is_partitioned, local_device, read_partition
+
+
+class Engine:
+    """`module` with its trainable parameters under AdamW, partitioned and communicated as `memory` says.
+
+    `memory` is what `read_ds_config` returned; `accumulate` is the number of micro-batches of one global step on this rank; `clip` is the
+    maximal gradient norm (0: none). Frozen and already partitioned modules may be inside. Raises InputError if nothing is trainable.
+    """
+
+    def __init__(
+        self, module: nn.Module, optim: OptimValues, memory: Mapping[str, Any], accumulate: int, clip: float, precision: Precision = "fp32"
+    ) -> None:
+        init_distributed()
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        if not trainable:
+            raise InputError("nothing to train: every parameter of the student is frozen")
+        self._place(module, torch.bfloat16 if precision == "bf16" else torch.float32)
+        config = full_ds_config(memory, optim, accumulate, clip, precision)
+        self._ds = import_deepspeed().initialize(model=module, model_parameters=trainable, config=config)[0]
+        self.skipped = 0
+        """steps whose gradient was not finite: no parameter and no moment changed on any rank"""
+        self.skipped_in_a_row = 0
+
+    def _place(self, module: nn.Module, dtype: torch.dtype) -> None:
+        """Parameters made outside a partitioned block, and all buffers: DeepSpeed neither moves nor casts them if some were made inside one."""
+        for param in module.parameters():
+            if not is_partitioned(param):
+                param.data = param.data.to(self.device, dtype)
+        for buffer in module.buffers():
+            buffer.data = buffer.data.to(self.device)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that was wrapped."""
+        module: nn.Module = self._ds.module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be."""
+        return local_device()
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that learn, in the same order on every rank."""
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def forward(self, *inputs: Any) -> Any:
+        """The module's forward; partitioned parameters are gathered just in time."""
+        return self._ds(*inputs)
+
+    __call__ = forward
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a loss that is already scaled to `world_size x total / count`: ranks are averaged, micro-batches summed."""
+        self._ds.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> bool:
+        """Call once after every micro-batch. At the last of a global step it clips and updates, and returns True unless it skipped.
+
+        A gradient that is not finite on any rank skips the step on all of them, since its norm is reduced over ranks; `skipped` counts.
+        """
+        boundary = self._ds.is_gradient_accumulation_boundary()
+        self._ds.step()
+        if not boundary:
+            return False
+        skipped = bool(self._ds.optimizer.overflow)
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        return not skipped
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the next step."""
+        for group in self._ds.optimizer.param_groups:
+            group["lr"] = lr
+
+    def grad_norm(self) -> float:
+        """Norm of the last global step's gradient over all ranks, before clipping; not finite if that step was skipped, NaN before the first."""
+        norm = self._ds.get_global_grad_norm()
+        return math.nan if norm is None else float(norm)
+
+    def train(self, mode: bool = True) -> None:
+        """Training or evaluation mode."""
+        self._ds.train(mode)
+
+    def master_weight(self, param: nn.Parameter) -> torch.Tensor:
+        """The whole float32 weight that the optimizer keeps for `param`. Collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return _present(safe_get_full_fp32_param(param))
+
+    def moment(self, param: nn.Parameter, key: str) -> torch.Tensor:
+        """The whole Adam moment `exp_avg` or `exp_avg_sq` of `param`; zeros before the first step. Collective."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if not self._inner_states_ready():
+            return torch.zeros(tuple(getattr(param, "ds_shape", param.shape)))
+        return _present(safe_get_full_optimizer_state(param, key))
+
+    def adam_step(self) -> int:
+        """Updates that Adam has made: the bias correction's exponent; skipped steps are not among them."""
+        states = self._ds.optimizer.optimizer.state
+        return int(max((float(s["step"]) for s in states.values() if "step" in s), default=0))
+
+    def restore(self, param: nn.Parameter, stored: Mapping[str, Stored]) -> None:
+        """Set this rank's part of Adam's moments and of the float32 weight (key `""`) of `param`; `prepare_restore` comes first."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        local = is_partitioned(param)  # the "full" setters of ZeRO-3 fail where the size is not a multiple of the number of ranks
+        for key, source in stored.items():
+            value = (read_partition(param, source, torch.float32) if local else read_tensor(source, torch.float32)).to(self.device)
+            if key:
+                (safe_set_local_optimizer_state if local else safe_set_full_optimizer_state)(param, value, key)
+            else:
+                (safe_set_local_fp32_param if local else safe_set_full_fp32_param)(param, value)
+
+    def prepare_restore(self, adam_step: int) -> None:
+        """Give Adam a state, which it has not before its first step, so that `restore` has something to fill."""
+        outer = self._ds.optimizer
+        inner = outer.optimizer
+        for flat in self._flat_partitions():
+            zeros = {"exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
+            inner.state[flat] = {"step": torch.tensor(float(adam_step)), **zeros}
+        if hasattr(outer, "_lazy_init_hp_params_optimizer_state"):  # stage 2 maps parameters to their slice of the state only now
+            outer._lazy_init_hp_params_optimizer_state()
+
+    def _flat_partitions(self) -> list[torch.Tensor]:
+        outer = self._ds.optimizer
+        flats = getattr(outer, "fp32_partitioned_groups_flat", None)
+        return list(outer.single_partition_of_fp32_groups if flats is None else flats)
+
+    def _inner_states_ready(self) -> bool:
+        states = self._ds.optimizer.optimizer.state
+        return all("exp_avg" in states.get(flat, {}) for flat in self._flat_partitions())
+
+
+def _present(value: torch.Tensor | None) -> torch.Tensor:
+    assert value is not None, "the optimizer does not own this parameter"
+    return value

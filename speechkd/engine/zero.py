@@ -1,0 +1,129 @@
+"""Processes and partitions: one way to start a group (torchrun or a single process) and to create modules partitioned."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as torch_dist
+from torch import nn
+
+from speechkd.engine.tensors import Stored, read_into
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
+
+_QUIET = ("DeepSpeed", "deepspeed", "torch.distributed.distributed_c10d")
+
+
+def _quiet() -> None:
+    """One FutureWarning per collective and a screen of engine settings per rank hide what matters."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, imported once and quietly, without the compiled shared-memory collectives that it would build on a CPU machine."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        import deepspeed.ops
+    _quiet()
+    compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
+    if compatible is not None and not torch.cuda.is_available():
+        compatible["deepspeed_shm_comm"] = False  # else every fresh machine compiles C++ for half a minute, or fails for want of a compiler
+    return deepspeed
+
+
+def init_distributed(timeout_s: float = 1800.0) -> None:
+    """Join the group that torchrun describes, or make a group of one without it. A second call does nothing.
+
+    CPU tensors travel by gloo and GPU tensors by NCCL. The group of one opens no port. Call it before any module is made partitioned.
+    """
+    deepspeed = import_deepspeed()
+    if not torch_dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        wait = timedelta(seconds=timeout_s)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch_dist.init_process_group(backend, timeout=wait)
+        else:
+            os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})  # deepspeed reads them
+            torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1, timeout=wait)
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=torch_dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def local_device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def partitioned(memory: Mapping[str, Any] | None, dtype: torch.dtype = torch.float32, to_be_filled: bool = False) -> AbstractContextManager[Any]:
+    """Modules made inside are partitioned over all ranks as soon as each submodule's `__init__` returns, with rank 0's initial values.
+
+    `memory` as `read_ds_config` gives it, None for a plain ZeRO-3; a stage below 3 partitions nothing. Tensors keep the dtype that the code
+    asks for: DeepSpeed's own override would round rotary frequencies to bf16. `to_be_filled`: every value will be overwritten, so initial
+    values do not travel between ranks (for a large model that would be its whole size, for nothing). Needs `init_distributed` first.
+    """
+    if memory is not None and memory["zero_optimization"]["stage"] < 3:
+        return contextlib.nullcontext()
+    deepspeed = import_deepspeed()
+    from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
+
+    assert deepspeed.comm.is_initialized(), "init_distributed comes before partitioned modules"
+    zero = memory["zero_optimization"] if memory is not None else {"stage": 3}
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": dict(zero), "bf16": {"enabled": dtype == torch.bfloat16}}
+    context: Any = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=[DeepSpeedTensorOverride.device])
+    if to_be_filled:
+
+        def convert(param: Any) -> None:
+            context._convert_to_deepspeed_param(param)
+            param.partition()
+
+        context._zero_init_param = convert  # the original also broadcasts; receiving touches every page of the whole tensor
+    return cast(AbstractContextManager[Any], context)
+
+
+def is_partitioned(param: torch.Tensor) -> bool:
+    """True if `param` is under ZeRO-3 (whether or not it is gathered at the moment)."""
+    return hasattr(param, "ds_id")
+
+
+def full_shape(param: torch.Tensor) -> torch.Size:
+    """The shape of the whole parameter, partitioned or not."""
+    return torch.Size(param.ds_shape) if is_partitioned(param) else param.shape  # type: ignore[attr-defined]
+
+
+def read_partition(param: torch.Tensor, stored: Stored, dtype: torch.dtype) -> torch.Tensor:
+    """This rank's flat part of `stored`, as `param` is cut, on the CPU; the padding at the end of the last part is zero."""
+    size = param.ds_tensor.numel()  # type: ignore[attr-defined]
+    start = size * param.ds_zero_partition_rank  # type: ignore[attr-defined]
+    part = torch.zeros(size, dtype=dtype)
+    count = max(0, min(size, stored.numel - start))
+    if count:
+        read_into(part[:count], stored, start)
+    return part
+
+
+def gathered(params: list[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager[Any]:
+    """The whole parameters inside the block; with `modifier_rank`, what that rank wrote into them is what all ranks keep."""
+    if not any(is_partitioned(p) for p in params):
+        return contextlib.nullcontext()
+    context: AbstractContextManager[Any] = import_deepspeed().zero.GatheredParameters(params, modifier_rank=modifier_rank)
+    return context
+
+
+def partition_report(module: nn.Module) -> dict[str, bool]:
+    """Parameter name -> whether all of it is here now. Between steps with threshold 0, nothing may be, except on a module never wrapped."""
+    return {name: not is_partitioned(p) or p.numel() == p.ds_numel for name, p in module.named_parameters()}

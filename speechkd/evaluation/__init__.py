@@ -1,0 +1,1 @@
+"""Asking the student, grading strictly, and showing what came out."""

@@ -1,0 +1,31 @@
+"""Strict scorers, one file a kind: an answer that does not parse is counted, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from speechkd.core.table import Table
+
+
+class Grade(NamedTuple):
+    """`hits` of `total` units (1 for a choice, reference words for words). Unparsable answers have no hits."""
+
+    hits: int
+    total: int
+    parsed: bool
+
+
+class Scorer(Protocol):
+    """Grades one answer."""
+
+    def __call__(self, answer: str, reference: str, choices: Sequence[str]) -> Grade: ...
+
+
+SCORERS: Table[Scorer] = Table(
+    "task kind",
+    {
+        "choice": "speechkd.evaluation.scorers.choice:grade",
+        "words": "speechkd.evaluation.scorers.words:grade",
+    },
+)

@@ -1,0 +1,18 @@
+"""One of a closed set: right only if the answer, apart from case and a final stop, is exactly one of the choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from speechkd.evaluation.scorers import Grade
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().strip().rstrip(".!。").split())
+
+
+def grade(answer: str, reference: str, choices: Sequence[str]) -> Grade:
+    """Unparsable: an answer that is none of `choices` (no choices given: an empty answer)."""
+    plain = _plain(answer)
+    parsed = plain in {_plain(choice) for choice in choices} if choices else bool(plain)
+    return Grade(int(parsed and plain == _plain(reference)), 1, parsed)

@@ -1,0 +1,18 @@
+"""Word accuracy: reference words that the answer has in place (jiwer's alignment), over all reference words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jiwer
+
+from speechkd.evaluation.scorers import Grade
+
+
+def grade(answer: str, reference: str, choices: Sequence[str]) -> Grade:
+    """Unparsable: an empty answer, or one with a word outside `choices` (if any are given)."""
+    words, wanted = answer.casefold().split(), reference.casefold().split()
+    allowed = {choice.casefold() for choice in choices}
+    if not words or (allowed and not set(words) <= allowed):
+        return Grade(0, len(wanted), False)
+    return Grade(jiwer.process_words(" ".join(wanted), " ".join(words)).hits, len(wanted), True)

@@ -1,0 +1,51 @@
+"""What is asked of a student: the card's tasks over splits, and how many clips of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from speechkd.core.config import Config
+from speechkd.core.seeds import derive
+from speechkd.data.cards import Task
+from speechkd.data.index import Sample
+from speechkd.teachers.prompts import task_applies
+
+
+class EvaluationConfig(Config):
+    """`splits`: the main split first (new utterances of what training heard), then splits that are further away."""
+
+    splits: dict[str, str]
+    """label in the summary -> split name, e.g. {student: test_known, unseen: test_unseen}"""
+    tasks: list[str] | None = None
+    """names of the card's tasks; unset: all"""
+    limit: int = Field(500, gt=0)
+    """clips per task and split, drawn by a hash of the key"""
+    max_new_tokens: int = Field(32, gt=0)
+    batch_size: int = Field(64, gt=0)
+    samples: int = Field(12, ge=0)
+    """clips shown with players in the report"""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One graded question about one clip."""
+
+    task: str
+    split: str
+    sample: Sample
+    instruction: str
+    reference: str
+
+    @property
+    def turn(self) -> str:
+        """The turn under which a teacher column holds its answer."""
+        return f"task-{self.task}"
+
+
+def questions(name: str, task: Task, split: str, samples: Sequence[Sample], limit: int) -> list[Question]:
+    """The first `limit` clips of a split (in hash order) to which the task applies."""
+    fitting = sorted((s for s in samples if s.seconds > 0 and task_applies(task, s.metadata)), key=lambda s: derive(0, "evaluate", s.key))
+    return [Question(name, split, s, task.instruction, str(s.metadata[task.field])) for s in fitting[:limit]]

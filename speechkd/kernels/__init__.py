@@ -1,0 +1,13 @@
+"""Ops worth a second implementation. Each folder holds `reference.py` (the truth, plain torch) and what beats it.
+
+The frozen head's losses (`linear_*`) take hidden states and the head's weight; their chunked form computes hidden gradients in
+forward, a few rows at a time, so that [T, V] logits never exist and the weight is not kept for backward.
+"""
+
+from speechkd.kernels.linear_cross_entropy import linear_cross_entropy
+from speechkd.kernels.linear_kl import linear_kl
+from speechkd.kernels.linear_topk_kl import linear_topk_kl
+from speechkd.kernels.stack_norm_mlp import stack_norm_mlp
+from speechkd.kernels.weighted_cka import weighted_cka
+
+__all__ = ["linear_cross_entropy", "linear_kl", "linear_topk_kl", "stack_norm_mlp", "weighted_cka"]

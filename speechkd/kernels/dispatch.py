@@ -1,0 +1,68 @@
+"""Which implementation of an op runs: asked for by name, or the first that can; the choice is said once, never made silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from speechkd.core import dist
+from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.log import say
+
+F = TypeVar("F", bound=Callable[..., object])
+
+Obstacle = Callable[[Tensor, Tensor], str | None]
+"""(hidden_TD, weight_VD) -> why an implementation cannot run on these, or None"""
+
+_said: set[tuple[str, str]] = set()
+
+
+class Choice(NamedTuple):
+    """A picked implementation and, for `auto`, what kept better ones out."""
+
+    name: str
+    reasons: tuple[str, ...]
+
+
+def anything(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
+    """No obstacle."""
+    return None
+
+
+def frozen_head(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
+    """Hidden gradients made in forward leave none for the weight."""
+    return "the head's weight wants a gradient" if weight_VD.requires_grad and torch.is_grad_enabled() else None
+
+
+def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], hidden_TD: Tensor, weight_VD: Tensor) -> Choice:
+    """The implementation to run; `obstacles` lists what exists, best first.
+
+    Raises InputError for an unknown name, and for a named one that cannot run on these tensors.
+    """
+    if impl == "auto":
+        reasons: list[str] = []
+        for name, obstacle in obstacles.items():
+            reason = obstacle(hidden_TD, weight_VD)
+            if reason is None:
+                return Choice(name, tuple(reasons))
+            reasons.append(f"not {name}: {reason}")
+        raise InputError(f"no implementation of `{op}` can run: {'; '.join(reasons)}")
+    if impl not in obstacles:
+        raise InputError(unknown_name(f"implementation of `{op}`", impl, ["auto", *obstacles]))
+    reason = obstacles[impl](hidden_TD, weight_VD)
+    if reason is not None:
+        raise InputError(f"implementation `{impl}` of `{op}` cannot run: {reason}; allowed: auto, reference")
+    return Choice(impl, ())
+
+
+def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], hidden_TD: Tensor, weight_VD: Tensor) -> F:
+    """`choose`, its function, and one line on rank 0 the first time that an op runs in this form. A new form is one line in `table`."""
+    choice = choose(op, impl, {name: obstacle for name, (_, obstacle) in table.items()}, hidden_TD, weight_VD)
+    if (op, choice.name) not in _said:
+        _said.add((op, choice.name))
+        if dist.rank() == 0:
+            say(f"kernel {op}: {choice.name}" + (f" ({'; '.join(choice.reasons)})" if choice.reasons else ""))
+    return table[choice.name][0]

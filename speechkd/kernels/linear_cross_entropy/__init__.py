@@ -1,0 +1,36 @@
+"""Cross-entropy of a linear head without its logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from speechkd.core.types import LossOut
+from speechkd.kernels import dispatch
+from speechkd.kernels.linear_cross_entropy import chunked, reference
+from speechkd.kernels.logits import check_rows, check_softcap, masked_rows
+
+_IMPLEMENTATIONS = {
+    "chunked": (chunked.linear_cross_entropy, dispatch.frozen_head),
+    "reference": (reference.linear_cross_entropy, dispatch.anything),
+}
+
+
+def linear_cross_entropy(
+    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, mask_T: Tensor, impl: str = "auto", softcap: float | None = None
+) -> LossOut:
+    """- sum over kept rows of log softmax(hidden @ weight^T)[target], in nats.
+
+    Args:
+        hidden_TD: hidden states at the predicting positions (`losses.positions`), [T, D].
+        weight_VD: the head's weight, [V, D]; `chunked` gives it no gradient, so `auto` takes `reference` if it wants one.
+        targets_T: ids in [0, V); any value in masked-out rows.
+        mask_T: boolean; False rows change neither total nor count and get a zero gradient.
+        impl: auto, reference or chunked.
+        softcap: Gemma 2's final logit soft-capping, None without.
+    Raises:
+        InputError: shapes, soft cap or `impl`.
+    """
+    check_rows(mask_T, {"hidden_TD": hidden_TD, "targets_T": targets_T})
+    check_softcap(softcap)
+    run = dispatch.pick("linear_cross_entropy", impl, _IMPLEMENTATIONS, hidden_TD, weight_VD)
+    return run(masked_rows(hidden_TD, mask_T), weight_VD, masked_rows(targets_T, mask_T), mask_T, softcap)

@@ -1,0 +1,25 @@
+"""Frozen head, chunk by chunk: both models' logits of a few rows, the gradient by autograd inside the chunk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from speechkd.core.types import LossOut
+from speechkd.kernels.chunks import frozen_head_total
+from speechkd.kernels.linear_kl.divergence import Divergence
+from speechkd.kernels.linear_kl.reference import Head
+
+
+def linear_kl(student: Head, teacher: Head, mask_T: Tensor, how: Divergence) -> LossOut:
+    """See the package; masked-out rows have been zeroed."""
+
+    def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> tuple[Tensor, Tensor | None]:
+        with torch.set_grad_enabled(want_grad):
+            leaf_CV = logits_CV.detach().requires_grad_(want_grad)
+            value_C = how.rows(leaf_CV, teacher.logits(part))
+            grad_CV = torch.autograd.grad(value_C.sum(), leaf_CV)[0] if want_grad else None
+        return value_C.detach(), grad_CV
+
+    total = frozen_head_total(student.hidden_TD, student.weight_VD, mask_T, rows, student.softcap)
+    return LossOut(total, mask_T.to(total.dtype).sum())

@@ -1,0 +1,54 @@
+"""Forward KL of a linear head to a stored top-k teacher, without the head's logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from speechkd.core.types import LossOut
+from speechkd.kernels import dispatch
+from speechkd.kernels.linear_topk_kl import chunked, reference
+from speechkd.kernels.linear_topk_kl.target import teacher_target
+from speechkd.kernels.logits import check_rows, check_softcap, check_temperature, masked_rows
+
+_IMPLEMENTATIONS = {
+    "chunked": (chunked.linear_topk_kl, dispatch.frozen_head),
+    "reference": (reference.linear_topk_kl, dispatch.anything),
+}
+
+
+def linear_topk_kl(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    ids_TK: Tensor,
+    logp_TK: Tensor,
+    mask_T: Tensor,
+    tail_logp_T: Tensor | None = None,
+    temperature: float = 1.0,
+    impl: str = "auto",
+    tail: str = "bucket",
+    softcap: float | None = None,
+) -> LossOut:
+    """Sum over kept rows of KL(teacher || student) in nats, the teacher known by its K likeliest ids.
+
+    Args:
+        hidden_TD: hidden states at the predicting positions, [T, D].
+        weight_VD: the head's weight, [V, D]; `chunked` gives it no gradient, so `auto` takes `reference` if it wants one.
+        ids_TK: ids in [0, V), different within a row; a slot with log-prob -inf is empty and its id is not looked at.
+        logp_TK: natural log-probs over the teacher's whole vocabulary, at the capture temperature.
+        mask_T: boolean; False rows change neither total nor count and get a zero gradient, whatever stands in them.
+        tail_logp_T: log of the teacher's mass outside the K ids; None: what the K ids leave.
+        temperature: divides the student's logits (after the soft cap); must equal the capture temperature.
+        impl: auto, reference or chunked.
+        tail: `bucket`: the rest is one more outcome, (K+1)-way KL; `renormalise`: both sides over the K ids only;
+            `ignore`: the K terms alone, student over the whole vocabulary (biased, may be negative).
+        softcap: Gemma 2's final logit soft-capping, None without.
+    Raises:
+        InputError: shapes, temperature, tail, soft cap or `impl`.
+    """
+    signals = {"hidden_TD": hidden_TD, "ids_TK": ids_TK, "logp_TK": logp_TK}
+    check_rows(mask_T, signals if tail_logp_T is None else {**signals, "tail_logp_T": tail_logp_T})
+    check_temperature(temperature)
+    check_softcap(softcap)
+    run = dispatch.pick("linear_topk_kl", impl, _IMPLEMENTATIONS, hidden_TD, weight_VD)
+    target = teacher_target(ids_TK, logp_TK, tail_logp_T, mask_T, tail, weight_VD.shape[0], hidden_TD.dtype)
+    return run(masked_rows(hidden_TD, mask_T), weight_VD, target, mask_T, temperature, softcap)

@@ -1,0 +1,33 @@
+"""The truth: all logits at once, gradients by autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from speechkd.core.types import LossOut
+from speechkd.kernels.linear_topk_kl.target import Target
+from speechkd.kernels.logits import FLOOR, head_logits, sum_rows, wide
+
+
+def topk_kl_rows(logits_TV: Tensor, target: Target, temperature: float) -> Tensor:
+    """KL of each row, [T], in nats, wide.
+
+    The student's mass outside the K ids is summed over those outside, never taken as 1 - the rest, which loses all digits when small.
+    """
+    z_TV = (wide(logits_TV) / temperature).clamp(min=FLOOR)
+    z_TK = z_TV.gather(1, target.ids_TK).masked_fill(~target.valid_TK, FLOOR)
+    rest_T = torch.logsumexp(z_TV.scatter(1, target.ids_TK, FLOOR), dim=1)
+    kept_T = torch.logsumexp(z_TK, dim=1)
+    all_T = kept_T if target.tail == "renormalise" else torch.logaddexp(kept_T, rest_T)
+    rows_T = (target.logp_TK.exp() * (target.logp_TK - (z_TK - all_T.unsqueeze(1)))).sum(dim=1)
+    if target.tail == "bucket":
+        rows_T = rows_T + target.tail_logp_T.exp() * (target.tail_logp_T - (rest_T - all_T))
+    return rows_T
+
+
+def linear_topk_kl(
+    hidden_TD: Tensor, weight_VD: Tensor, target: Target, mask_T: Tensor, temperature: float, softcap: float | None
+) -> LossOut:
+    """See the package; masked-out rows have been zeroed."""
+    return sum_rows(topk_kl_rows(head_logits(hidden_TD, weight_VD, softcap), target, temperature), mask_T)

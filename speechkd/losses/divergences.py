@@ -1,0 +1,101 @@
+"""Token divergences between a student's and a teacher's logits: the public face of direction, temperature and T^2.
+
+Conventions, the same everywhere: p = softmax(teacher / temperature), q = softmax(student / temperature), natural logs, student first
+in the argument list, no gradient to the teacher. `beta` weighs the teacher; beta = 0 is KL(p || q), beta = 1 is KL(q || p). All are 0
+where both are equal. The formulas stand in `kernels/linear_kl/divergence.py`, below both this file and the fused form that shares them.
+
+Common arguments: student_logits_TV [T, V] and teacher_logits_TU [T, U] at the predicting positions; mask_T boolean, False rows change
+neither total nor count and get a zero gradient; t2_scale multiplies by temperature squared (Hinton et al.; off in GKD and P5);
+shared_W boolean [min(V, U)] says which ids both tokenizers share and is required where V and U differ (all else counts as -inf).
+All raise InputError for shapes, temperature, beta or alpha out of range and vocabularies that differ unsaid.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from speechkd.core.types import LossOut
+from speechkd.kernels.linear_kl.divergence import Divergence
+from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
+
+
+def _total(student_logits_TV: Tensor, teacher_logits_TU: Tensor, mask_T: Tensor, how: Divergence) -> LossOut:
+    check_rows(mask_T, {"student_logits_TV": student_logits_TV, "teacher_logits_TU": teacher_logits_TU})
+    return sum_rows(how.rows(masked_rows(student_logits_TV, mask_T), masked_rows(teacher_logits_TU, mask_T)), mask_T)
+
+
+def forward_kl(
+    student_logits_TV: Tensor,
+    teacher_logits_TU: Tensor,
+    mask_T: Tensor,
+    temperature: float = 1.0,
+    t2_scale: bool = False,
+    shared_W: Tensor | None = None,
+) -> LossOut:
+    """KL(p || q): the student covers all that the teacher does (Hinton et al. 2015, arXiv 1503.02531)."""
+    how = Divergence(name="forward_kl", temperature=temperature, t2_scale=t2_scale, shared_W=shared_W)
+    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+
+
+def reverse_kl(
+    student_logits_TV: Tensor,
+    teacher_logits_TU: Tensor,
+    mask_T: Tensor,
+    temperature: float = 1.0,
+    t2_scale: bool = False,
+    shared_W: Tensor | None = None,
+) -> LossOut:
+    """KL(q || p): the student stays where the teacher is likely (MiniLLM, arXiv 2306.08543, here per token)."""
+    how = Divergence(name="reverse_kl", temperature=temperature, t2_scale=t2_scale, shared_W=shared_W)
+    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+
+
+def jsd(
+    student_logits_TV: Tensor,
+    teacher_logits_TU: Tensor,
+    mask_T: Tensor,
+    temperature: float = 1.0,
+    beta: float = 0.5,
+    t2_scale: bool = False,
+    shared_W: Tensor | None = None,
+) -> LossOut:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649; beta = 0.5: P4, arXiv 2509.18579).
+
+    The ends are GKD's by convention, not by continuity: near 0 the value is about beta times the forward KL.
+    """
+    how = Divergence(name="jsd", temperature=temperature, beta=beta, t2_scale=t2_scale, shared_W=shared_W)
+    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+
+
+def skew_kl(
+    student_logits_TV: Tensor,
+    teacher_logits_TU: Tensor,
+    mask_T: Tensor,
+    temperature: float = 1.0,
+    alpha: float = 0.1,
+    t2_scale: bool = False,
+    shared_W: Tensor | None = None,
+) -> LossOut:
+    """KL(p || alpha p + (1 - alpha) q) (DistiLLM, arXiv 2402.03898); alpha = 0 is the forward KL."""
+    how = Divergence(name="skew_kl", temperature=temperature, alpha=alpha, t2_scale=t2_scale, shared_W=shared_W)
+    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+
+
+def skew_reverse_kl(
+    student_logits_TV: Tensor,
+    teacher_logits_TU: Tensor,
+    mask_T: Tensor,
+    temperature: float = 1.0,
+    alpha: float = 0.1,
+    t2_scale: bool = False,
+    shared_W: Tensor | None = None,
+    detach_mixture: bool = False,
+) -> LossOut:
+    """KL(q || alpha q + (1 - alpha) p) (DistiLLM); alpha = 0 is the reverse KL.
+
+    `detach_mixture` gives the q inside the mixture no gradient, as DistiLLM-2 (arXiv 2503.07067) trains.
+    """
+    how = Divergence(
+        name="skew_reverse_kl", temperature=temperature, alpha=alpha, t2_scale=t2_scale, shared_W=shared_W, detach_mixture=detach_mixture
+    )
+    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)

@@ -1,0 +1,18 @@
+"""Encoders, projectors, language models, and the student made of them. Modules arrive loaded: where and how is the engine's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from speechkd.models.exported import load_student as load_student
+
+__all__ = ["load_student"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_student":
+        from speechkd.models.exported import load_student
+
+        return load_student
+    raise AttributeError(name)

@@ -1,0 +1,152 @@
+"""A distilled student read back from its export folder, without DeepSpeed: `load_student(dir).answer(clips, questions)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, SerializeAsAny
+from torch import Tensor
+
+from speechkd.core.config import Config, build
+from speechkd.core.errors import InputError
+from speechkd.core.files import read_json, sha256_file
+from speechkd.core.types import Batch
+from speechkd.models.collate import Collator, Row
+from speechkd.models.encoder import Features
+from speechkd.models.fingerprint import fingerprint
+from speechkd.models.projectors import PROJECTORS
+from speechkd.models.prompt import Prompt
+from speechkd.models.student import Student, load_trainable
+
+FORMAT = "speechkd-student/1"
+MANIFEST, WEIGHTS, TEMPLATE, TOKENIZER = "export.json", "projector.safetensors", "prompt.j2", "tokenizer"
+
+
+class Base(Config):
+    """A frozen model that the export stands on: where it was, and what it was."""
+
+    name: str
+    fingerprint: str
+
+
+class ExportManifest(Config):
+    """`export.json`: what the folder holds and what it stands on."""
+
+    format: str
+    encoder: Base
+    llm: Base
+    projector: dict[str, Any]
+    dtype: str
+    step: int
+    recipe_digest: str
+    checkpoint: str
+    metadata_fields: list[str] = []
+    files: dict[str, str]
+    """name -> sha256 of every other file"""
+    probe_difference: float | None = Field(None)
+    """largest difference between the probe batch's logits in training and after reading the export back"""
+
+
+def read_manifest(folder: Path) -> ExportManifest:
+    """Read and verify an export folder. Raises InputError naming the missing or changed file."""
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"`{folder}` is no export: it has no {MANIFEST} (make one with `speechkd export RECIPE --out DIR`)")
+    manifest = build(ExportManifest, read_json(folder / MANIFEST), str(folder / MANIFEST))
+    if manifest.format != FORMAT:
+        raise InputError(f"export format must be `{FORMAT}`, is `{manifest.format}` ({folder / MANIFEST})")
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"export lists a file outside its folder: `{name}` ({folder / MANIFEST})")
+        if not path.is_file():
+            raise InputError(f"export lacks `{name}`, which {MANIFEST} lists ({folder})")
+        if sha256_file(path) != expected:
+            raise InputError(f"`{name}` is not the file that was exported: its digest differs ({folder})")
+    return manifest
+
+
+class DistilledStudent:
+    """Student, prompt and features in one piece: sound in, text out."""
+
+    def __init__(self, student: Student, prompt: Prompt, features: Features) -> None:
+        self.student, self.prompt, self.features = student.eval(), prompt, features
+        self.collator = make_collator(student, features)
+
+    def batch(self, clips: Sequence[np.ndarray | None], questions: Sequence[str], responses: Sequence[Sequence[int]] | None = None) -> Batch:
+        """Collate clips (16 kHz mono float32) and questions, with responses to be scored or without."""
+        rows = []
+        for index, (clip, question) in enumerate(zip(clips, questions, strict=True)):
+            asked = self.prompt.student(question)
+            rows.append(Row(asked.before, asked.after, responses[index] if responses else (), clip))
+        return self.collator(rows)
+
+    def answer(self, clips: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers, one per clip and question."""
+        device = self.student.mix.logits_L.device
+        rows = self.student.generate(self.batch(clips, questions).to(device), max_new_tokens, self.prompt.end_of_turn)
+        return [self.prompt.decode(row) for row in rows]
+
+    @torch.no_grad()
+    def logits(self, batch: Batch, predict_T: Tensor) -> Tensor:
+        """Logits [T, V] at flat positions, for comparing with training."""
+        return self.student.llm.logits(self.student(batch, predict_T))
+
+
+def make_collator(student: Student, features: Features) -> Collator:
+    """The collator that fits a student: its features, frames and positions."""
+    window = features.frames(features.extractor.n_samples)
+    return Collator(features, features.frames, student.projector.positions, window)
+
+
+def load_tokenizer(name: str) -> Any:
+    """A tokenizer from a folder or hub id. Raises InputError where it cannot be had."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer at `{name}`: neither a folder with one nor a hub id that can be reached ({_first(error)})") from None
+
+
+def load_features(name: str) -> Features:
+    """The encoder's feature extractor from a folder or hub id. Raises InputError where it cannot be had."""
+    from transformers import WhisperFeatureExtractor
+
+    try:
+        return Features(WhisperFeatureExtractor.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no feature extractor at `{name}`: neither a folder with preprocessor_config.json nor a reachable hub id ({_first(error)})") from None
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+
+
+def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
+    """Read an export back. `weights=False` leaves mix and projector untrained (the control of an evaluation).
+
+    Raises InputError for a missing or changed file, or where the frozen models are not those of the export.
+    """
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, WhisperModel
+
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    for base in (manifest.encoder, manifest.llm):
+        found = fingerprint(base.name)
+        if found != base.fingerprint:
+            raise InputError(f"`{base.name}` is not the model that this export was trained with: its fingerprint differs ({folder})")
+    dtype = getattr(torch, manifest.dtype)
+    encoder = WhisperModel.from_pretrained(manifest.encoder.name, dtype=dtype, trust_remote_code=False).encoder
+    llm = AutoModelForCausalLM.from_pretrained(manifest.llm.name, dtype=dtype, trust_remote_code=False)
+    kind = str(manifest.projector.get("kind"))
+    config = PROJECTORS.get(kind, str(folder / MANIFEST)).Config.model_validate(manifest.projector)
+    student = Student(encoder, llm, config)
+    if weights:
+        load_trainable(student, load_file(folder / WEIGHTS))
+    prompt = Prompt((folder / TEMPLATE).read_text(encoding="utf-8"), load_tokenizer(str(folder / TOKENIZER)), str(folder / TEMPLATE))
+    return DistilledStudent(student, prompt, load_features(str(folder)))

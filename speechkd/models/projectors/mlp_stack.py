@@ -1,0 +1,57 @@
+"""Frame stacking and a small MLP: A: R^{k D} -> R^{hidden} -> R^{E} (wong26a section 3: k = 15, one hidden layer with SiLU).
+
+The hidden width is not given in the paper; 6,400 is what the same team's MERaLiON-2 uses. The optional input LayerNorm is
+theirs too (off by default: the paper does not name it).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from speechkd.core.config import Config
+from speechkd.kernels import stack_norm_mlp
+
+
+class MlpStackConfig(Config):
+    """`stack` frames become one position."""
+
+    kind: Literal["mlp_stack"] = "mlp_stack"
+    stack: int = 15
+    hidden: int = 6400
+    norm: bool = False
+
+
+class MlpStack(nn.Module):
+    """Stack k frames, Linear, SiLU, Linear. The last partial stack is padded with zeros, never dropped: Q = ceil(F / k).
+
+    All weights belong to this one module, so that ZeRO-3 gathers them together, once.
+    """
+
+    Config = MlpStackConfig
+
+    def __init__(self, config: MlpStackConfig, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.stack = config.stack
+        stacked = width_in * config.stack
+        self.norm_weight = nn.Parameter(torch.ones(stacked)) if config.norm else None
+        self.norm_bias = nn.Parameter(torch.zeros(stacked)) if config.norm else None
+        self.in_weight = nn.Parameter(torch.empty(config.hidden, stacked))
+        self.in_bias = nn.Parameter(torch.zeros(config.hidden))
+        self.out_weight = nn.Parameter(torch.empty(width_out, config.hidden))
+        self.out_bias = nn.Parameter(torch.zeros(width_out))
+        for weight in (self.in_weight, self.out_weight):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # as nn.Linear
+
+    def positions(self, frames: int) -> int:
+        """Q for F frames: ceil(F / k)."""
+        return -(-frames // self.stack)
+
+    def forward(self, states_BFD: Tensor) -> Tensor:
+        """[B, F, D] -> [B, ceil(F / k), E]."""
+        return stack_norm_mlp(
+            states_BFD, self.stack, self.in_weight, self.in_bias, self.out_weight, self.out_bias, self.norm_weight, self.norm_bias
+        )

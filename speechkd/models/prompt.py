@@ -1,0 +1,95 @@
+"""One template for both roles: where the teacher reads metadata as JSON, the student hears audio (wong26a section 3.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from speechkd.core.errors import InputError
+from speechkd.core.types import Metadata
+
+_SPAN = "\ue000span\ue001"
+"""Stands where the audio goes while a prompt is rendered; private-use characters occur in no text."""
+MAX_METADATA_CHARS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class StudentPrompt:
+    """Token ids around the audio span."""
+
+    before: list[int]
+    after: list[int]
+
+
+def metadata_json(metadata: Metadata, fields: Iterable[str]) -> str:
+    """The flat JSON that stands in the teacher's audio span, with the `fields` that this clip has.
+
+    `<` is written as a JSON escape, so that no value can spell a special token or close the span. Long values are cut.
+    """
+    text = json.dumps({name: metadata[name] for name in fields if name in metadata}, ensure_ascii=False).replace("<", "\\u003c")
+    return text[:MAX_METADATA_CHARS]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of vocabulary and chat template: equal digests mean that stored tokens may be used as they are."""
+    state = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template], ensure_ascii=False)
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+class Prompt:
+    """A Jinja template (variables `question`, `audio`) inside the model's own chat template."""
+
+    def __init__(self, template: str, tokenizer: Any, where: str = "prompt template") -> None:
+        self.text = template
+        self.tokenizer = tokenizer
+        self.digest = hashlib.sha256(template.encode()).hexdigest()
+        if not tokenizer.chat_template:
+            raise InputError(f"the tokenizer has no chat template ({getattr(tokenizer, 'name_or_path', '')})")
+        try:
+            self._template = ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(template)
+            rendered = self._template.render(question="", audio=_SPAN)
+        except TemplateError as error:
+            raise InputError(f"the prompt template fails: {error} ({where})") from None
+        if rendered.count(_SPAN) != 1:
+            raise InputError(f"the prompt template must use `audio` exactly once, uses it {rendered.count(_SPAN)} times ({where})")
+        self.end_of_turn = self._end_of_turn()
+
+    def _chat(self, question: str, audio: str) -> str:
+        message = {"role": "user", "content": self._template.render(question=question, audio=audio)}
+        text: str = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _end_of_turn(self) -> int:
+        """The token with which the assistant's turn ends, read off the chat template."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SPAN}]
+        after = self.tokenizer.apply_chat_template(turns, tokenize=False).partition(_SPAN)[2].strip()
+        ids = self._ids(after) if after else []
+        return int(ids[0]) if ids else int(self.tokenizer.eos_token_id)
+
+    def student(self, question: str) -> StudentPrompt:
+        """The student's prompt: ids before and after the audio span."""
+        before, _, after = self._chat(question, _SPAN).partition(_SPAN)
+        return StudentPrompt(self._ids(before), self._ids(after))
+
+    def teacher(self, question: str, metadata: str) -> list[int]:
+        """The teacher's prompt with `metadata` (JSON text) in the audio span."""
+        return self._ids(self._chat(question, metadata))
+
+    def answer(self, text: str) -> list[int]:
+        """A known answer as response tokens, ending with the end of turn."""
+        return [*self._ids(text), self.end_of_turn]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Response tokens as text, without special tokens."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text.strip()

@@ -1,0 +1,140 @@
+"""One typed recipe, made of the configurations that stand beside their owners.
+
+Relative paths in a recipe are relative to the folder where speechkd runs (the project root); model names are folders or hub ids.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, StringConstraints, model_validator
+
+from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, merge, read_yaml
+from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.files import digest
+from speechkd.core.table import Table
+from speechkd.core.types import SIGNALS
+from speechkd.data.plan import PlanConfig
+from speechkd.evaluation.task import EvaluationConfig
+from speechkd.losses import LOSSES
+from speechkd.models.projectors import PROJECTORS
+from speechkd.teachers import TEACHERS
+from speechkd.teachers.prompts import PromptConfig
+from speechkd.tracking import TrackingConfig
+from speechkd.train.config import TrainConfig
+from speechkd.train.optim import OptimConfig
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+
+def _part(table: Table[Any], key: str) -> BeforeValidator:
+    """Validate a block by the Config of the part that its `key` names in `table`."""
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Config):
+            return value
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(f"must be a mapping with `{key}`; allowed: {', '.join(sorted(table))}")
+        return table.get(str(value[key])).Config.model_validate(value)
+
+    return BeforeValidator(pick)
+
+
+def _losses(value: Any) -> Any:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"must name at least one loss; allowed: {', '.join(sorted(LOSSES))}")
+    return {name: block if isinstance(block, Config) else LOSSES.get(name).Config.model_validate(block or {}) for name, block in value.items()}
+
+
+class CorpusConfig(Config):
+    """One corpus: its card, the split to train on, and the splits to evaluate."""
+
+    card: str
+    train_split: str = "train"
+
+
+class DataConfig(Config):
+    """Where shards live, and which corpora a recipe uses."""
+
+    root: str
+    corpora: list[CorpusConfig] = Field(min_length=1)
+
+
+class StudentConfig(Config):
+    """Encoder and LLM are folders or hub ids; both are frozen."""
+
+    encoder: str
+    llm: str
+    projector: Annotated[SerializeAsAny[Config], _part(PROJECTORS, "kind")]
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    config_root: str | None = None
+    """folder of config files (`<hub id>/config.json`), for dry runs where the hub cannot be reached"""
+
+
+class Recipe(Config):
+    """A published method as data: what to teach, what to train, how to judge."""
+
+    name: Name
+    paper: str = ""
+    description: str = ""
+    seed: int = 0
+    runs: str = "runs"
+    data: DataConfig
+    prompt: PromptConfig
+    teachers: dict[Name, Annotated[SerializeAsAny[Config], _part(TEACHERS, "backend")]]
+    student: StudentConfig
+    losses: Annotated[dict[str, SerializeAsAny[Config]], BeforeValidator(_losses)]
+    plan: PlanConfig
+    optim: OptimConfig
+    train: TrainConfig
+    deepspeed: str = "ds_configs/zero3.json"
+    evaluation: EvaluationConfig
+    tracking: TrackingConfig
+
+    @model_validator(mode="after")
+    def _teachers_supply_what_losses_need(self) -> Recipe:
+        for role in self.train.roles:
+            if role not in self.teachers:
+                raise ValueError(unknown_name("teacher role", role, self.teachers, f"train.regimes.{self.train.regime}"))
+            backend = self.teachers[role].backend  # type: ignore[attr-defined]
+            gives = TEACHERS.get(backend).SIGNALS
+            for name in self.losses:
+                missing = LOSSES.get(name).NEED.signals - gives
+                if missing:
+                    others = sorted(n for n in LOSSES if not LOSSES.get(n).NEED.signals - gives)
+                    raise ValueError(
+                        f"loss `{name}` needs {_list(missing)}, but teacher `{role}` ({backend}) gives {_list(gives)}; "
+                        f"losses that it can feed: {', '.join(others)}"
+                    )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.runs) / self.name
+
+    def digest(self) -> str:
+        """Digest of everything that changes the trained student (not where it is logged or how it is judged)."""
+        return digest(self.model_dump(mode="json", exclude={"tracking", "evaluation", "runs", "description"}))
+
+
+def _list(names: frozenset[str]) -> str:
+    return ", ".join(f"`{name}`" for name in SIGNALS if name in names) or "nothing"
+
+
+def resolve(path: Path, sets: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
+    """The recipe's data: the file over what it `extends` (one file, beside it), then `--set` over both."""
+    data = read_yaml(path)
+    parent = data.pop("extends", None)
+    if parent is not None:
+        base = read_yaml(path.parent / str(parent))
+        if "extends" in base:
+            raise InputError(f"`extends` goes one level: `{parent}` extends another file ({path}: extends)")
+        data = merge(base, data)
+    return apply_sets(data, sets)
+
+
+def load_recipe(path: Path, sets: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Read and validate a recipe. Raises InputError (one line) for anything wrong in it."""
+    return build(Recipe, resolve(path, sets), str(path))

@@ -1,0 +1,33 @@
+"""`speechkd ask EXPORT AUDIO QUESTION`: one answer from a distilled student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from speechkd.core.errors import InputError
+from speechkd.data.audio import RATE, decode_file, normalise
+from speechkd.data.cards import AudioLimits
+from speechkd.data.sources.base import Rejected
+from speechkd.models.exported import load_student
+
+
+def ask(export: Path, audio: Path, question: str) -> str:
+    """The student's greedy answer. Raises InputError for a file that is missing or no sound, or longer than the encoder's window."""
+    samples_T = _listen(audio)
+    student = load_student(export)
+    if samples_T.size / RATE > student.features.window_seconds:
+        heard = student.features.window_seconds
+        raise InputError(f"`{audio}` lasts {samples_T.size / RATE:.1f} s; this student's encoder hears at most {heard:g} s")
+    return student.answer([samples_T], [question])[0]
+
+
+def _listen(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise InputError(f"no such audio file `{path}`")
+    clip = decode_file(path)
+    heard = clip if isinstance(clip, Rejected) else normalise(clip, AudioLimits())
+    if isinstance(heard, Rejected):
+        raise InputError(f"cannot hear `{path}`: {heard.reason}")
+    return heard

@@ -1,0 +1,176 @@
+"""The fifth stage: the exported student answers from audio alone, beside its controls, graded strictly."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from speechkd.core.errors import InputError
+from speechkd.core.files import digest, read_json, write_json, write_text
+from speechkd.core.log import say
+from speechkd.data.audio import encode_flac
+from speechkd.data.reader import Reader
+from speechkd.evaluation.runner import Prediction, Score, ask, chance, grade, shuffled, summarise
+from speechkd.evaluation.task import Question, questions
+from speechkd.models.exported import MANIFEST, DistilledStudent, load_student
+from speechkd.recipe import Recipe
+from speechkd.stages.export import export
+from speechkd.stages.inputs import Corpus, column_spec, open_corpora, open_prompt
+
+SUMMARY, SAMPLES = "summary.json", "samples.jsonl"
+
+
+def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -> Path:
+    """Evaluate the export folder `exported` into `out`: predictions per corpus, summary.json, samples.jsonl. Unchanged inputs are not asked again.
+
+    `regrade` grades the stored predictions again without asking the student.
+    """
+    corpora = open_corpora(recipe)
+    of = digest([read_json(exported / MANIFEST)["files"], recipe.evaluation.model_dump(mode="json"), [c.shards.digest for c in corpora]])
+    if (out / SUMMARY).is_file() and not regrade and read_json(out / SUMMARY).get("inputs") == of:
+        say(f"eval: `{out}` is of this export already")
+        return out
+    tasks: dict[str, dict[str, object]] = {}
+    rows: list[dict[str, object]] = []
+    students: dict[str, DistilledStudent] = {}
+    for corpus in corpora:
+        stored = out / f"predictions-{corpus.card.name}.jsonl"
+        asked = _questions(recipe, corpus)
+        if not asked:
+            say(f"eval: corpus `{corpus.card.name}` has no tasks for the splits {sorted(recipe.evaluation.splits.values())}")
+            continue
+        if regrade:
+            predictions = _read(stored)
+        else:
+            students = students or {"student": load_student(exported), "untrained": load_student(exported, weights=False)}
+            predictions = _predict(recipe, corpus, asked, students)
+            write_text(stored, "".join(json.dumps({"system": system, **asdict(p)}, ensure_ascii=False) + "\n" for system, ps in predictions.items() for p in ps))
+        tasks |= _summary(recipe, corpus, asked, predictions, prefix=f"{corpus.card.name}/" if len(corpora) > 1 else "")
+        rows += _samples(recipe, corpus, asked, predictions)
+    write_text(out / SAMPLES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json(out / SUMMARY, {"tasks": tasks, "inputs": of})
+    return out
+
+
+def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool = False) -> Path:
+    """Evaluate the run's export (made from the newest checkpoint if need be), or the export or checkpoint folder given, into its `eval` folder."""
+    chosen = recipe.run_dir / "export"
+    if checkpoint is not None and (checkpoint / MANIFEST).is_file():
+        chosen = checkpoint
+    elif not regrade or not (chosen / MANIFEST).is_file():
+        chosen = export(recipe.run_dir, chosen, checkpoint)
+    return evaluate(recipe, chosen, recipe.run_dir / "eval", regrade)
+
+
+def _questions(recipe: Recipe, corpus: Corpus) -> list[Question]:
+    names = recipe.evaluation.tasks or list(corpus.card.tasks)
+    for name in names:
+        if name not in corpus.card.tasks:
+            raise InputError(f"evaluation.tasks: corpus `{corpus.card.name}` has no task `{name}`; it has: {', '.join(corpus.card.tasks)}")
+    return [
+        question
+        for split in recipe.evaluation.splits.values()
+        for name in names
+        for question in questions(name, corpus.card.tasks[name], split, corpus.shards.samples(split), recipe.evaluation.limit)
+    ]
+
+
+def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], students: dict[str, DistilledStudent]) -> dict[str, list[Prediction]]:
+    """Every system's answers: the student on all splits; shuffled audio and the untrained projector on the main one; the teacher's column."""
+    reader = Reader(corpus.shards)
+    other = shuffled(asked)
+    main = next(iter(recipe.evaluation.splits.values()))
+    first = [q for q in asked if q.split == main]
+    limits = (recipe.evaluation.max_new_tokens, recipe.evaluation.batch_size)
+
+    def own(question: Question) -> np.ndarray:
+        return reader.audio(question.sample.row)
+
+    def swapped(question: Question) -> np.ndarray:
+        return reader.audio(other[question.task, question.sample.key].sample.row)
+
+    predictions = {
+        "student": ask(students["student"], asked, own, *limits, label="eval student"),
+        "shuffled": ask(students["student"], first, swapped, *limits, label="eval shuffled"),
+        "untrained": ask(students["untrained"], first, own, *limits, label="eval untrained"),
+    }
+    for role in recipe.train.roles:
+        name = column_spec(recipe, role, open_prompt(recipe)).name
+        if recipe.teachers[role].backend != "label" and name in corpus.shards.column_names():  # type: ignore[attr-defined]
+            column = corpus.shards.column(name)
+            examples = column.examples().select(["key", "turn"]).to_pylist()
+            answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}
+            found = [(q, answers[q.sample.key, q.turn]) for q in first if (q.sample.key, q.turn) in answers]
+            predictions["teacher"] = [
+                Prediction(q.task, q.split, q.sample.key, q.instruction, q.reference, column.read(row).text) for q, row in found
+            ]
+    return predictions
+
+
+def _summary(
+    recipe: Recipe, corpus: Corpus, asked: Sequence[Question], predictions: dict[str, list[Prediction]], prefix: str
+) -> dict[str, dict[str, object]]:
+    """Per task: each system's score on the main split, the student's on the other splits, chance, counts."""
+    (main_label, main), *others = recipe.evaluation.splits.items()
+    out: dict[str, dict[str, object]] = {}
+    for task in dict.fromkeys(q.task for q in asked):
+
+        def score(system: str, split: str, task: str = task) -> Score | None:
+            chosen = [p for p in predictions.get(system, []) if p.task == task and p.split == split]
+            return summarise(grade(chosen, corpus.card.tasks))
+
+        own = score("student", main)
+        row: dict[str, object] = {"student": own.value if own else None, "n": own.n if own else 0, "unparsable": own.unparsable if own else 0}
+        for label, split in others:
+            far = score("student", split)
+            row |= {label: far.value if far else None, f"{label}_n": far.n if far else 0, f"{label}_unparsable": far.unparsable if far else 0}
+        for system in ("teacher", "shuffled", "untrained"):
+            there = score(system, main)
+            row |= {system: there.value if there else None, f"{system}_unparsable": there.unparsable if there else None}
+        row["chance"] = chance([q for q in asked if q.task == task and q.split == main], corpus.card.tasks[task])
+        row["splits"] = {main_label: main, **dict(others)}
+        out[prefix + task] = row
+    return out
+
+
+def _samples(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], predictions: dict[str, list[Prediction]]) -> list[dict[str, object]]:
+    """A few clips for the report, spread over tasks and splits, with every system's answer."""
+    reader = Reader(corpus.shards)
+    answers = {system: {(p.task, p.key): p.answer for p in ps} for system, ps in predictions.items()}
+    step = max(1, len(asked) // max(1, recipe.evaluation.samples))
+    rows = []
+    for question in asked[::step][: recipe.evaluation.samples]:
+        where = (question.task, question.sample.key)
+        answer = answers["student"].get(where, "")
+        stored = Prediction(question.task, question.split, question.sample.key, question.instruction, question.reference, answer)
+        result = grade([stored], corpus.card.tasks)[0]
+        rows.append(
+            {
+                "key": question.sample.key,
+                "split": question.split,
+                "task": question.task,
+                "question": question.instruction,
+                "teacher": answers.get("teacher", {}).get(where),
+                "student": answer,
+                "reference": question.reference,
+                "correct": result.hits == result.total,
+                "metadata": dict(question.sample.metadata),
+                "audio": base64.b64encode(encode_flac(reader.audio(question.sample.row))).decode(),
+            }
+        )
+    return rows
+
+
+def _read(path: Path) -> dict[str, list[Prediction]]:
+    if not path.is_file():
+        raise InputError(f"nothing to regrade: no `{path}` (run `speechkd eval` without --regrade first)")
+    out: dict[str, list[Prediction]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        out.setdefault(row.pop("system"), []).append(Prediction(**row))
+    return out

@@ -1,0 +1,64 @@
+"""The fourth stage: the newest checkpoint as a student that anyone can load, read back and compared before it counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from speechkd.core.config import build, read_yaml
+from speechkd.core.errors import InputError
+from speechkd.core.files import read_json
+from speechkd.core.log import say
+from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer
+from speechkd.engine.export import write_export
+from speechkd.models.exported import MANIFEST, Base
+from speechkd.recipe import Recipe
+from speechkd.stages.inputs import open_prompt
+from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE
+
+STUDENT = "student."
+"""Prefix of the student's names inside the module that is trained"""
+
+
+def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool = False) -> Path:
+    """Export a run's newest checkpoint (or `checkpoint`) to `out`; an export of that very checkpoint is left as it is.
+
+    Raises InputError where there is no run or checkpoint, DataError where what comes back differs from what was trained.
+    """
+    from safetensors.torch import load_file
+
+    if not (run_dir / RECIPE).is_file():
+        raise InputError(f"`{run_dir}` is no run folder: it has no {RECIPE}")
+    recipe = build(Recipe, read_yaml(run_dir / RECIPE), str(run_dir / RECIPE))
+    source = checkpoint or latest(run_dir / CHECKPOINTS)
+    if source is None:
+        raise InputError(f"no valid checkpoint in `{run_dir / CHECKPOINTS}`: train first")
+    if merge:
+        raise InputError(f"`--merge` folds LoRA into the language model, and recipe `{recipe.name}` trains no LoRA: export without it")
+    trainer = read_trainer(source)
+    if (out / MANIFEST).is_file():
+        there = read_json(out / MANIFEST)
+        if (there.get("step"), there.get("recipe_digest")) == (trainer["step"], trainer["recipe"]):
+            say(f"export: `{out}` is of this checkpoint already")
+            return out
+    tensors = {name.removeprefix(STUDENT): tensor for name, tensor in load_file(source / WEIGHTS).items()}
+    base = {part: Base(name=getattr(recipe.student, part), fingerprint=trainer["base"][part]) for part in ("encoder", "llm")}
+    card = Environment(loader=PackageLoader("speechkd.stages", "."), autoescape=False).get_template("model_card.md.j2")
+    difference = write_export(
+        out,
+        tensors=tensors,
+        encoder=base["encoder"],
+        llm=base["llm"],
+        projector=recipe.student.projector.model_dump(mode="json"),
+        dtype=recipe.student.dtype,
+        prompt=open_prompt(recipe).text,
+        step=trainer["step"],
+        recipe_digest=trainer["recipe"],
+        checkpoint=source.name,
+        card=card.render(recipe=recipe, step=trainer["step"], tensors={n: list(t.shape) for n, t in tensors.items()}),
+        probe=run_dir / PROBES / f"{source.name}.safetensors",
+    )
+    told = "no probe" if difference is None else f"largest logit difference to training {difference:.2g}"
+    say(f"export: `{out}` from {source.name}, read back ({told})")
+    return out

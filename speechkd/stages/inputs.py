@@ -1,0 +1,74 @@
+"""What several stages need of a recipe: its corpora as shards, its prompt, and the names of its teacher columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechkd.core.errors import InputError
+from speechkd.core.files import digest
+from speechkd.data.cards import Card, load_card
+from speechkd.data.columns import ColumnSpec
+from speechkd.data.index import ShardSet, open_shards
+from speechkd.models.exported import load_tokenizer
+from speechkd.models.fingerprint import fingerprint
+from speechkd.models.prompt import Prompt, tokenizer_digest
+from speechkd.recipe import CorpusConfig, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A corpus of a recipe, sharded."""
+
+    config: CorpusConfig
+    card: Card
+    shards: ShardSet
+
+
+def version_folder(recipe: Recipe, card: Card) -> Path:
+    """Where a corpus's shards lie: ROOT/<dataset>/<version>."""
+    return Path(recipe.data.root) / card.name / card.version
+
+
+def open_corpora(recipe: Recipe) -> list[Corpus]:
+    """The recipe's shards. Raises InputError where a corpus is not sharded yet, or was sharded from another card."""
+    out = []
+    for config in recipe.data.corpora:
+        card = load_card(Path(config.card))
+        folder = version_folder(recipe, card)
+        if not (folder / "manifest.json").is_file():
+            raise InputError(f"corpus `{card.name}` has no shards at `{folder}`: run `speechkd shard {config.card} --out {recipe.data.root}`")
+        shards = open_shards(folder)
+        if shards.card.digest != card.digest:
+            raise InputError(f"`{folder}` was made from another card than `{config.card}`: raise the card's version, or use the old card")
+        out.append(Corpus(config, card, shards))
+    return out
+
+
+def open_prompt(recipe: Recipe) -> Prompt:
+    """The recipe's template with the student's tokenizer (teacher and student share it)."""
+    path = Path(recipe.prompt.template)
+    if not path.is_file():
+        raise InputError(f"no such file `{path}` (prompt.template)")
+    return Prompt(path.read_text(encoding="utf-8").rstrip("\n"), load_tokenizer(recipe.student.llm), str(path))
+
+
+def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
+    """What the column of a teacher role is made of; its name ends in a digest of all of it, so other settings are another column."""
+    config = recipe.teachers[role]
+    settings = config.model_dump(mode="json")
+    backend = settings["backend"]
+    teacher = dict(settings)
+    if "model" in settings:
+        teacher["fingerprint"] = fingerprint(settings["model"])
+    asked = recipe.prompt.model_dump(mode="json", exclude={"template"})
+    tokenizer = tokenizer_digest(prompt.tokenizer)
+    made_of = digest([teacher, asked, prompt.text, tokenizer])[:8]
+    return ColumnSpec(
+        name=f"{role}-{backend}-{Path(recipe.prompt.template).stem}-{made_of}",
+        teacher=teacher,
+        prompt=prompt.text,
+        tokenizer=tokenizer,
+        vocab_size=len(prompt.tokenizer),
+        settings=asked,
+    )

@@ -1,0 +1,104 @@
+"""`speechkd plan` and `speechkd train --dry-run`: what a recipe will need, known before a process or a GPU is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from speechkd.core.errors import InputError
+from speechkd.engine.ds_config import read_ds_config, stage
+from speechkd.engine.loading import meta_causal_lm, meta_whisper_encoder
+from speechkd.models.student import Student
+from speechkd.recipe import Recipe
+from speechkd.stages.inputs import open_corpora, open_prompt
+from speechkd.stages.supply import make_schedule, open_supplies
+
+GIB = 2**30
+OPTIMISER_BYTES = 4 + 4 + 4 + 4
+"""Per trained parameter: float32 master weight, two Adam moments, float32 gradient"""
+
+
+def plan(recipe: Recipe, ranks: int) -> int:
+    """Build the student on the meta device and print parameters, memory per rank, steps and data. Allocates nothing.
+
+    Raises InputError for whatever would stop the real run: losses that the teacher cannot feed, ranks that the plan cannot deal out,
+    missing configurations. Shards that are not there yet are said, not refused.
+    """
+    memory = read_ds_config(Path(recipe.deepspeed))
+    if ranks < 1 or recipe.plan.micro_batches % ranks:
+        fits = [n for n in range(1, recipe.plan.micro_batches + 1) if recipe.plan.micro_batches % n == 0]
+        near = min(fits, key=lambda n: abs(n - ranks))
+        raise InputError(f"{ranks} ranks cannot share {recipe.plan.micro_batches} micro-batches a step; allowed: {fits}; nearest: {near} (plan.micro_batches)")
+    student = meta_student(recipe)
+    _print_parameters(recipe, student)
+    _print_memory(recipe, student, ranks, stage(memory))
+    print(f"regime      {recipe.train.regime}: " + ", then ".join(f"{p.name} {p.steps} steps of {_mix(p.mix)}" for p in recipe.train.phases))
+    print(f"steps       {recipe.train.steps} x {recipe.plan.micro_batches} micro-batches of at most {recipe.plan.max_examples} examples, {ranks} ranks")
+    print(f"losses      {', '.join(f'{name} (weight {config.weight:g})' for name, config in recipe.losses.items())}")  # type: ignore[attr-defined]
+    _print_data(recipe, ranks)
+    return 0
+
+
+def meta_student(recipe: Recipe) -> Student:
+    """The recipe's student on the meta device, from configuration files alone (`student.config_root` stands in for a hub out of reach)."""
+    dtype = getattr(torch, recipe.student.dtype)
+    encoder = meta_whisper_encoder(_config_home(recipe, recipe.student.encoder), dtype)
+    llm = meta_causal_lm(_config_home(recipe, recipe.student.llm), dtype)
+    with torch.device("meta"):
+        return Student(encoder, llm, recipe.student.projector)
+
+
+def _config_home(recipe: Recipe, name: str) -> str:
+    root = recipe.student.config_root
+    local = Path(root, name) if root else None
+    return str(local) if local is not None and not Path(name).is_dir() and local.is_dir() else name
+
+
+def _print_parameters(recipe: Recipe, student: Student) -> None:
+    parts: tuple[tuple[str, str, nn.Module], ...] = (
+        ("encoder", recipe.student.encoder, student.encoder),
+        ("llm", recipe.student.llm, student.llm),
+        ("projector", student.projector.__class__.__name__, student.projector),
+        ("layer mix", "softmax", student.mix),
+    )
+    for part, name, module in parts:
+        count = sum(p.numel() for p in module.parameters())
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        print(f"{part:<11} {count:>15,} parameters, {trained:>12,} trained  ({name})")
+
+
+def _print_memory(recipe: Recipe, student: Student, ranks: int, zero: int) -> None:
+    size = 2 if recipe.student.dtype == "bfloat16" else 4
+    frozen = sum(p.numel() for p in student.parameters() if not p.requires_grad) * size
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    split = ranks if zero == 3 else 1
+    largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in student.modules()) * size
+    optimiser = trained * OPTIMISER_BYTES / ranks
+    total = (frozen + trained * size) / split + optimiser + largest
+    print(
+        f"memory      {total / GIB:.2f} GiB a rank on {ranks} ranks, ZeRO-{zero}, without activations: "
+        f"frozen {frozen / split / GIB:.2f}, trained {trained * size / split / GIB:.3f}, optimiser {optimiser / GIB:.3f}, "
+        f"largest gathered module {largest / GIB:.2f}"
+    )
+
+
+def _print_data(recipe: Recipe, ranks: int) -> None:
+    try:
+        open_corpora(recipe)  # first, so that a hub is asked for a tokenizer only where there are shards
+        supplies = open_supplies(recipe, open_prompt(recipe))
+    except InputError as missing:
+        print(f"data        not ready: {missing}")
+        return
+    schedule = make_schedule(recipe, supplies)
+    for supply in supplies:
+        hours = float(supply.source.seconds_N.sum()) / 3600
+        print(f"data        {supply.role}: {len(supply.source.shard_N):,} examples of {supply.corpus.card.name}, {hours:.2f} h, column {supply.reader.column.name}")  # type: ignore[union-attr]
+    for segment in schedule.segments:
+        per_epoch = segment.plan.steps_per_epoch(0)
+        print(f"epochs      {segment.phase.name}: {segment.phase.steps / per_epoch:.2f} of {per_epoch} steps each")
+
+
+def _mix(mix: dict[str, float]) -> str:
+    return " + ".join(f"{passes:g} x {role}" for role, passes in mix.items())

@@ -1,0 +1,62 @@
+"""Every stage in order. Each one knows by itself what is done and unchanged, so running again costs seconds and continues a killed run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+from speechkd.core.files import read_json, write_json
+from speechkd.core.log import say
+from speechkd.evaluation.report import write_report
+from speechkd.recipe import Recipe
+from speechkd.stages.evaluate import SUMMARY, evaluate
+from speechkd.stages.export import export
+from speechkd.stages.shard import shard
+from speechkd.stages.teach import teach
+from speechkd.stages.train import train
+
+T = TypeVar("T")
+EXPORT, EVAL, REPORT, SECONDS = "export", "eval", "report.html", "seconds.json"
+
+
+class Stopwatch:
+    """Seconds of each stage, kept in the run folder. A stage that did its work over several runs adds up; a skipped one keeps its time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = read_json(path) if path.is_file() else {}
+
+    def time(self, stage: str, work: Callable[[], T]) -> T:
+        """Run `work` as `stage` and add its time, even where it fails."""
+        say(f"── {stage}")
+        began = monotonic()
+        try:
+            return work()
+        finally:
+            took = monotonic() - began
+            if took > 1.0 or stage not in self.seconds:
+                self.seconds[stage] = round(self.seconds.get(stage, 0.0) + took, 1)
+                write_json(self.path, self.seconds)
+
+
+def run(recipe: Recipe, ranks: int) -> int:
+    """shard, teach, train, export, eval, report; returns the exit code of the stage that stopped it, else 0."""
+    folder = recipe.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    watch = Stopwatch(folder / SECONDS)
+    for corpus in recipe.data.corpora:
+        watch.time("shard", lambda card=corpus.card: shard(Path(card), Path(recipe.data.root)))
+    # All teachers of all roles in use; the KD teacher also answers the test splits, as the upper bound of the evaluation.
+    watch.time("teach", lambda: teach(recipe))
+    code = watch.time("train", lambda: train(recipe, ranks))
+    if code:
+        return code
+    exported = watch.time("export", lambda: export(folder, folder / EXPORT))
+    graded = watch.time("eval", lambda: evaluate(recipe, exported, folder / EVAL))
+    summary = {key: value for key, value in read_json(graded / SUMMARY).items() if key != "inputs"}
+    write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
+    watch.time("report", lambda: write_report(folder, folder / REPORT))
+    write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
+    return 0

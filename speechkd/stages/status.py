@@ -1,0 +1,37 @@
+"""`speechkd status RUN`: where a run stands, from its folder alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from speechkd.core.config import build, read_yaml
+from speechkd.core.errors import InputError
+from speechkd.engine.checkpoint import latest
+from speechkd.recipe import Recipe
+from speechkd.stages.run import EXPORT, REPORT
+from speechkd.stages.train import CHECKPOINTS, RECIPE, REQUEUE
+from speechkd.tracking.journal import JOURNAL, metric_series, read_journal
+
+SHOWN = ("train/loss", "train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_ratio", "train/skipped_steps")
+
+
+def status(run: Path) -> int:
+    """Print state, step, last metrics, newest valid checkpoint."""
+    if not (run / RECIPE).is_file():
+        raise InputError(f"`{run}` is no run folder: it has no {RECIPE}")
+    recipe = build(Recipe, read_yaml(run / RECIPE), str(run / RECIPE))
+    states = [record["status"] for record in read_journal(run / JOURNAL) if record["kind"] == "status"]
+    series = metric_series(run / JOURNAL)
+    step = max((points[-1][0] for points in series.values() if points), default=0)
+    newest = latest(run / CHECKPOINTS)
+    print(f"run         {run}  ({recipe.name}, regime {recipe.train.regime})")
+    print(f"state       {states[-1] if states else 'not started'}{' (wants to be requeued)' if (run / REQUEUE).is_file() else ''}")
+    print(f"step        {step} of {recipe.train.steps}")
+    print(f"checkpoint  {newest.name if newest else 'none'}")
+    for name in SHOWN:
+        if series.get(name):
+            print(f"{name:<22} {series[name][-1][1]:.6g}")
+    for name in (EXPORT, REPORT):
+        if (run / name).exists():
+            print(f"{name:<11} {run / name}")
+    return 0

@@ -1,0 +1,95 @@
+"""The third stage, seen from outside: check everything, write the run folder, start the ranks, tell the truth about how they ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from speechkd.cluster.local import run_ranks
+from speechkd.core.errors import EXIT_REQUEUE, InputError
+from speechkd.core.files import read_json, write_json, write_text
+from speechkd.core.log import say
+from speechkd.engine.checkpoint import ever_published, latest, read_trainer
+from speechkd.engine.ds_config import read_ds_config
+from speechkd.recipe import Recipe
+from speechkd.stages.inputs import open_prompt
+from speechkd.stages.supply import make_schedule, open_supplies
+from speechkd.tracking.journal import JOURNAL, Journal
+from speechkd.tracking.mlflow_sender import start_sender
+
+Resume = Literal["auto", "require", "never"]
+RECIPE, RUN, CHECKPOINTS, PROBES, REQUEUE = "recipe.yaml", "run.json", "checkpoints", "probes", "requeue.json"
+
+
+def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | None = None) -> int:
+    """Train to the end on this machine's `ranks` processes; returns the exit code (75: stopped cleanly, wants to be continued).
+
+    A finished run is left as it is. Raises InputError for anything that can be known to be wrong before a process starts.
+    """
+    folder = run_dir or recipe.run_dir
+    read_ds_config(Path(recipe.deepspeed))
+    supplies = open_supplies(recipe, open_prompt(recipe))
+    schedule = make_schedule(recipe, supplies)
+    schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
+    prepare_run(folder, recipe, schedule.digest, resume)
+    newest = latest(folder / CHECKPOINTS)
+    if newest is not None and read_trainer(newest)["step"] >= schedule.steps:
+        say(f"train: finished before at step {schedule.steps} ({newest})")
+        return 0
+    (folder / REQUEUE).unlink(missing_ok=True)
+    journal = Journal(folder / JOURNAL)
+    journal.status("RUNNING")
+    journal.params(recipe.model_dump(mode="json"))
+    journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in supplies}))
+    quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in supplies}.values())
+    journal.metrics(0, {"data/quarantined": quarantined})
+    if recipe.tracking.uri:
+        start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment)
+    code = 1
+    try:
+        code = run_ranks(["-m", "speechkd.stages.worker", str(folder)], ranks, folder)
+    finally:
+        journal.status("FINISHED" if code == 0 else "KILLED" if code == EXIT_REQUEUE else "FAILED")
+        journal.close()
+    return code
+
+
+def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) -> None:
+    """Write the resolved recipe into the run folder, or prove that it is the one already there.
+
+    Raises InputError if the folder belongs to another recipe or other data, if `require` finds no checkpoint, if `never` finds one,
+    or if checkpoints were published once and none of them is valid now: a run never silently starts over.
+    """
+    own = {"recipe": recipe.digest(), "plan": plan_digest}
+    checkpoints = folder / CHECKPOINTS
+    if (folder / RUN).is_file():
+        there = read_json(folder / RUN)
+        for what, name in (("recipe", "another recipe"), ("plan", "other data")):
+            if there.get(what) != own[what]:
+                raise InputError(f"run folder `{folder}` belongs to {name} (digest {there.get(what, '')[:8]}, this one is {own[what][:8]}): use another `name`, or remove it")
+    newest = latest(checkpoints)
+    if resume == "require" and newest is None:
+        raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`")
+    if resume == "never" and newest is not None:
+        raise InputError(f"`--resume never`: `{newest}` exists; use another `name`, or remove the run folder")
+    if resume == "auto" and newest is None and ever_published(checkpoints):
+        raise InputError(f"`{checkpoints}` holds checkpoints, but none is valid: repair or remove the run folder, it will not be started over silently")
+    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_json(folder / RUN, own)
+
+
+def _tags(recipe: Recipe, datasets: dict[str, str]) -> dict[str, str]:
+    import socket
+
+    tags = {"recipe": recipe.name, "paper": recipe.paper, "recipe_digest": recipe.digest(), "host": socket.gethostname()}
+    tags |= {f"dataset.{name}": digest for name, digest in datasets.items()}
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if revision.returncode == 0:
+        tags["git"] = revision.stdout.strip()
+    if "SLURM_JOB_ID" in os.environ:
+        tags["slurm_job_id"] = os.environ["SLURM_JOB_ID"]
+    return tags

@@ -1,0 +1,146 @@
+"""One rank of a training run: `torchrun ... -m speechkd.stages.worker RUN_DIR`. What to do stands in the run folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from speechkd.core import dist
+from speechkd.core.config import build, read_yaml
+from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, InputError
+from speechkd.core.files import write_json
+from speechkd.core.log import progress, say
+from speechkd.core.seeds import derive, torch_seed
+from speechkd.core.types import Batch
+from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_trainer, save
+from speechkd.engine.ds_config import read_ds_config, stage
+from speechkd.engine.export import save_probe
+from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
+from speechkd.engine.wrap import Engine
+from speechkd.engine.zero import init_distributed, local_device, partition_report
+from speechkd.losses.positions import predicting_positions
+from speechkd.models.exported import load_features, make_collator
+from speechkd.models.fingerprint import fingerprint
+from speechkd.models.student import Student
+from speechkd.recipe import Recipe
+from speechkd.stages.inputs import open_prompt
+from speechkd.stages.supply import make_loader, make_schedule, open_supplies
+from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE, REQUEUE
+from speechkd.tracking.journal import JOURNAL, Journal
+from speechkd.train.distiller import Distiller
+from speechkd.train.loop import Loop, Outcome
+from speechkd.train.preempt import PreemptionFlag
+from speechkd.train.schedule import Schedule, feed
+
+
+def build_student(recipe: Recipe) -> Student:
+    """The student on this rank: frozen models partitioned as they load, mix and projector made from the seed (equal on all ranks)."""
+    memory = read_ds_config(Path(recipe.deepspeed))
+    dtype = getattr(torch, recipe.student.dtype)
+    split = stage(memory) == 3
+    encoder = load_whisper_encoder(recipe.student.encoder, dtype, split, memory)
+    llm = load_causal_lm(recipe.student.llm, dtype, split, memory)
+    with torch_seed(recipe.seed, "student"):
+        student = Student(encoder, llm, recipe.student.projector)
+    return student.to(local_device())
+
+
+def work(folder: Path) -> None:
+    """Train this rank's share of the run in `folder`, from the newest valid checkpoint to the end or to a preemption."""
+    preemption = PreemptionFlag()
+    recipe = build(Recipe, read_yaml(folder / RECIPE), str(folder / RECIPE))
+    init_distributed()
+    prompt = open_prompt(recipe)
+    supplies = open_supplies(recipe, prompt)
+    schedule = make_schedule(recipe, supplies)
+    world = dist.world_size()
+    newest = latest(folder / CHECKPOINTS)
+    distiller = Distiller(build_student(recipe), recipe.losses)  # type: ignore[arg-type]  # validated against the loss table
+    if newest is not None:
+        _same_run(read_trainer(newest), recipe, schedule, newest)
+        load_weights(distiller, newest)
+    accumulate = recipe.plan.micro_batches // world
+    precision = "bf16" if recipe.student.dtype == "bfloat16" else "fp32"
+    engine = Engine(distiller, recipe.optim, read_ds_config(Path(recipe.deepspeed)), accumulate, recipe.optim.clip, precision)
+    start = 0
+    if newest is not None:
+        start = load_moments(engine, newest)
+        if dist.rank() == 0:
+            say(f"train: continues from {newest} on {world} ranks")
+    base = {"encoder": fingerprint(recipe.student.encoder), "llm": fingerprint(recipe.student.llm)}
+    state = {"recipe": recipe.digest(), "plan": schedule.digest, "seed": recipe.seed, "base": base}
+    collator = make_collator(distiller.student, load_features(recipe.student.encoder))
+    load = make_loader(supplies, prompt, collator)
+
+    def keep(step: int) -> None:
+        _assert_partitioned(engine, recipe)
+        _write_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
+        save(engine, folder / CHECKPOINTS, step, state, recipe.train.keep_checkpoints)
+
+    loop = Loop(
+        engine=engine,
+        distiller=distiller,
+        config=recipe.train,
+        optim=recipe.optim,
+        seed=recipe.seed,
+        steps=schedule.steps,
+        device=local_device(),
+        journal=Journal(folder / JOURNAL) if dist.rank() == 0 else None,
+        save=keep,
+        preemption=preemption,
+    )
+    fed = feed(schedule, load, dist.rank(), world, start, recipe.train.prefetch)
+    outcome = loop.run(progress(fed, "train", total=schedule.steps, start=start, quiet=dist.rank() != 0))
+    if outcome is Outcome.PREEMPTED and dist.rank() == 0:
+        write_json(folder / REQUEUE, {"reason": "preempted", "steps": schedule.steps})
+    dist.barrier()
+
+
+def _same_run(trainer: dict[str, object], recipe: Recipe, schedule: Schedule, checkpoint: Path) -> None:
+    if trainer.get("recipe") != recipe.digest() or trainer.get("plan") != schedule.digest:
+        raise InputError(f"`{checkpoint}` belongs to another recipe or other data than `{recipe.name}` has now")
+
+
+def _assert_partitioned(engine: Engine, recipe: Recipe) -> None:
+    """With a persistence threshold of 0, nothing may be whole on a rank between steps: a leak of gathered weights shows here first."""
+    memory = read_ds_config(Path(recipe.deepspeed))["zero_optimization"]
+    if memory["stage"] == 3 and memory.get("stage3_param_persistence_threshold") == 0 and dist.world_size() > 1:
+        whole = [name for name, available in partition_report(engine.module).items() if available]
+        assert not whole, f"whole between steps: {whole[:5]}"
+
+
+def _write_probe(path: Path, engine: Engine, load: object, schedule: Schedule) -> None:
+    """Logits that training sees for a few examples of the first step, for comparing the export with. Collective. Keeps the newest four."""
+    refs = [ref for micro in schedule.share(0, 0, 1) for ref in micro][:2]
+    batch: Batch = load(refs)  # type: ignore[operator]
+    with torch.no_grad():
+        logits_TV: Tensor = engine.forward(batch.to(local_device()), True)
+    if dist.rank() == 0:
+        save_probe(path, batch, predicting_positions(batch.response_T), logits_TV)
+        for old in sorted(path.parent.glob("step-*.safetensors"))[:-4]:
+            old.unlink()
+
+
+def main() -> None:
+    """Exit 0 done or preempted (`requeue.json` says which), 1 failed, 2 wrong input."""
+    try:
+        work(Path(sys.argv[1]))
+    except InputError as error:
+        if dist.rank() == 0:
+            say(f"error: {error}")
+        sys.exit(EXIT_INPUT)
+    except Exception as error:  # noqa: BLE001  (a rank that fails must end, so that torchrun ends the others)
+        import traceback
+
+        traceback.print_exc()
+        say(f"error on rank {dist.rank()}: {error}")
+        sys.exit(EXIT_FAILED)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

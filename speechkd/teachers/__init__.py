@@ -1,0 +1,14 @@
+"""Where teacher signals come from: one file per backend, one table line each."""
+
+from __future__ import annotations
+
+from speechkd.core.table import Table
+from speechkd.teachers.base import TeacherType
+
+TEACHERS: Table[TeacherType] = Table(
+    "teacher backend",
+    {
+        "hf_local": "speechkd.teachers.hf_local:HfLocalTeacher",
+        "label": "speechkd.teachers.label:LabelTeacher",
+    },
+)

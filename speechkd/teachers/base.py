@@ -1,0 +1,60 @@
+"""What every teacher backend takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from speechkd.core.config import Config
+from speechkd.core.types import Metadata
+from speechkd.models.prompt import Prompt
+
+Stop = Literal["eos", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One turn to answer: a question about one clip, whose metadata the teacher reads instead of hearing it."""
+
+    key: str
+    turn: str
+    question: str
+    metadata: Metadata
+    label: str | None = None
+    """the known answer, where the turn is a task and the clip has its label"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The teacher's answer to one request."""
+
+    text: str
+    tokens: list[int]
+    """ends with the end-of-turn token where `stop` is "eos" """
+    prompt_tokens: int
+    stop: Stop
+    reason: str = ""
+
+
+class Teacher(Protocol):
+    """A backend. Answers come in request order; a batch is a function of the requests alone, so that a redone shard is the same."""
+
+    Config: ClassVar[type[Config]]
+    SIGNALS: ClassVar[frozenset[str]]
+    """names (core.types.SIGNALS) this backend can give"""
+
+    def accepts(self, request: Request) -> bool:
+        """Whether this teacher has anything to say to the request (a label teacher answers only what is labelled)."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer all requests, in order."""
+
+
+class TeacherType(Protocol):
+    """A backend class."""
+
+    Config: type[Config]
+    SIGNALS: frozenset[str]
+
+    def __call__(self, config: Any, prompt: Prompt) -> Teacher: ...

@@ -1,0 +1,40 @@
+"""Which turns a clip gets: open instructions from a pool, and the questions of its card's tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from speechkd.core.config import Config
+from speechkd.core.seeds import derive
+from speechkd.core.types import Metadata
+from speechkd.data.cards import Task
+from speechkd.teachers.base import Request
+
+
+class PromptConfig(Config):
+    """The template with the audio span, and what is asked.
+
+    `instructions` is a pool of open questions; every clip gets `per_clip` of them, chosen by its key (the remedy that wong26a
+    names for students which learn that "there is no audio" from one fixed prompt). `tasks` adds the card's task questions.
+    """
+
+    template: str
+    instructions: list[str] = []
+    per_clip: int = 1
+    tasks: bool = True
+
+
+def task_applies(task: Task, metadata: Metadata) -> bool:
+    """Whether a clip has the task's label and meets its `when`."""
+    return task.field in metadata and all(metadata.get(name) == value for name, value in task.when.items())
+
+
+def requests(config: PromptConfig, tasks: dict[str, Task], key: str, metadata: Metadata) -> Iterator[Request]:
+    """All turns of one clip, in a fixed order. A pure function of configuration, key and metadata."""
+    pool = list(enumerate(config.instructions))
+    for _ in range(min(config.per_clip, len(pool))):
+        number, instruction = pool.pop(derive(0, key, len(pool)) % len(pool))
+        yield Request(key, f"open-{number}", instruction, metadata)
+    for name, task in tasks.items() if config.tasks else ():
+        if task_applies(task, metadata):
+            yield Request(key, f"task-{name}", task.instruction, metadata, str(metadata[task.field]))

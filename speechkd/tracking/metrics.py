@@ -1,0 +1,61 @@
+"""Metrics that cost no host sync per step: they add up on the device and cross to the host once per interval, in one all-reduce."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from speechkd.core import dist
+
+Kind = Literal["mean", "total", "rate"]
+
+
+class Meter:
+    """Accumulates declared metrics between two `drain`s.
+
+    kinds: "mean" is sum of totals / sum of counts over ranks and steps; "total" is the plain sum; "rate" is the sum over ranks per second.
+    The names are declared, not discovered, because every rank must bring the same vector to the all-reduce, whatever its batch held.
+    """
+
+    def __init__(self, kinds: Mapping[str, Kind], device: torch.device | str = "cpu") -> None:
+        self._kinds = dict(kinds)
+        self._row = {name: row for row, name in enumerate(self._kinds)}
+        self._device = torch.device(device)
+        self._reset()
+
+    def _reset(self) -> None:
+        # the last row carries (elapsed seconds, ranks), so that rates come out equal on all ranks
+        self._sums = torch.zeros(len(self._row) + 1, 2, dtype=torch.float64, device=self._device)
+        self._host = [[0.0, 0.0] for _ in range(len(self._row) + 1)]
+        self._began = time.perf_counter()
+
+    def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
+        """Add to a declared metric. Device scalars stay on the device; numbers stay on the host. `count` matters for means only."""
+        row = self._row[name]
+        for column, value in ((0, total), (1, count)):
+            if isinstance(value, Tensor):
+                self._sums[row, column] += value.detach()
+            else:
+                self._host[row][column] += value
+
+    def drain(self) -> dict[str, float]:
+        """Values since the last drain, equal on all ranks, and start anew. Collective: every rank must call it at the same step.
+
+        A mean that nobody added to (count 0 everywhere) is left out, not reported as 0 or NaN.
+        """
+        self._host[-1] = [time.perf_counter() - self._began, 1.0]
+        sums = dist.sum_over_ranks(self._sums + torch.tensor(self._host, dtype=torch.float64).to(self._device, non_blocking=True))
+        *rows, (seconds, ranks) = sums.tolist()  # the one transfer of the interval
+        self._reset()
+        values: dict[str, float] = {}
+        for (name, kind), (total, count) in zip(self._kinds.items(), rows, strict=True):
+            if kind == "mean":
+                if count:
+                    values[name] = total / count
+            else:
+                values[name] = total if kind == "total" else total * ranks / seconds
+        return values

@@ -1,0 +1,156 @@
+"""Build the teacher LLM stand-in: a small Qwen2 that reads metadata as JSON and answers, trained from scratch on text drawn from the card.
+
+    python standins/build_llm.py --out standins/llm
+
+It never trains on a transcript that the test splits speak; `score` measures greedy answers to the test splits' metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+from texts import DESCRIBE, FIELDS, Dialogue, answer, dialogue, load_source, questions, user_message
+from tokenizer import build_tokenizer
+from weights import file_digest
+
+from speechkd.data.sources.base import Item
+
+WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 128, 4, 4, 2, 384
+STEPS, BATCH, PEAK_LR, WARMUP = 900, 64, 3e-3, 60
+IGNORED = -100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--card", type=Path, default=here.parent / "shards/cards/minibabel.yaml")
+    parser.add_argument("--out", type=Path, default=here / "llm")
+    parser.add_argument("--scores", type=Path, help="where to write the scores (default: OUT/../scores.json, key `llm`)")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    args = parser.parse_args()
+
+    source, tasks = load_source(args.card)
+    corpus = source.items()
+    texts = [item for item in corpus if item.split == "train"] + source.reserved_items()
+    draw = random.Random(0)
+    sample = [dialogue(item, tasks, texts, draw) for item in texts[:8000]]
+    tokenizer = build_tokenizer(["user", "assistant"] * 50 + [part for one in sample for part in (*_plain(one), " " + one.answer)], args.out)
+    model = train(tokenizer, texts, tasks, args.steps)
+    model.save_pretrained(args.out)
+    scores = score(args.out, [item for item in corpus if item.split.startswith("test")], tasks)
+    target = args.scores or args.out.parent / "scores.json"
+    known = json.loads(target.read_text()) if target.is_file() else {}
+    known["llm"] = {"sha256": file_digest(args.out / "model.safetensors"), "read_metadata": scores}
+    target.write_text(json.dumps(known, indent=1) + "\n")
+    print(json.dumps(known["llm"]), flush=True)
+
+
+def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapping[str, Any], steps: int) -> Qwen2ForCausalLM:
+    """From random weights, on fresh dialogues at every step; the loss is on the answer."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(_config(tokenizer))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
+    draw, began = random.Random(1), time.monotonic()
+    for step in range(steps):
+        batch = [dialogue(draw.choice(items), tasks, items, draw) for _ in range(BATCH)]
+        ids_BT, mask_BT, labels_BT = encode(tokenizer, batch)
+        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
+        loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 49 or step == steps - 1:
+            print(f"llm step {step + 1}/{steps} loss {loss.item():.4f} {time.monotonic() - began:.0f} s", flush=True)
+    return model.eval()
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Dialogue]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and labels, each [B, T], padded on the right; labels are ignored outside the answer."""
+    prompts = [tokenizer(rendered(tokenizer, one.user), add_special_tokens=False)["input_ids"] for one in batch]
+    answers = [tokenizer(one.answer + "<|im_end|>", add_special_tokens=False)["input_ids"] for one in batch]
+    longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids_BT = torch.full((len(batch), longest), int(tokenizer.pad_token_id))
+    mask_BT, labels_BT = torch.zeros_like(ids_BT), torch.full_like(ids_BT, IGNORED)
+    for row, (prompt, reply) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(reply)
+        ids_BT[row, :end] = torch.tensor(prompt + reply)
+        mask_BT[row, :end] = 1
+        labels_BT[row, len(prompt) : end] = torch.tensor(reply)
+    return ids_BT, mask_BT, labels_BT
+
+
+def rendered(tokenizer: PreTrainedTokenizerFast, user: str) -> str:
+    """The chat template's text up to where the answer starts."""
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True))
+
+
+@torch.inference_mode()
+def score(folder: Path, items: Sequence[Item], tasks: Mapping[str, Any]) -> dict[str, dict[str, float | int]]:
+    """Exact-match accuracy of greedy answers to metadata never trained on, per question, from the saved folder."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    asked: list[Dialogue] = []
+    for number, item in enumerate(items):
+        metadata = {name: item.metadata[name] for name in FIELDS}
+        for task, question in questions(item, tasks):
+            if task != "describe" or question == DESCRIBE[number % len(DESCRIBE)]:
+                asked.append(Dialogue(task, user_message(question, metadata), answer(task, metadata, tasks)))
+    right: dict[str, list[bool]] = {}
+    for start in range(0, len(asked), 128):
+        batch = asked[start : start + 128]
+        prompt = tokenizer([rendered(tokenizer, one.user) for one in batch], add_special_tokens=False, padding=True, return_tensors="pt")
+        out_BT = model.generate(**prompt, max_new_tokens=32, do_sample=False)
+        for one, text in zip(batch, tokenizer.batch_decode(out_BT[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True), strict=True):
+            right.setdefault(one.task, []).append(text == one.answer)
+    return {task: {"accuracy": sum(marks) / len(marks), "n": len(marks)} for task, marks in sorted(right.items())}
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine down to 2 % of the peak."""
+    if step < WARMUP:
+        return (step + 1) / WARMUP
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
+
+
+def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        intermediate_size=INNER,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _plain(one: Dialogue) -> tuple[str, str]:
+    """Question and metadata without the special tokens, for the tokenizer's training."""
+    question, metadata = one.user.split("\n", 1)
+    return question, metadata.removeprefix("<AUDIO>").removesuffix("</AUDIO>")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What the stand-ins are pre-trained on, drawn from a card: metadata-to-answer dialogues for the LLM, clips and transcripts for the encoder."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechkd.core.config import build, read_yaml
+from speechkd.data.sources.base import Item
+from speechkd.data.sources.espeak import EspeakConfig, EspeakSource
+
+AUDIO_OPEN, AUDIO_CLOSE = "<AUDIO>", "</AUDIO>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DESCRIBE = (
+    "Describe the audio.",
+    "What do you hear?",
+    "Describe the speaker and write down the words.",
+    "Tell me about this recording.",
+)
+DESCRIPTION = "A {gender} voice speaks {language} at a {rate} rate: {transcript}."
+FIELDS = ("language", "gender", "rate", "transcript")
+EXTRA_FIELDS = ("words_per_minute", "pitch", "speaker", "style", "kind")
+"""Fields that no question asks for; the LLM must read past them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One user message and the answer to it; `task` names the question."""
+
+    task: str
+    user: str
+    answer: str
+
+
+def load_source(card: Path) -> tuple[EspeakSource, Mapping[str, Any]]:
+    """The card's source and its tasks."""
+    data = read_yaml(card)
+    return EspeakSource(build(EspeakConfig, data["source"], str(card)), card.parent), data["tasks"]
+
+
+def user_message(question: str, metadata: Mapping[str, Any]) -> str:
+    """The teacher's prompt: the question, a line break, the metadata as flat JSON in the audio span."""
+    return f"{question}\n{AUDIO_OPEN}{json.dumps(metadata, ensure_ascii=False)}{AUDIO_CLOSE}"
+
+
+def questions(item: Item, tasks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(task, instruction) of every question that applies to the item, the open ones included."""
+    asked = [(name, str(task["instruction"])) for name, task in tasks.items() if applies(item, task)]
+    return asked + [("describe", question) for question in DESCRIBE]
+
+
+def applies(item: Item, task: Mapping[str, Any]) -> bool:
+    """Whether the task's `when` holds for the item."""
+    return all(item.metadata.get(key) == value for key, value in (task.get("when") or {}).items())
+
+
+def answer(task: str, metadata: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
+    """What the metadata says to the task's question."""
+    return DESCRIPTION.format(**metadata) if task == "describe" else str(metadata[tasks[task]["field"]])
+
+
+def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random) -> Dialogue:
+    """One training dialogue about an item: a random question, the fields in random order with some that nobody asks for.
+
+    In a third of them each attribute comes from another item, so that no field can be guessed from another and all must be read.
+    """
+    metadata = dict(item.metadata)
+    if draw.random() < 1 / 3:
+        for name in FIELDS[:-1]:
+            metadata[name] = draw.choice(others).metadata[name]
+    asked = questions(item, tasks)
+    # The open questions are many: a task is drawn first, then its wording.
+    task = draw.choice(sorted({name for name, _ in asked}))
+    question = draw.choice([text for name, text in asked if name == task])
+    shown = list(FIELDS) + draw.sample(EXTRA_FIELDS, draw.randint(0, 2))
+    if draw.random() < 0.5:
+        draw.shuffle(shown)
+    return Dialogue(task, user_message(question, {name: metadata[name] for name in shown}), answer(task, metadata, tasks))

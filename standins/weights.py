@@ -1,0 +1,11 @@
+"""Small helpers that both stand-ins share."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

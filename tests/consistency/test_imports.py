@@ -1,0 +1,26 @@
+"""Light imports stay light: the command line answers at once, and a loss can be used without the rest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("transformers", "deepspeed", "mlflow", "webdataset", "plotly", "peft", "pandas")
+LIGHT = {
+    "speechkd": (*HEAVY, "torch", "numpy"),
+    "speechkd.core.config": (*HEAVY, "torch", "numpy"),
+    "speechkd.cli": (*HEAVY, "torch"),
+    "speechkd.losses": HEAVY,
+    "speechkd.losses.divergences": HEAVY,
+}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_import_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, json, {module}; print(json.dumps([name for name in sys.argv[1:] if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code, *LIGHT[module]], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []

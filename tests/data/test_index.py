@@ -1,0 +1,111 @@
+"""Opening, and finding every damaged byte."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speechkd.core.errors import DataError, InputError
+from speechkd.core.files import write_json
+from speechkd.data.index import open_shards
+from speechkd.data.manifest import signed
+from speechkd.data.reader import Reader
+
+
+def flip(path: Path, byte: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_whole_shards_verify(tones_root: Path) -> None:
+    assert list(open_shards(tones_root).verify()) == []
+    assert open_shards(tones_root).card.name == "tones" and open_shards(tones_root).column_names() == ["echo"]
+
+
+def test_every_flipped_bit_is_reported(copied: Path) -> None:
+    files = [p for p in sorted(copied.rglob("*")) if p.is_file() and "receipts" not in p.parts]
+    draw = random.Random(1)
+    for path in files:
+        whole = path.read_bytes()
+        if not whole:
+            continue
+        for _ in range(8):
+            flip(path, draw.randrange(len(whole)), draw.randrange(8))
+            try:
+                assert any(path.name in line for line in open_shards(copied).verify()), path
+            except (DataError, InputError) as error:
+                assert path.name == "manifest.json" and path.name in str(error)
+            path.write_bytes(whole)
+    assert list(open_shards(copied).verify()) == []
+
+
+def test_a_bad_member_is_named_by_check_and_by_the_reader(copied: Path) -> None:
+    shards = open_shards(copied)
+    row = shards.table.slice(5, 1).to_pylist()[0]
+    flip(copied / "audio/000001.tar", row["audio_offset"] + row["audio_bytes"] // 2)
+    lines = list(shards.verify())
+    assert lines == [f"audio/000001.tar: {part}bytes differ from their sha256" for part in ("", "member `c05.flac` ")]
+    reader = Reader(open_shards(copied), open_shards(copied).column("echo"))
+    with pytest.raises(DataError, match="audio/000001.tar: member `c05.flac` bytes differ"):
+        reader.audio(5)
+    assert reader.audio(4) is not None
+
+
+def test_cut_missing_and_added_files_are_reported(copied: Path) -> None:
+    (copied / "audio/000000.tar").write_bytes((copied / "audio/000000.tar").read_bytes()[:3000])
+    (copied / "audio/000002.tar").unlink()
+    (copied / "audio/000009.tar").write_bytes(b"")
+    lines = list(open_shards(copied).verify())
+    assert any("000000.tar: has 3000 bytes" in line for line in lines)
+    assert any("000000.tar: member `c03.json` ends at byte" in line for line in lines)
+    assert "audio/000002.tar: is missing" in lines and "audio/000009.tar: is not in the manifest" in lines
+    with pytest.raises(DataError, match="000002.tar: cannot be read"):
+        Reader(open_shards(copied)).audio(8)
+
+
+def test_a_damaged_index_is_never_used(copied: Path) -> None:
+    flip(copied / "index.parquet", 700)
+    with pytest.raises(DataError, match="index.parquet: bytes differ"):
+        open_shards(copied).samples()
+
+
+def test_opening_nothing_says_what_is_there(tones_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        open_shards(tmp_path / "nothing")
+    with pytest.raises(InputError, match="published below it: .*tones/v1"):
+        open_shards(tones_root.parents[1])
+    (tmp_path / "x.txt").touch()
+    with pytest.raises(InputError, match="holds no manifest.json; it has x.txt"):
+        open_shards(tmp_path)
+    with pytest.raises(InputError, match="unknown split `tset`.*did you mean `test`"):
+        open_shards(tones_root).samples("tset")
+    with pytest.raises(InputError, match="unknown column `eco`.*did you mean `echo`"):
+        open_shards(tones_root).column("eco")
+
+
+@pytest.mark.parametrize(
+    "change, text", [({"format": "speechkd-shards/9"}, "reads `speechkd-shards/1`"), ({"files": {"../x": {}}}, "not below")]
+)
+def test_other_formats_and_hostile_manifests_are_refused(copied: Path, change: dict[str, object], text: str) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["sha256"]
+    write_json(copied / "manifest.json", signed({**manifest, **change}))
+    with pytest.raises(ValueError, match=text):
+        open_shards(copied)
+
+
+def test_pickles_small_and_import_is_light(tones_root: Path) -> None:
+    shards = open_shards(tones_root)
+    reader = Reader(shards, shards.column("echo"))
+    first = reader.read(0)
+    again = pickle.loads(pickle.dumps(reader))
+    assert again.read(0).tokens == first.tokens and len(pickle.dumps(reader)) < 20_000
+    code = "import sys, speechkd.data; assert not {'numpy', 'torch', 'pyarrow', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

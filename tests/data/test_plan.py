@@ -1,0 +1,159 @@
+"""The plan's promises, over generated corpora, budgets and worlds."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechkd.core.errors import InputError
+from speechkd.data.plan import ExampleRef, Plan, PlanConfig, PlanSource
+
+
+def source(count: int, shards: int, seed: int = 0, passes: float = 1.0, role: str = "kd", digest: str = "d") -> PlanSource:
+    draw = np.random.default_rng(seed)
+    shard_N, seconds_N = np.sort(draw.integers(0, shards, count)), np.round(draw.uniform(0, 12, count), 2)
+    return PlanSource(role, digest, shard_N, seconds_N, draw.integers(1, 200, count), passes)
+
+
+CONFIG = PlanConfig(micro_batches=12, max_examples=5, max_seconds=30, max_tokens=400, block_shards=3)
+
+plans = st.builds(
+    Plan,
+    st.builds(
+        PlanConfig,
+        micro_batches=st.sampled_from([1, 4, 12, 60, 64]),
+        max_examples=st.integers(1, 9),
+        max_seconds=st.floats(1, 60),
+        max_tokens=st.integers(1, 900),
+        block_shards=st.integers(1, 5),
+    ),
+    st.lists(
+        st.builds(
+            source,
+            count=st.integers(1, 120),
+            shards=st.integers(1, 12),
+            seed=st.integers(0, 99),
+            passes=st.sampled_from([0.3, 0.5, 1.0, 1.5, 2.0]),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(0, 2**31),
+)
+
+
+def visits(plan: Plan, epoch: int) -> Counter[ExampleRef]:
+    return Counter(ref for step in plan.epoch(epoch) for batch in step for ref in batch)
+
+
+@settings(max_examples=120, deadline=None)
+@given(plans)
+def test_each_pass_visits_every_example_exactly_once(plan: Plan) -> None:
+    done = [0] * len(plan.sources)
+    for epoch in range(4):
+        seen = visits(plan, epoch)
+        for number, src in enumerate(plan.sources):
+            passes = int((epoch + 1) * src.passes + 1e-9) - done[number]
+            done[number] += passes
+            expected = {ExampleRef(number, row): passes for row in range(len(src.shard_N)) if passes}
+            assert {ref: n for ref, n in seen.items() if ref.source == number} == expected
+
+
+@settings(max_examples=120, deadline=None)
+@given(plans)
+def test_micro_batches_keep_the_budget_and_steps_are_full(plan: Plan) -> None:
+    config = plan.config
+    steps = list(plan.epoch(1))
+    batches = [batch for step in steps for batch in step]
+    assert all(len(step) == config.micro_batches for step in steps)
+    filled = sum(bool(batch) for batch in batches)
+    assert all(batches[:filled]) and not any(batches[filled:]) and len(batches) - filled < config.micro_batches
+    for batch in batches[:filled]:
+        seconds = max(float(plan.sources[ref.source].seconds_N[ref.row]) for ref in batch)
+        tokens = max(int(plan.sources[ref.source].tokens_N[ref.row]) for ref in batch)
+        within = len(batch) * seconds <= config.max_seconds and len(batch) * tokens <= config.max_tokens
+        assert len(batch) == 1 or (within and len(batch) <= config.max_examples)
+
+
+@settings(max_examples=120, deadline=None)
+@given(plans, st.data())
+def test_any_world_and_any_resume_see_the_same_steps(plan: Plan, data: st.DataObject) -> None:
+    total = plan.total_steps(3)
+    whole = [batch for step in range(total) for batch in plan.step(step)]
+    worlds = st.sampled_from([n for n in range(1, plan.config.micro_batches + 1) if plan.config.micro_batches % n == 0])
+    seen: list[list[ExampleRef]] = []
+    step = 0
+    while step < total:  # killed and resumed at another world size, from a fresh plan, again and again
+        again: Plan = pickle.loads(pickle.dumps(plan))
+        assert again.digest == plan.digest
+        world, until = data.draw(worlds), data.draw(st.integers(step + 1, total))
+        for number in range(step, until):
+            seen += [batch for rank in range(world) for batch in again.share(number, rank, world)]
+        step = until
+    assert seen == whole
+
+
+def test_every_rank_has_the_same_number_of_micro_batches() -> None:
+    plan = Plan(CONFIG, [source(100, 7)], seed=1)
+    assert [list(plan.indices(rank, 4)) for rank in range(4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert all(len(plan.share(plan.total_steps(1) - 1, rank, 6)) == 2 for rank in range(6))
+
+
+@pytest.mark.parametrize("world, near", [(5, "4 or 6"), (13, "12"), (8, "6 or 12"), (0, "1")])
+def test_a_world_that_does_not_divide_is_refused_with_the_nearest(world: int, near: str) -> None:
+    with pytest.raises(InputError, match=rf"allowed: 1, 2, 3, 4, 6, 12; nearest: {near} \(plan.micro_batches\)"):
+        Plan(CONFIG, [source(10, 2)], seed=1).share(0, 0, world)
+
+
+def test_order_depends_on_seed_epoch_and_digest() -> None:
+    def order(seed: int = 1, epoch: int = 0, digest: str = "d") -> list[list[list[ExampleRef]]]:
+        return list(Plan(CONFIG, [source(300, 9, digest=digest)], seed=seed).epoch(epoch))
+
+    assert order() == order()
+    assert order() != order(seed=2) and order() != order(epoch=1) and order() != order(digest="e")
+
+
+def test_order_is_the_same_in_another_process_and_for_ever() -> None:
+    plan = Plan(CONFIG, [source(50, 5), source(20, 2, seed=1, passes=0.5, role="ift")], seed=7)
+    code = (
+        "import json; from tests.data.test_plan import *; "
+        "print(json.dumps(Plan(CONFIG, [source(50, 5), source(20, 2, seed=1, passes=0.5, role='ift')], seed=7).step(9)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
+    assert json.loads(out) == json.loads(json.dumps(plan.step(9)))
+
+
+def test_reading_stays_within_blocks_of_shards_and_small_sources_spread() -> None:
+    config = PlanConfig(micro_batches=1, max_examples=4, max_seconds=1e9, max_tokens=10**9, block_shards=2)
+    plan = Plan(config, [source(2000, 40), source(100, 1, 1)], 3)
+    refs = [ref for step in plan.epoch(0) for ref in step[0]]
+    shards = [int(plan.sources[0].shard_N[ref.row]) for ref in refs if ref.source == 0]
+    spread = [max(i for i, s in enumerate(shards) if s == name) - shards.index(name) for name in set(shards)]
+    assert max(spread) < 2000 * 6 / 40, "a shard's examples are read over more than three blocks"
+    places = [i / len(refs) for i, ref in enumerate(refs) if ref.source == 1]
+    assert np.allclose(np.quantile(places, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.05)
+
+
+def test_length_buckets_waste_little() -> None:
+    plan = Plan(PlanConfig(micro_batches=8, max_examples=32, max_seconds=160, max_tokens=10**6), [source(4000, 8)], seed=1)
+    seconds = plan.sources[0].seconds_N
+    batches = [[float(seconds[ref.row]) for ref in batch] for step in plan.epoch(0) for batch in step if batch]
+    assert sum(map(sum, batches)) / sum(len(batch) * max(batch) for batch in batches) > 0.95
+    lengths = [max(batch) for batch in batches]
+    assert abs(float(np.corrcoef(lengths[:-1], lengths[1:])[0, 1])) < 0.3, "micro-batches come in order of length"
+
+
+def test_an_impossible_plan_is_refused() -> None:
+    with pytest.raises(InputError, match="no examples"):
+        Plan(CONFIG, [source(0, 1)], seed=1)
+    with pytest.raises(InputError, match="must be above 0"):
+        Plan(CONFIG, [source(3, 1, passes=0)], seed=1)

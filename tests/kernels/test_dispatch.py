@@ -1,0 +1,36 @@
+"""The choice of an implementation: in order, by name, said once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speechkd.core.errors import InputError
+from speechkd.kernels import dispatch
+
+X = torch.zeros(1, 1)
+FAST_FIRST = {"fast": lambda h, w: "no such device here", "plain": dispatch.anything}
+
+
+def test_auto_takes_the_first_that_can_and_knows_why_not_the_others() -> None:
+    choice = dispatch.choose("op", "auto", FAST_FIRST, X, X)
+    assert choice == ("plain", ("not fast: no such device here",))
+    assert dispatch.choose("op", "auto", {"fast": dispatch.anything, **{"plain": dispatch.anything}}, X, X).name == "fast"
+
+
+def test_a_name_is_obeyed_or_refused_never_replaced() -> None:
+    assert dispatch.choose("op", "plain", FAST_FIRST, X, X).name == "plain"
+    with pytest.raises(InputError, match="`fast` of `op` cannot run: no such device here"):
+        dispatch.choose("op", "fast", FAST_FIRST, X, X)
+    with pytest.raises(InputError, match="did you mean `plain`"):
+        dispatch.choose("op", "plane", FAST_FIRST, X, X)
+    with pytest.raises(InputError, match="no implementation"):
+        dispatch.choose("op", "auto", {"fast": FAST_FIRST["fast"]}, X, X)
+
+
+def test_the_choice_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_said", set())
+    table = {"fast": (max, FAST_FIRST["fast"]), "plain": (min, dispatch.anything)}
+    for _ in range(3):
+        assert dispatch.pick("op", "auto", table, X, X) is min
+    assert capsys.readouterr().err == "kernel op: plain (not fast: no such device here)\n"

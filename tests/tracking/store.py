@@ -1,0 +1,42 @@
+"""Looking into a real MLflow store (its sqlite file) without loading MLflow."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+Point = tuple[str, int, float, int]
+"""metric, step, value, time in ms"""
+
+
+class Store:
+    """The sqlite file behind a tracking uri or server."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.uri = file, f"sqlite:///{file}"
+
+    def _rows(self, query: str, *values: Any) -> list[Any]:
+        with sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def runs(self, name: str) -> list[tuple[str, str, int, int | None]]:
+        """(run id, status, start, end) of the runs called `name`."""
+        return self._rows("select run_uuid, status, start_time, end_time from runs where name = ?", name)
+
+    def points(self, run_id: str) -> list[Point]:
+        """All points but system metrics, sorted, duplicates included."""
+        rows = self._rows("select key, step, case is_nan when 1 then null else value end, timestamp from metrics where run_uuid = ?", run_id)
+        return sorted((tuple(row) for row in rows if not row[0].startswith("system/")), key=lambda row: (row[0], row[1], row[3]))
+
+    def names(self, run_id: str) -> set[str]:
+        """Names of all metrics."""
+        return {row[0] for row in self._rows("select distinct key from metrics where run_uuid = ?", run_id)}
+
+    def params(self, run_id: str) -> dict[str, str]:
+        """All params."""
+        return dict(self._rows("select key, value from params where run_uuid = ?", run_id))
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        """All tags."""
+        return dict(self._rows("select key, value from tags where run_uuid = ?", run_id))
