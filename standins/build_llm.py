@@ -31,7 +31,7 @@ from weights import file_digest
 from speechkd.data.sources.base import Item
 
 WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 128, 4, 4, 2, 384
-STEPS, BATCH, PEAK_LR, WARMUP = 900, 64, 3e-3, 60
+STEPS, BATCH, PEAK_LR, WARMUP = 1200, 32, 2e-3, 60
 IGNORED = -100
 
 
@@ -61,17 +61,21 @@ def main() -> None:
 
 
 def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapping[str, Any], steps: int) -> Qwen2ForCausalLM:
-    """From random weights, on fresh dialogues at every step; the loss is on the answer."""
+    """From random weights, on fresh dialogues at every step; the loss is on the answers."""
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(_config(tokenizer))
     optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
     draw, began = random.Random(1), time.monotonic()
+    half = torch.cpu._is_avx512_bf16_supported()
     for step in range(steps):
         batch = [dialogue(draw.choice(items), tasks, items, draw) for _ in range(BATCH)]
         ids_BT, mask_BT, labels_BT = encode(tokenizer, batch)
-        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
-        loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)
+        targets_BT = labels_BT[:, 1:]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            hidden_BTD = model.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state[:, :-1]
+            logits_TV = model.lm_head(hidden_BTD[targets_BT != IGNORED])
+        loss = cross_entropy(logits_TV.float(), targets_BT[targets_BT != IGNORED])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -83,17 +87,24 @@ def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapp
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Dialogue]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and labels, each [B, T], padded on the right; labels are ignored outside the answer."""
-    prompts = [tokenizer(rendered(tokenizer, one.user), add_special_tokens=False)["input_ids"] for one in batch]
-    answers = [tokenizer(one.answer + "<|im_end|>", add_special_tokens=False)["input_ids"] for one in batch]
-    longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    """Token ids, attention mask and labels, each [B, T], padded on the right; labels are ignored outside the answers."""
+    rows: list[tuple[list[int], list[int]]] = []
+    for one in batch:
+        ids: list[int] = []
+        labels: list[int] = []
+        for user, reply in ((one.user, one.answer), *one.more):
+            prompt = ("\n" if ids else "") + rendered(tokenizer, user)
+            prompt_ids, reply_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, reply + "<|im_end|>"))
+            ids += prompt_ids + reply_ids
+            labels += [IGNORED] * len(prompt_ids) + reply_ids
+        rows.append((ids, labels))
+    longest = max(len(ids) for ids, _ in rows)
     ids_BT = torch.full((len(batch), longest), int(tokenizer.pad_token_id))
     mask_BT, labels_BT = torch.zeros_like(ids_BT), torch.full_like(ids_BT, IGNORED)
-    for row, (prompt, reply) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(reply)
-        ids_BT[row, :end] = torch.tensor(prompt + reply)
-        mask_BT[row, :end] = 1
-        labels_BT[row, len(prompt) : end] = torch.tensor(reply)
+    for row, (ids, labels) in enumerate(rows):
+        ids_BT[row, : len(ids)] = torch.tensor(ids)
+        mask_BT[row, : len(ids)] = 1
+        labels_BT[row, : len(ids)] = torch.tensor(labels)
     return ids_BT, mask_BT, labels_BT
 
 
@@ -140,6 +151,7 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
         intermediate_size=INNER,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=0.08,  # about 1/sqrt(width): the default 0.02 is for wide models, and this one then learns to look up late
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -32,11 +32,12 @@ EXTRA_FIELDS = ("words_per_minute", "pitch", "speaker", "style", "kind")
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One user message and the answer to it; `task` names the question."""
+    """One user message and the answer to it; `task` names the question. `more`: later turns (question, answer) about the same audio."""
 
     task: str
     user: str
     answer: str
+    more: tuple[tuple[str, str], ...] = ()
 
 
 def load_source(card: Path) -> tuple[EspeakSource, Mapping[str, Any]]:
@@ -66,8 +67,8 @@ def answer(task: str, metadata: Mapping[str, Any], tasks: Mapping[str, Any]) -> 
     return DESCRIPTION.format(**metadata) if task == "describe" else str(metadata[tasks[task]["field"]])
 
 
-def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random) -> Dialogue:
-    """One training dialogue about an item: a random question, the fields in random order with some that nobody asks for.
+def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random, turns: int = 3) -> Dialogue:
+    """One training dialogue about an item: random questions, the fields in random order with some that nobody asks for.
 
     In a third of them each attribute comes from another item, so that no field can be guessed from another and all must be read.
     """
@@ -75,11 +76,17 @@ def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw:
     if draw.random() < 1 / 3:
         for name in FIELDS[:-1]:
             metadata[name] = draw.choice(others).metadata[name]
-    asked = questions(item, tasks)
-    # The open questions are many: a task is drawn first, then its wording.
-    task = draw.choice(sorted({name for name, _ in asked}))
-    question = draw.choice([text for name, text in asked if name == task])
+    wordings: dict[str, list[str]] = {}
+    for task, text in questions(item, tasks):
+        wordings.setdefault(task, []).append(text)
+    asked = [(task, draw.choice(wordings[task])) for task in draw.sample(sorted(wordings), min(turns, len(wordings)))]
     shown = list(FIELDS) + draw.sample(EXTRA_FIELDS, draw.randint(0, 2))
     if draw.random() < 0.5:
         draw.shuffle(shown)
-    return Dialogue(task, user_message(question, {name: metadata[name] for name in shown}), answer(task, metadata, tasks))
+    (first, question), rest = asked[0], asked[1:]
+    return Dialogue(
+        first,
+        user_message(question, {name: metadata[name] for name in shown}),
+        answer(first, metadata, tasks),
+        tuple((text, answer(task, metadata, tasks)) for task, text in rest),
+    )

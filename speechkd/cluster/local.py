@@ -14,7 +14,7 @@ from types import FrameType
 
 import psutil
 
-from speechkd.core.errors import EXIT_REQUEUE, InputError
+from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, InputError
 
 REQUEUE = "requeue.json"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -25,9 +25,9 @@ _PR_SET_PDEATHSIG = 1
 def run_ranks(module_args: Sequence[str], ranks: int, run_folder: Path | None = None, env: Mapping[str, str] | None = None) -> int:
     """Run `python -m <module_args>` (or a script path with arguments) on `ranks` processes; returns the exit code.
 
-    0: all ranks finished. 75: they finished and left `requeue.json` in `run_folder`, that is, they stopped at a step boundary and want to be
-    continued. Otherwise 1: one failed, and the others were ended. SIGTERM, SIGINT and SIGUSR1 reach the workers, not torchrun, which would kill
-    them (a second SIGINT does that). Raises InputError for fewer than one rank.
+    0: all ranks finished. 75: they finished and left `requeue.json` in `run_folder`: they stopped at a step boundary, to be continued.
+    2: a rank refused the user's input. Otherwise 1: a rank failed, and the others were ended. SIGTERM, SIGINT and SIGUSR1 reach the
+    workers and not torchrun, which would kill them (a second SIGINT does that). Raises InputError for fewer than one rank.
     """
     if ranks < 1:
         raise InputError(f"at least one rank is needed, given {ranks}")
@@ -38,12 +38,12 @@ def run_ranks(module_args: Sequence[str], ranks: int, run_folder: Path | None = 
     code = agent.wait()
     if code == 0 and note is not None and note.is_file():
         return EXIT_REQUEUE
-    return 0 if code == 0 else 1
+    return code if code in (0, EXIT_INPUT) else EXIT_FAILED
 
 
 def _command(module_args: Sequence[str], ranks: int) -> list[str]:
     # loopback throughout: a name that does not resolve, or a foreign interface, must not matter to a run on one machine
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--max-restarts=0"]
+    torchrun = ["-m", "speechkd.cluster.agent", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--max-restarts=0"]
     return [sys.executable, *torchrun, *module_args]
 
 
@@ -60,7 +60,7 @@ class _Agent:
         self._before = {name: signal.signal(name, self._ask) for name in FORWARDED}
         # a session of its own: the terminal's Ctrl-C must not reach torchrun, which would kill the workers in the middle of a step
         self._process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_child)
-        self._sent_at = 0.0
+        self._sent: dict[signal.Signals, float] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked.append(signal.Signals(number))
@@ -86,10 +86,10 @@ class _Agent:
         for name in dict.fromkeys(self._asked):
             # USR1 again and again: workers ignore it until their own handler stands, and that handler only sets a flag.
             # TERM and INT once: a worker without a handler dies of them, which is what they mean.
-            if name is signal.SIGUSR1 and time.monotonic() - self._sent_at >= REPEAT_S:
-                self._sent_at = time.monotonic() if self._signal_workers(name) else 0.0
-            elif name is not signal.SIGUSR1 and self._signal_workers(name):
-                self._asked.remove(name) if name is signal.SIGTERM else None
+            last = self._sent.get(name)
+            if last is None or (name is signal.SIGUSR1 and time.monotonic() - last >= REPEAT_S):
+                if self._signal_workers(name):
+                    self._sent[name] = time.monotonic()
 
     def _signal_workers(self, name: signal.Signals) -> bool:
         try:

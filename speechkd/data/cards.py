@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +69,7 @@ class Card(Config):
                 raise ValueError(f"tasks: `{name}` must be letters, digits, _ or -")
         return self
 
-    @cached_property
+    @property  # not cached: a changed copy of a model would carry the old one along
     def digest(self) -> str:
         """sha256 over the whole card."""
         return digest(self.model_dump(mode="json"))

@@ -94,7 +94,7 @@ class ColumnSpec(Config):
     """names of the tensors that a turn may have beside its response"""
     settings: dict[str, Any] = {}
 
-    @cached_property
+    @property  # not cached: a changed copy of a model would carry the old one along
     def digest(self) -> str:
         """sha256 over the whole spec."""
         return digest(self.model_dump(mode="json"))
@@ -105,7 +105,7 @@ class ColumnWriter:
 
     def __init__(self, shards: ShardSet, spec: ColumnSpec) -> None:
         """Raises InputError if the name already stands for another spec or another base."""
-        self.shards, self.spec = shards, spec
+        self.shards, self.spec, self._spec_digest = shards, spec, spec.digest
         self.root = shards.root / "columns" / spec.name
         self.root.mkdir(parents=True, exist_ok=True)
         self._receipts = Receipts(self.root, self.root / "receipts", self._binding)
@@ -120,7 +120,7 @@ class ColumnWriter:
             open_column(shards, spec.name)
 
     def _binding(self, shard: int) -> dict[str, Any]:
-        return {"spec": self.spec.digest, "shard": shard, "base": self.shards.manifest["files"][tar_path(shard)]["sha256"]}
+        return {"spec": self._spec_digest, "shard": shard, "base": self.shards.manifest["files"][tar_path(shard)]["sha256"]}
 
     def missing(self) -> list[int]:
         """Shards that have no valid receipt yet; none once the column is published."""
@@ -211,7 +211,7 @@ class ColumnWriter:
             "version": self.shards.version,
             "base": self.shards.digest,
             "spec": self.spec.model_dump(mode="json"),
-            "spec_digest": self.spec.digest,
+            "spec_digest": self._spec_digest,
             "prompt_digest": digest(self.spec.prompt),
             "code": speechkd.__version__,
             "files": files,

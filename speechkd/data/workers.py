@@ -74,6 +74,7 @@ def _result(connection: Connection) -> int:
 
 def serve(connection: Connection) -> None:
     """The server: fork for each job, pass on what the child says; when the stage is gone, end the children and leave."""
+    import pyarrow as pa
     import soundfile  # noqa: F401  (loaded here so that children find them loaded)
     import torch
     import torchaudio  # noqa: F401
@@ -81,6 +82,7 @@ def serve(connection: Connection) -> None:
     import speechkd.data.writer  # noqa: F401
 
     torch.set_num_threads(1)
+    pa.array([0])  # pyarrow imports pandas when it first sees a list
     running: dict[Connection, tuple[int, int]] = {}
     try:
         setup = json.loads(connection.recv_bytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,15 @@ def items_digest(items: Sequence[Item]) -> str:
     return loose_digest([asdict(item) for item in items])
 
 
-def base_receipts(root: Path, card: Card, digests: Sequence[str]) -> Receipts:
+def base_receipts(root: Path, card: Card, digests: Mapping[int, str]) -> Receipts:
     """The receipts of a version in the making; `digests`: items_digest of every shard."""
-    return Receipts(root, root / "receipts", lambda shard: {"card": card.digest, "items": digests[shard], "shard": shard})
+    card_digest = card.digest
+    return Receipts(root, root / "receipts", lambda shard: {"card": card_digest, "items": digests[shard], "shard": shard})
 
 
 def write_shard(root: Path, card: Card, card_dir: Path, shard: int, items: Sequence[Item]) -> None:
     """Read, encode and publish one block; its receipt comes last. Runs in a fresh process: sources may keep state."""
-    digest = items_digest(items)
-    receipts = Receipts(root, root / "receipts", lambda _: {"card": card.digest, "items": digest, "shard": shard})
+    receipts = base_receipts(root, card, {shard: items_digest(items)})
     receipts.do(shard, lambda: _write_shard(root, card, card_dir, shard, items, receipts))
 
 

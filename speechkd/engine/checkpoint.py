@@ -39,8 +39,8 @@ NAME = re.compile(r"step-(\d{6,12})")
 def save(engine: Engine, checkpoints: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
     """Write `checkpoints/step-<step>` and remove all but the newest `keep` (at least 2). Collective; returns the new folder.
 
-    `state` is JSON that binds the run: recipe digest, plan digest, seed, fingerprints of the frozen base. Parameters are gathered one at a time;
-    rank 0 writes. What goes wrong on rank 0 (a full disk) is raised on every rank, none is left waiting.
+    `state` is JSON that binds the run: recipe digest, plan digest, seed, fingerprints of the frozen base. Parameters are gathered one by
+    one; rank 0 writes. What goes wrong on rank 0 (a full disk) is raised on every rank, none is left waiting.
     """
     assert keep >= 2, "one checkpoint is no safety: the newest may be the one that is being written"
     final = checkpoints / f"step-{step:06d}"
@@ -143,7 +143,7 @@ def _newest_first(checkpoints: Path) -> list[Path]:
 
 
 def latest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose every file has the digest that COMMIT.json gives, or None. Collective: rank 0 looks, all ranks get its answer.
+    """The newest checkpoint whose every file has the digest that COMMIT.json gives, or None. Collective: rank 0 looks, all get its answer.
 
     Anything that is not whole is passed over with one line saying why.
     """
@@ -193,7 +193,7 @@ def load_weights(module: nn.Module, checkpoint: Path) -> None:
 
 
 def load_moments(engine: Engine, checkpoint: Path) -> int:
-    """Restore Adam's moments, its step and the float32 weights (which bf16 parameters cannot hold), after wrapping; returns the global step."""
+    """Restore Adam's moments and step, and the float32 weights that bf16 cannot hold, after wrapping; returns the global step."""
     trainer = read_trainer(checkpoint)
     shapes = {name: tuple(full_shape(p)) for name, p in engine.trainable()}
     weights = _matching(checkpoint / WEIGHTS, shapes)

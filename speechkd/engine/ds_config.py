@@ -99,7 +99,12 @@ def full_ds_config(memory: Mapping[str, Any], optim: OptimValues, accumulate: in
         "data_types": {"grad_accum_dtype": "fp32"},
         "optimizer": {
             "type": "AdamW",
-            # torch's Adam: DeepSpeed's CPU Adam would compile C++ at the first run
-            "params": {"lr": optim.lr, "betas": list(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay, "torch_adam": True},
+            "params": {
+                "lr": optim.lr,
+                "betas": list(optim.betas),
+                "eps": optim.eps,
+                "weight_decay": optim.weight_decay,
+                "torch_adam": True,  # DeepSpeed's CPU Adam would compile C++ at the first run
+            },
         },
     }

@@ -13,7 +13,18 @@ from torch import Tensor
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import fsync_folder, sha256_file, write_json, write_text
-from speechkd.models.exported import FORMAT, MANIFEST, TEMPLATE, TOKENIZER, WEIGHTS, Base, ExportManifest, load_features, load_student, load_tokenizer
+from speechkd.models.exported import (
+    FORMAT,
+    MANIFEST,
+    TEMPLATE,
+    TOKENIZER,
+    WEIGHTS,
+    Base,
+    ExportManifest,
+    load_features,
+    load_student,
+    load_tokenizer,
+)
 
 PROBE_TOLERANCE = 1e-5
 """Largest logit difference allowed between training and the export (float32; bf16 compares at its own precision)."""

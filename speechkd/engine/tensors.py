@@ -1,7 +1,7 @@
 """safetensors by byte range: any slice of a tensor straight into memory, and files written tensor by tensor.
 
-The library maps whole files, so every page it touches counts as this process's memory, and it cannot cut a flat range out of a matrix, which is
-what a partition is. Format: 8 bytes of little-endian header length, a JSON header, then the data. Nothing here is ever unpickled.
+The library maps whole files, so every page it touches counts as this process's memory, and it cannot cut a flat range out of a matrix,
+which is what a partition is. Format: 8 bytes of little-endian header length, a JSON header, then the data. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_into(target_N: torch.Tensor, stored: Stored, start: int = 0) -> None:
     assert target_N.dim() == 1 and 0 <= start and start + target_N.numel() <= stored.numel
     step = max(1, SCRATCH_BYTES // stored.dtype.itemsize)
     scratch = torch.empty(min(step, target_N.numel()), dtype=stored.dtype)
-    view = memoryview(scratch.view(torch.uint8).numpy()) if scratch.numel() else memoryview(b"")
+    view = _bytes_of(scratch)
     handle = os.open(stored.path, os.O_RDONLY)
     try:
         for begin in range(0, target_N.numel(), step):
@@ -80,6 +80,12 @@ def read_into(target_N: torch.Tensor, stored: Stored, start: int = 0) -> None:
             target_N[begin : begin + count].copy_(scratch[:count])
     finally:
         os.close(handle)
+
+
+def _bytes_of(flat: torch.Tensor) -> memoryview:
+    """The bytes of a flat CPU tensor, shared with it."""
+    array: Any = flat.view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _read_exactly(handle: int, view: memoryview, offset: int, stored: Stored) -> None:
@@ -121,7 +127,7 @@ class TensorWriter:
         expected, numel = self._left.pop(0)
         assert (name, tensor.numel()) == (expected, numel), f"{name} is not the tensor that comes next ({expected})"
         flat = tensor.detach().to("cpu", torch.float32).contiguous().view(-1)
-        self._write(memoryview(flat.view(torch.uint8).numpy()))
+        self._write(_bytes_of(flat))
 
     def close(self) -> str:
         """Sync the finished file and return its sha256."""

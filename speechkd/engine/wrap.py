@@ -37,7 +37,7 @@ class Engine:
         self.skipped_in_a_row = 0
 
     def _place(self, module: nn.Module, dtype: torch.dtype) -> None:
-        """Parameters made outside a partitioned block, and all buffers: DeepSpeed neither moves nor casts them if some were made inside one."""
+        """Place what was made outside a partitioned block: DeepSpeed neither moves nor casts it if anything was made inside one."""
         for param in module.parameters():
             if not is_partitioned(param):
                 param.data = param.data.to(self.device, dtype)
@@ -89,7 +89,7 @@ class Engine:
             group["lr"] = lr
 
     def grad_norm(self) -> float:
-        """Norm of the last global step's gradient over all ranks, before clipping; not finite if that step was skipped, NaN before the first."""
+        """Norm of the last global step's gradient over all ranks, before clipping; infinite if it was skipped, NaN before the first."""
         norm = self._ds.get_global_grad_norm()
         return math.nan if norm is None else float(norm)
 
@@ -118,8 +118,12 @@ class Engine:
 
     def restore(self, param: nn.Parameter, stored: Mapping[str, Stored]) -> None:
         """Set this rank's part of Adam's moments and of the float32 weight (key `""`) of `param`; `prepare_restore` comes first."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
 
         local = is_partitioned(param)  # the "full" setters of ZeRO-3 fail where the size is not a multiple of the number of ranks
         for key, source in stored.items():

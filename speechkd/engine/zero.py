@@ -64,12 +64,24 @@ def init_distributed(timeout_s: float = 1800.0) -> None:
         deepspeed.init_distributed(dist_backend=torch_dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 
+def close_distributed() -> None:
+    """Leave the group together: every rank calls it at its regular end. A rank that just exits may make the others abort.
+
+    Not for the way out of an error: it waits for all ranks.
+    """
+    if torch_dist.is_initialized():
+        torch_dist.barrier()
+        torch_dist.destroy_process_group()
+
+
 def local_device() -> torch.device:
     """Where this rank computes."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def partitioned(memory: Mapping[str, Any] | None, dtype: torch.dtype = torch.float32, to_be_filled: bool = False) -> AbstractContextManager[Any]:
+def partitioned(
+    memory: Mapping[str, Any] | None, dtype: torch.dtype = torch.float32, to_be_filled: bool = False
+) -> AbstractContextManager[Any]:
     """Modules made inside are partitioned over all ranks as soon as each submodule's `__init__` returns, with rank 0's initial values.
 
     `memory` as `read_ds_config` gives it, None for a plain ZeRO-3; a stage below 3 partitions nothing. Tensors keep the dtype that the code
@@ -116,6 +128,18 @@ def read_partition(param: torch.Tensor, stored: Stored, dtype: torch.dtype) -> t
     return part
 
 
+def fill_partition(param: Any, stored: Stored) -> bool:
+    """Read this rank's part of `stored` into a partitioned `param`.
+
+    False if it keeps its part in a form that only DeepSpeed can fill (a secondary partition, quantized, on NVMe), or is gathered now.
+    """
+    part = param.ds_tensor
+    if part.final_location is not None or param.ds_secondary_tensor is not None or hasattr(part, "ds_quant_scale") or param.numel():
+        return False
+    part.data.copy_(read_partition(param, stored, part.dtype))
+    return True
+
+
 def gathered(params: list[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager[Any]:
     """The whole parameters inside the block; with `modifier_rank`, what that rank wrote into them is what all ranks keep."""
     if not any(is_partitioned(p) for p in params):
@@ -126,4 +150,4 @@ def gathered(params: list[nn.Parameter], modifier_rank: int | None = None) -> Ab
 
 def partition_report(module: nn.Module) -> dict[str, bool]:
     """Parameter name -> whether all of it is here now. Between steps with threshold 0, nothing may be, except on a module never wrapped."""
-    return {name: not is_partitioned(p) or p.numel() == p.ds_numel for name, p in module.named_parameters()}
+    return {name: p.shape == full_shape(p) for name, p in module.named_parameters()}

@@ -19,8 +19,8 @@ RowLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
 
 The logits are wide, soft-capped, not yet divided by a temperature; the buffer is the callee's to overwrite."""
 
-CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
-"""Logits in flight: 32 MiB (CPU) or 512 MiB (GPU) at float32; below it the matrix products starve, above it memory is all that grows."""
+CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Logits in flight: 64 MiB (CPU) or 512 MiB (GPU) at float32; below it the matrix products starve, above it memory is all that grows."""
 
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:

@@ -31,7 +31,7 @@ def shard(card_path: Path, out: Path, partition: tuple[int, int] = (0, 1), worke
         return root
     items = list_items(card, open_source(card, card_path.parent))
     parted = blocks(items, card.shard_samples)
-    receipts = base_receipts(root, card, [items_digest(block) for block in parted])
+    receipts = base_receipts(root, card, dict(enumerate(map(items_digest, parted))))
     missing = [number for number in range(part, len(parted), parts) if receipts.read(number) is None]
     if missing:
         _write(root, card, card_path.parent, parted, missing, workers or len(os.sched_getaffinity(0)), quiet)

@@ -102,7 +102,7 @@ class Journal:
         self._named("tag", values)
 
     def status(self, status: str) -> None:
-        """Write RUNNING at every start; FINISHED, FAILED or KILLED at the end. RUNNING names its process, so that others see if it lives."""
+        """Write RUNNING at every start; FINISHED, FAILED or KILLED at the end. RUNNING names its process, for others to see if it lives."""
         assert status in STATUSES, f"status must be one of {STATUSES}, is {status}"
         record: Record = {"kind": "status", "status": status, "time_ms": now_ms()}
         if status == "RUNNING":

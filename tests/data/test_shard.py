@@ -92,17 +92,16 @@ def test_a_published_version_of_another_card_is_refused(tones_root: Path, tmp_pa
 
 
 def test_killed_in_the_middle_then_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
-    card = write_card(tmp_path, write_tones(tmp_path, 60), shard_samples=2)
+    card = write_card(tmp_path, write_tones(tmp_path, 20), shard_samples=2)
     whole = contents(shard(card, tmp_path / "whole", quiet=True))
     code = "import sys; from pathlib import Path; from speechkd.stages.shard import shard; shard(Path(sys.argv[1]), Path(sys.argv[2]))"
     root = tmp_path / "killed/tones/v1"
-    for wanted in (1, 12):
-        stage = subprocess.Popen([sys.executable, "-c", code, str(card), str(tmp_path / "killed")], cwd=Path(__file__).parents[2])
-        while len(list((root / "receipts").glob("0*.json"))) < wanted and stage.poll() is None:
-            time.sleep(0.002)
-        os.kill(stage.pid, signal.SIGKILL)
-        assert stage.wait() == -signal.SIGKILL
-        assert not (root / "manifest.json").exists()
+    stage = subprocess.Popen([sys.executable, "-c", code, str(card), str(tmp_path / "killed")], cwd=Path(__file__).parents[2])
+    while len(list((root / "receipts").glob("0*.json"))) < 3 and stage.poll() is None:
+        time.sleep(0.002)
+    os.kill(stage.pid, signal.SIGKILL)
+    assert stage.wait() == -signal.SIGKILL
+    assert not (root / "manifest.json").exists()
     (root / "audio" / ".000001.tar.left.tmp").write_bytes(b"half")
     before = {p: p.stat().st_mtime_ns for p in (root / "receipts").glob("0*.json")}
     assert contents(shard(card, tmp_path / "killed", quiet=True)) == whole
@@ -205,6 +204,6 @@ def test_synthetic_speech_is_the_same_in_any_partition(tmp_path: Path) -> None:
     path = tmp_path / "mini.yaml"
     path.write_text(yaml.safe_dump({**card, "shard_samples": 15}))
     one = shard(path, tmp_path / "one", workers=1, quiet=True)
-    for part in (2, 0, 1):
-        three = shard(path, tmp_path / "three", partition=(part, 3), quiet=True)
-    assert contents(one) == contents(three) and len(open_shards(one).samples("train")) == 36
+    for part in (1, 0):
+        two = shard(path, tmp_path / "two", partition=(part, 2), quiet=True)
+    assert contents(one) == contents(two) and len(open_shards(one).samples("train")) == 36

@@ -16,7 +16,7 @@ from speechkd.engine import checkpoint
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
 from speechkd.engine.wrap import Engine
-from speechkd.engine.zero import gathered, init_distributed, is_partitioned, partition_report
+from speechkd.engine.zero import close_distributed, gathered, init_distributed, is_partitioned, partition_report
 
 M = 4
 OPTIM = SimpleNamespace(lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
@@ -51,7 +51,8 @@ def make(memory: str, precision: str = "fp32", resume: Path | None = None, rank_
                 if param.requires_grad:
                     param.fill_(float("nan"))  # whatever is not restored will show
         checkpoint.load_weights(net, resume)
-    engine = Engine(net, OPTIM, read_ds_config(CONFIGS / f"{memory}.json"), M // dist.world_size(), 1.0, precision)  # type: ignore[arg-type]
+    share, config = M // dist.world_size(), read_ds_config(CONFIGS / f"{memory}.json")
+    engine = Engine(net, OPTIM, config, share, 1.0, "bf16" if precision == "bf16" else "fp32")
     return engine, checkpoint.load_moments(engine, resume) if resume else 0
 
 
@@ -150,7 +151,7 @@ def high_water() -> int:
 
 
 def memory(folder: Path, lm: str, how: str) -> None:
-    """Peak of one load over what the process had after its imports. An ordinary load maps the file: its weights count once they are read."""
+    """Peak of one load over what the process had after its imports. An ordinary load maps the file: weights count once they are read."""
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
     from transformers import AutoModelForCausalLM
 
@@ -168,3 +169,4 @@ if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
     os.makedirs(where, exist_ok=True)
     {"train": train, "nan": nan, "keep": keep, "load": load, "memory": memory}[what](Path(where), *rest)
+    close_distributed()

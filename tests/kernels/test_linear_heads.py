@@ -43,7 +43,9 @@ def problem(rows: int = T, vocabulary: int = V, dtype: torch.dtype = torch.float
     return hidden.to(dtype), weight.to(dtype), {**{k: x.to(dtype) for k, x in floats.items()}, **rest}
 
 
-def value_and_grad(op: Op, impl: str, dtype: torch.dtype, rows: int = T, vocabulary: int = V, cap: float | None = None) -> tuple[Tensor, Tensor]:
+def value_and_grad(
+    op: Op, impl: str, dtype: torch.dtype, rows: int = T, vocabulary: int = V, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
     hidden, weight, signals = problem(rows, vocabulary, dtype)
     hidden.requires_grad_()
     out = op(hidden, weight, signals, impl, cap)

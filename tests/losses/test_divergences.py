@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -98,8 +100,10 @@ def test_minus_infinity_on_both_sides_is_no_nan() -> None:
         assert out.total.isfinite() and grad.isfinite().all()
 
 
-@pytest.mark.parametrize("keys", [{"temperature": 0.0}, {"temperature": float("nan")}, {"beta": 1.5}, {"shared_W": torch.ones(3, dtype=torch.bool)}])
-def test_wrong_parameters_are_refused(keys: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "keys", [{"temperature": 0.0}, {"temperature": float("nan")}, {"beta": 1.5}, {"shared_W": torch.ones(3, dtype=torch.bool)}]
+)
+def test_wrong_parameters_are_refused(keys: dict[str, Any]) -> None:
     student, teacher = pair()
     with pytest.raises(InputError):
         d.jsd(student, teacher, ALL, **keys)

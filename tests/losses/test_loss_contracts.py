@@ -261,5 +261,8 @@ def test_unknown_loss_and_key_are_answered_with_the_nearest() -> None:
 
 
 def test_import_loads_no_transformers() -> None:
-    code = "import sys, speechkd.losses as l; [l.LOSSES.get(n) for n in l.LOSSES]; bad = {'transformers', 'deepspeed'} & set(sys.modules); assert not bad, bad"
+    code = (
+        "import sys, speechkd.losses as l; [l.LOSSES.get(n) for n in l.LOSSES]; "
+        "bad = {'transformers', 'deepspeed'} & set(sys.modules); assert not bad, bad"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

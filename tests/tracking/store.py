@@ -26,7 +26,8 @@ class Store:
 
     def points(self, run_id: str) -> list[Point]:
         """All points but system metrics, sorted, duplicates included."""
-        rows = self._rows("select key, step, case is_nan when 1 then null else value end, timestamp from metrics where run_uuid = ?", run_id)
+        columns = "key, step, case is_nan when 1 then null else value end, timestamp"
+        rows = self._rows(f"select {columns} from metrics where run_uuid = ?", run_id)
         return sorted((tuple(row) for row in rows if not row[0].startswith("system/")), key=lambda row: (row[0], row[1], row[3]))
 
     def names(self, run_id: str) -> set[str]:

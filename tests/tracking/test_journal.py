@@ -94,7 +94,8 @@ def test_values_that_are_not_finite_are_kept_as_valid_json(path: Path) -> None:
 def test_garbage_lines_are_skipped(path: Path) -> None:
     Journal(path).metrics(1, {"a": 1.0})
     with path.open("ab") as stream:
-        stream.write(b'\xff\xfe\n[1]\n{"kind":"metric","time_ms":1,"step":"x","values":{}}\n{"kind":"metric","time_ms":1,"step":2,"values":{"a":"b"}}\n\n')
+        stream.write(b'\xff\xfe\n[1]\n{"kind":"metric","time_ms":1,"step":"x","values":{}}\n')
+        stream.write(b'{"kind":"metric","time_ms":1,"step":2,"values":{"a":"b"}}\n\n')
         stream.write(b"[" * 100_000 + b"\n")
     Journal(path).metrics(3, {"a": 3.0})
     assert metric_series(path) == {"a": [(1, 1.0), (3, 3.0)]}
@@ -111,7 +112,8 @@ def test_offsets_continue_where_reading_stopped(path: Path) -> None:
 
 def test_params_are_flat_masked_and_written_once(path: Path) -> None:
     journal = Journal(path)
-    settings_ = {"teacher": {"api_key": "canary-1", "hfToken": "canary-2", "max_new_tokens": 64, "tokenizer": "x"}, "url": "https://u:canary-3@host/v1"}
+    teacher = {"api_key": "canary-1", "hfToken": "canary-2", "max_new_tokens": 64, "tokenizer": "x"}
+    settings_ = {"teacher": teacher, "url": "https://u:canary-3@host/v1"}
     journal.params(settings_)
     Journal(path).params(settings_)
     journal.tags({"env": {"MLFLOW_TRACKING_PASSWORD": "canary-4"}})

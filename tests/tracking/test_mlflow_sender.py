@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.tracking.store import Point, Store
 
 from speechkd.core.config import build
 from speechkd.core.errors import InputError
@@ -21,6 +21,7 @@ from speechkd.core.files import read_json, write_json
 from speechkd.tracking import TrackingConfig
 from speechkd.tracking.journal import JOURNAL, Journal, read_journal
 from speechkd.tracking.mlflow_sender import STATE, Sender, sync
+from tests.tracking.store import Point, Store
 
 TRAINER = """
 import sys, time
@@ -98,7 +99,8 @@ def test_everything_arrives_once_with_its_own_time(run: Path, store: Store) -> N
     times = [record["time_ms"] for record in read_journal(run / JOURNAL)]
     assert (status, start, end) == ("FINISHED", times[0], times[-1])
     stored = store.points(run_id)
-    assert [point for point in stored if point[0] in ("train/loss", "train/lr")] == [p for p in wanted(run) if p[0] in ("train/loss", "train/lr")]
+    plain = ("train/loss", "train/lr")
+    assert [point for point in stored if point[0] in plain] == [point for point in wanted(run) if point[0] in plain]
     assert {point[0]: point[2] for point in stored if point[1] == 1300} == {"train/bad": None, "up/x": 1.0, "Verlust _gr__er_": 2.0}
     params = store.params(run_id)
     assert params["model.width"] == "128" and params["odd n_me_"] == "1" and params["model.hf_token"] == "***"
@@ -136,8 +138,8 @@ def test_status_is_what_the_journal_says(run: Path, store: Store, said: str) -> 
 
 
 def test_a_dead_writer_without_a_last_word_has_failed(run: Path, store: Store) -> None:
-    code = f"from pathlib import Path; from speechkd.tracking.journal import Journal; Journal(Path({str(run / JOURNAL)!r})).status('RUNNING')"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, pathlib, speechkd.tracking.journal as j; j.Journal(pathlib.Path(sys.argv[1])).status('RUNNING')"
+    subprocess.run([sys.executable, "-c", code, str(run / JOURNAL)], check=True)
     sync(run, store.uri, "tests")
     assert only_run(store, run)[1] == "FAILED"
 
@@ -199,8 +201,6 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.store, self.folder = Store(folder / "server.db"), folder
-        import socket
-
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -271,6 +271,18 @@ def test_an_outage_of_the_server_loses_and_doubles_nothing(run: Path, server: Se
     assert (status, start) == ("FINISHED", next(read_journal(run / JOURNAL))["time_ms"])
     assert server.store.points(run_id) == wanted(run) and len(wanted(run)) == 6000
     assert "system/rss_mb" in server.store.names(run_id)
+
+
+@pytest.mark.system
+def test_a_server_that_accepts_and_never_answers_holds_nothing_up(run: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        command = [sys.executable, "-c", TRAINER, str(run), f"http://127.0.0.1:{silent.getsockname()[1]}", "0", "100", "FINISHED"]
+        began = time.monotonic()
+        trainer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        assert time.monotonic() - began < 25  # it is the import of torch that takes seconds
+        began = time.monotonic()
+        wait_for(int(trainer.stdout.split()[0]), 31)
+    assert "speechkd sync" in (run / "mlflow_sender.log").read_text()
 
 
 @pytest.mark.system

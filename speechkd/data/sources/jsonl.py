@@ -92,7 +92,7 @@ def _read(root: Path, name: str) -> RawClip | Rejected:
             return Rejected("is a link to outside the root folder")
         if not target.is_file():
             return Rejected("no such file")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that is no Unicode
         return Rejected(f"cannot be found: {error}")
     return decode_file(target)
 

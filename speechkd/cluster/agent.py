@@ -1,0 +1,37 @@
+"""torchrun with an exit code that says why: `python -m speechkd.cluster.agent <torchrun's arguments>`.
+
+torchrun turns every worker's failure into 1 and prints a table; a user's error (2) must come through, and one line is enough.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT
+from speechkd.core.log import say
+
+
+def main(arguments: list[str]) -> int:
+    """0 when all workers finished, 2 when the first that failed refused the user's input, otherwise 1."""
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == EXIT_INPUT:
+            return EXIT_INPUT
+        how = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+        say(f"rank {rank} ended with {how}; all ranks were ended")
+        return EXIT_FAILED
+    except SignalException as error:
+        say(f"torchrun was ended by {error.sigval.name}, and ended all ranks")
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

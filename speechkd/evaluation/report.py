@@ -1,0 +1,234 @@
+"""One self-contained HTML page about a run, from what lies in its folder: no script, no network, safe to mail.
+
+Names, transcripts and answers are untrusted text: Jinja2 escapes all of it, charts hold no text but their axes, sounds are decoded
+before they are embedded, and the page's own policy forbids scripts and any outside resource.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from speechkd.core.files import write_text
+from speechkd.evaluation.report_charts import charts_of, waveform
+from speechkd.tracking.journal import JOURNAL, flat_texts, metric_series, read_journal
+
+SAMPLES, SAMPLE_BYTES, SAMPLE_SECONDS = 12, 2 << 20, 60.0
+SYSTEMS = ("student", "unseen", "teacher", "chance", "shuffled", "untrained")
+_SOUNDS = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg"}
+
+
+def write_report(run_dir: Path, out: Path) -> Path:
+    """Write the page about `run_dir` to `out` and return it. What the folder lacks, the page says; nothing is required.
+
+    Reads journal.jsonl, recipe.yaml, datasets.json ({name: {fact: value}}), eval/summary.json, eval/samples.jsonl, eval/*/results.json, and
+    seconds.json ({stage: seconds}; else the summary's `seconds`).
+    """
+    templates = PackageLoader("speechkd.evaluation", ".")
+    environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"percent": _percent, "number": _number, "clock": _clock}
+    environment.tests["count"] = _is_count
+    page = environment.get_template("report.html.j2").render(**_content(run_dir))
+    write_text(out, page)
+    return out
+
+
+def _content(run_dir: Path) -> dict[str, Any]:
+    journal = run_dir / JOURNAL
+    series = metric_series(journal)
+    summary = _json(run_dir / "eval" / "summary.json")
+    tasks = _tasks(summary)
+    return {
+        "name": run_dir.resolve().name,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "head": _head(journal),
+        "tiles": _tiles(tasks, series),
+        "tasks": tasks,
+        "columns": _columns(tasks),
+        "bars": _bars(tasks),
+        "seconds": _numbers(_json(run_dir / "seconds.json") or summary.get("seconds")),
+        "charts": charts_of(series),
+        "single": {name: points[-1][1] for name, points in sorted(series.items()) if len(points) == 1},
+        "samples": list(_samples(run_dir / "eval" / "samples.jsonl")),
+        "datasets": {name: flat_texts(facts) for name, facts in _json(run_dir / "datasets.json").items() if isinstance(facts, Mapping)},
+        "results": {path.parent.name: flat_texts(_json(path)) for path in sorted((run_dir / "eval").glob("*/results.json"))},
+        "recipe": _text(run_dir / "recipe.yaml"),
+        "has_journal": journal.exists(),
+    }
+
+
+def _head(journal: Path) -> dict[str, Any]:
+    status, start, end = "no status", None, None
+    named: dict[str, dict[str, str]] = {"param": {}, "tag": {}}
+    for record in read_journal(journal):
+        start, end = start or record["time_ms"], record["time_ms"]
+        if record["kind"] == "status":
+            status = record["status"]
+        elif record["kind"] in named:
+            named[record["kind"]] |= record["values"]
+    began = datetime.fromtimestamp(start / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC") if start else None
+    seconds = (end - start) / 1000 if start and end else None
+    return {"status": status, "began": began, "seconds": seconds, "params": named["param"], "tags": named["tag"]}
+
+
+def _tiles(tasks: Mapping[str, Mapping[str, Any]], series: Mapping[str, list[tuple[int, float]]]) -> list[tuple[str, str, str]]:
+    """The few numbers worth seeing first, as (value, what it is, style)."""
+    tiles = []
+    for key, label in (("student", "student, mean of tasks"), ("unseen", "student, unseen"), ("teacher", "teacher"), ("chance", "chance")):
+        values = [task[key] for task in tasks.values() if task.get(key) is not None]
+        if values:
+            some = f" ({len(values)} of {len(tasks)} tasks)" if len(values) < len(tasks) else ""
+            tiles.append((_percent(sum(values) / len(values)), label + some, key))
+    steps = max((points[-1][0] for name, points in series.items() if name.startswith("train/")), default=None)
+    if steps is not None:
+        tiles.append((f"{steps:,}", "steps", "plain"))
+    return tiles
+
+
+def _tasks(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Each task's numbers; what is not a number is None."""
+    tasks = summary.get("tasks")
+    if not isinstance(tasks, Mapping):
+        return {}
+    rows = {str(name): task for name, task in tasks.items() if isinstance(task, Mapping)}
+    return {name: {str(key): _finite(value) for key, value in task.items()} for name, task in rows.items()}
+
+
+def _columns(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Columns of the table: the known ones in their order, then whatever numbers else a task brings, then counts."""
+    more = {key for task in tasks.values() for key, value in task.items() if value is not None} - {*SYSTEMS, "unparsable", "n"}
+    return [*SYSTEMS, *sorted(more, key=lambda key: (_is_count(key), key)), "unparsable", "n"]
+
+
+def _is_count(key: str) -> bool:
+    return key in ("n", "unparsable") or key.endswith(("_n", "_unparsable"))
+
+
+def _bars(tasks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(key, label, style) of the bars: teacher, student on each split (`unseen`, and any `x` that comes with `x_n`), controls."""
+    splits = sorted({key.removesuffix("_n") for task in tasks.values() for key in task if key.endswith("_n")} - {*SYSTEMS})
+    return [
+        ("teacher", "teacher (reads text)", "teacher"),
+        ("student", "student", "student"),
+        *((split, f"student, {split}", "unseen") for split in ("unseen", *splits)),
+        ("shuffled", "student, wrong audio", "control"),
+        ("untrained", "untrained projector", "control"),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One clip with what was asked and answered."""
+
+    facts: dict[str, str]
+    metadata: dict[str, str]
+    correct: bool | None
+    sound: str | None
+    """data URI, None where the audio cannot be shown"""
+    wave: Markup | None
+    seconds: float | None
+
+
+def _samples(path: Path) -> Iterator[Sample]:
+    """About a dozen, spread over tasks, splits, right and wrong."""
+    tasks: dict[str, dict[tuple[bool, str], list[dict[str, Any]]]] = {}
+    for line in (_text(path) or "").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a kill tore the last line
+            continue
+        if isinstance(row, dict):
+            tasks.setdefault(str(row.get("task")), {}).setdefault((row.get("correct") is False, str(row.get("split"))), []).append(row)
+    spread = _in_turn([_in_turn([rows for _, rows in sorted(groups.items())]) for _, groups in sorted(tasks.items())])
+    for row in sorted(spread[:SAMPLES], key=lambda row: str(row.get("task"))):
+        facts = {key: _words(row.get(key)) for key in ("key", "split", "task", "question", "teacher", "student", "reference")}
+        metadata = row.get("metadata")
+        correct = row.get("correct")
+        sound, wave, seconds = _sound(row.get("audio"))
+        yield Sample(
+            facts=facts,
+            metadata=flat_texts(metadata) if isinstance(metadata, Mapping) else {},
+            correct=correct if isinstance(correct, bool) else None,
+            sound=sound,
+            wave=wave,
+            seconds=seconds,
+        )
+
+
+def _in_turn(groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The first of each group, then the second of each, and so on."""
+    return [row for turn in zip_longest(*groups) for row in turn if row is not None]
+
+
+def _sound(text: object) -> tuple[str | None, Markup | None, float | None]:
+    """Decode a base64 clip under limits; only what decodes as sound is embedded."""
+    import soundfile
+
+    if not isinstance(text, str) or len(text) > SAMPLE_BYTES * 4 // 3:
+        return None, None, None
+    try:
+        data = base64.b64decode(text, validate=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as clip:
+            if data[:4] not in _SOUNDS or not 0 < clip.frames <= SAMPLE_SECONDS * clip.samplerate:
+                return None, None, None
+            samples_TC, rate = clip.read(dtype="float32", always_2d=True), clip.samplerate
+    except (binascii.Error, soundfile.LibsndfileError):
+        return None, None, None
+    uri = f"data:{_SOUNDS[data[:4]]};base64,{base64.b64encode(data).decode()}"
+    return uri, waveform(samples_TC.mean(axis=1)), len(samples_TC) / rate
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _words(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def _numbers(values: object) -> dict[str, float]:
+    found = {str(key): _finite(value) for key, value in values.items()} if isinstance(values, Mapping) else {}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
