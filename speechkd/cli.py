@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -16,7 +16,7 @@ RecipePath = Annotated[Path, typer.Argument(help="a recipe, e.g. pipelines/meta_
 Sets = Annotated[Optional[list[str]], typer.Option("--set", help="override one key: a.b=value (repeatable)")]
 Partition = Annotated[str, typer.Option(help="I/N: do part I (from 0) of N, for job arrays")]
 Ranks = Annotated[int, typer.Option(help="processes on this machine")]
-Resume = Annotated[str, typer.Option(help="auto | require | never")]
+Resume = Annotated[Literal["auto", "require", "never"], typer.Option(help="auto: continue if there is a checkpoint")]
 
 
 @app.command()

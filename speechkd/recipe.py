@@ -115,8 +115,8 @@ class Recipe(Config):
         return Path(self.runs) / self.name
 
     def digest(self) -> str:
-        """Digest of everything that changes the trained student (not where it is logged or how it is judged)."""
-        return digest(self.model_dump(mode="json", exclude={"tracking", "evaluation", "runs", "description"}))
+        """Digest of everything that changes the trained student (not its name, where it is logged or how it is judged)."""
+        return digest(self.model_dump(mode="json", exclude={"name", "tracking", "evaluation", "runs", "description"}))
 
 
 def _list(names: frozenset[str]) -> str:

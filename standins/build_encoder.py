@@ -103,7 +103,7 @@ def train(
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         schedule.step()
-        if step % 100 == 99 or step == steps - 1:
+        if step % 50 == 49 or step == steps - 1:
             print(f"encoder step {step + 1}/{steps} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
     return model.eval(), head
 

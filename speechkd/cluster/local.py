@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -18,7 +19,7 @@ from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, InputErr
 
 REQUEUE = "requeue.json"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-POLL_S, REPEAT_S = 0.1, 1.0
+POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
@@ -60,7 +61,7 @@ class _Agent:
         self._before = {name: signal.signal(name, self._ask) for name in FORWARDED}
         # a session of its own: the terminal's Ctrl-C must not reach torchrun, which would kill the workers in the middle of a step
         self._process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_child)
-        self._sent: dict[signal.Signals, float] = {}
+        self._sent: set[tuple[signal.Signals, int]] = set()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked.append(signal.Signals(number))
@@ -84,24 +85,28 @@ class _Agent:
             self._process.terminate()
             return
         for name in dict.fromkeys(self._asked):
-            # USR1 again and again: workers ignore it until their own handler stands, and that handler only sets a flag.
-            # TERM and INT once: a worker without a handler dies of them, which is what they mean.
-            last = self._sent.get(name)
-            if last is None or (name is signal.SIGUSR1 and time.monotonic() - last >= REPEAT_S):
-                if self._signal_workers(name):
-                    self._sent[name] = time.monotonic()
+            for worker in self._workers():
+                # A worker inherits that USR1 is ignored, so it waits until the worker listens. TERM and INT do not wait: whoever has no
+                # handler dies of them, which is what they mean. Each goes once: a handler is gone while Python shuts down.
+                if (name, worker.pid) not in self._sent and (name is not signal.SIGUSR1 or _listens(worker.pid, name)):
+                    self._sent.add((name, worker.pid))
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        worker.send_signal(name)
 
-    def _signal_workers(self, name: signal.Signals) -> bool:
+    def _workers(self) -> list[psutil.Process]:
         try:
-            workers = psutil.Process(self._process.pid).children()
+            return list(psutil.Process(self._process.pid).children())
         except psutil.NoSuchProcess:
-            return False
-        for worker in workers:
-            try:
-                worker.send_signal(name)
-            except psutil.NoSuchProcess:
-                pass
-        return bool(workers)
+            return []
+
+
+def _listens(pid: int, name: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, by the mask that Linux shows; elsewhere it is taken for granted."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return sys.platform != "linux"
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (name - 1) & 1)
 
 
 def _child() -> None:

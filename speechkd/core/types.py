@@ -33,7 +33,7 @@ class LossOut(NamedTuple):
     """
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count, which nobody calls on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

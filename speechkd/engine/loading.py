@@ -1,6 +1,6 @@
 """Pretrained models from local folders or the hub, partitioned while they load: no rank ever holds a whole model.
 
-`from_pretrained` under ZeRO-3 needs more memory than an ordinary load, not less (measured with 1 GB on two ranks: 1.6 times on rank 0, 1.3 on
+`from_pretrained` under ZeRO-3 needs more memory than an ordinary load, not less (measured, 1 GB on two ranks: 1.6 times on rank 0, 1.3 on
 rank 1). Here the module is created partitioned and every rank reads only its own slice of every tensor, by byte range (0.57 on both).
 """
 
@@ -208,7 +208,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Stored], folder: Path) -> None
     """Fill every parameter and persistent buffer of `module` with the tensor of its name; tied ones may stand under any name.
 
     Of a partitioned parameter each rank reads its own slice. Raises DataError naming what is missing, unexpected or of another shape:
-    nothing is ever left as it was created. Collective where a parameter can only be filled gathered (secondary partitions, offload to NVMe).
+    nothing is left as it was created. Collective where a parameter can only be filled gathered (secondary partitions, offload to NVMe).
     """
     from speechkd.engine.zero import full_shape
 

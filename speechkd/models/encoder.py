@@ -20,7 +20,7 @@ class FrozenEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder.requires_grad_(False)
+        self.encoder: Any = encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: a frozen teacher of features has no dropout."""

@@ -27,9 +27,9 @@ class Head(nn.Module):
 class LanguageModel(nn.Module):
     """A frozen causal LM from transformers."""
 
-    def __init__(self, causal_lm: nn.Module) -> None:
+    def __init__(self, causal_lm: Any) -> None:
         super().__init__()
-        self.lm = causal_lm.requires_grad_(False)
+        self.lm: Any = causal_lm.requires_grad_(False)
         self.head = Head(causal_lm.get_output_embeddings().weight)
         config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)

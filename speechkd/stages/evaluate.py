@@ -89,10 +89,10 @@ def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], students
     limits = (recipe.evaluation.max_new_tokens, recipe.evaluation.batch_size)
 
     def own(question: Question) -> np.ndarray:
-        return reader.audio(question.sample.row)
+        return _hear(reader, question)
 
     def swapped(question: Question) -> np.ndarray:
-        return reader.audio(other[question.task, question.sample.key].sample.row)
+        return _hear(reader, other[question.task, question.sample.key])
 
     predictions = {
         "student": ask(students["student"], asked, own, *limits, label="eval student"),
@@ -110,6 +110,12 @@ def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], students
                 Prediction(q.task, q.split, q.sample.key, q.instruction, q.reference, column.read(row).text) for q, row in found
             ]
     return predictions
+
+
+def _hear(reader: Reader, question: Question) -> np.ndarray:
+    samples_T = reader.audio(question.sample.row)
+    assert samples_T is not None, "questions are asked only about clips"
+    return samples_T
 
 
 def _summary(
@@ -143,7 +149,7 @@ def _samples(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], predicti
     reader = Reader(corpus.shards)
     answers = {system: {(p.task, p.key): p.answer for p in ps} for system, ps in predictions.items()}
     step = max(1, len(asked) // max(1, recipe.evaluation.samples))
-    rows = []
+    rows: list[dict[str, object]] = []
     for question in asked[::step][: recipe.evaluation.samples]:
         where = (question.task, question.sample.key)
         answer = answers["student"].get(where, "")
@@ -160,7 +166,7 @@ def _samples(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], predicti
                 "reference": question.reference,
                 "correct": result.hits == result.total,
                 "metadata": dict(question.sample.metadata),
-                "audio": base64.b64encode(encode_flac(reader.audio(question.sample.row))).decode(),
+                "audio": base64.b64encode(encode_flac(_hear(reader, question))).decode(),
             }
         )
     return rows

@@ -7,15 +7,19 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
+from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, write_json
 from speechkd.core.log import say
 from speechkd.evaluation.report import write_report
+from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import SUMMARY, evaluate
 from speechkd.stages.export import export
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from speechkd.stages.train import train
+from speechkd.tracking.journal import JOURNAL, Journal
+from speechkd.tracking.mlflow_sender import sync
 
 T = TypeVar("T")
 EXPORT, EVAL, REPORT, SECONDS = "export", "eval", "report.html", "seconds.json"
@@ -46,17 +50,36 @@ def run(recipe: Recipe, ranks: int) -> int:
     folder = recipe.run_dir
     folder.mkdir(parents=True, exist_ok=True)
     watch = Stopwatch(folder / SECONDS)
-    for corpus in recipe.data.corpora:
-        watch.time("shard", lambda card=corpus.card: shard(Path(card), Path(recipe.data.root)))
-    # All teachers of all roles in use; the KD teacher also answers the test splits, as the upper bound of the evaluation.
+    watch.time("shard", lambda: [shard(Path(corpus.card), Path(recipe.data.root)) for corpus in recipe.data.corpora])
     watch.time("teach", lambda: teach(recipe))
     code = watch.time("train", lambda: train(recipe, ranks))
     if code:
         return code
     exported = watch.time("export", lambda: export(folder, folder / EXPORT))
     graded = watch.time("eval", lambda: evaluate(recipe, exported, folder / EVAL))
-    summary = {key: value for key, value in read_json(graded / SUMMARY).items() if key != "inputs"}
-    write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
-    watch.time("report", lambda: write_report(folder, folder / REPORT))
-    write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
+    summary = read_json(graded / SUMMARY)
+    if not _is_told(folder, summary["inputs"]):
+        write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
+        watch.time("report", lambda: write_report(folder, folder / REPORT))
+        _tell_mlflow(recipe, folder, summary["tasks"], read_json(exported / MANIFEST)["step"])
+        write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
     return 0
+
+
+def _is_told(folder: Path, inputs: str) -> bool:
+    """Whether summary and report are of this very evaluation already."""
+    return (folder / REPORT).is_file() and (folder / SUMMARY).is_file() and read_json(folder / SUMMARY).get("inputs") == inputs
+
+
+def _tell_mlflow(recipe: Recipe, folder: Path, tasks: dict[str, dict[str, object]], step: int) -> None:
+    """Results and report join the run's metrics; a server that is away gets them later by `speechkd sync`."""
+    journal = Journal(folder / JOURNAL)
+    values = {f"eval/{task}/{name}": value for task, row in tasks.items() for name, value in row.items() if isinstance(value, (int, float))}
+    journal.metrics(step, values)
+    journal.artifact(REPORT)
+    journal.close()
+    if recipe.tracking.uri:
+        try:
+            sync(folder, recipe.tracking.uri, recipe.tracking.experiment)
+        except (ConnectionError, InputError) as error:
+            say(f"mlflow: {error}; `speechkd sync {folder}` sends it later")

@@ -23,6 +23,8 @@ from speechkd.tracking.mlflow_sender import start_sender
 
 Resume = Literal["auto", "require", "never"]
 RECIPE, RUN, CHECKPOINTS, PROBES, REQUEUE = "recipe.yaml", "run.json", "checkpoints", "probes", "requeue.json"
+DATASETS = "datasets.json"
+SENDER_GRACE_S = 30
 
 
 def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | None = None) -> int:
@@ -47,15 +49,25 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in supplies}))
     quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in supplies}.values())
     journal.metrics(0, {"data/quarantined": quarantined})
-    if recipe.tracking.uri:
-        start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment)
+    write_json(folder / DATASETS, {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies})
+    sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment) if recipe.tracking.uri else None
     code = 1
     try:
         code = run_ranks(["-m", "speechkd.stages.worker", str(folder)], ranks, folder)
     finally:
         journal.status("FINISHED" if code == 0 else "KILLED" if code == EXIT_REQUEUE else "FAILED")
         journal.close()
+        if sender is not None:
+            _let_finish(sender)
     return code
+
+
+def _let_finish(sender: subprocess.Popen[bytes]) -> None:
+    """Give the sender its half minute, so that MLflow is complete when the command ends; it ends by itself in any case."""
+    try:
+        sender.wait(timeout=SENDER_GRACE_S)
+    except subprocess.TimeoutExpired:
+        say("train: MLflow is slow; the sender goes on in the background, and the journal has everything")
 
 
 def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) -> None:

@@ -16,7 +16,7 @@ from speechkd.core.log import progress, say
 from speechkd.core.seeds import derive, torch_seed
 from speechkd.core.types import Batch
 from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_trainer, save
-from speechkd.engine.ds_config import read_ds_config, stage
+from speechkd.engine.ds_config import Precision, read_ds_config, stage
 from speechkd.engine.export import save_probe
 from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
 from speechkd.engine.wrap import Engine
@@ -63,7 +63,7 @@ def work(folder: Path) -> None:
         _same_run(read_trainer(newest), recipe, schedule, newest)
         load_weights(distiller, newest)
     accumulate = recipe.plan.micro_batches // world
-    precision = "bf16" if recipe.student.dtype == "bfloat16" else "fp32"
+    precision: Precision = "bf16" if recipe.student.dtype == "bfloat16" else "fp32"
     engine = Engine(distiller, recipe.optim, read_ds_config(Path(recipe.deepspeed)), accumulate, recipe.optim.clip, precision)
     start = 0
     if newest is not None:

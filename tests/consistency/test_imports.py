@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("transformers", "deepspeed", "mlflow", "webdataset", "plotly", "peft", "pandas")
+HEAVY = ("transformers", "deepspeed", "mlflow", "webdataset", "matplotlib", "peft", "pandas")
 LIGHT = {
     "speechkd": (*HEAVY, "torch", "numpy"),
     "speechkd.core.config": (*HEAVY, "torch", "numpy"),

@@ -25,8 +25,8 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def models(recipe: Recipe) -> set[str]:
     """Model names of the student and of every teacher."""
-    named = {getattr(teacher, "model", None) for teacher in recipe.teachers.values()}
-    return {recipe.student.encoder, recipe.student.llm, *named} - {None}
+    named = {str(getattr(teacher, "model")) for teacher in recipe.teachers.values() if hasattr(teacher, "model")}
+    return {recipe.student.encoder, recipe.student.llm, *named}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=short)

@@ -33,14 +33,23 @@ def house(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def start(house: Path, torch: str = "torch==1", die: str = "") -> subprocess.Popen[str]:
+    """Start the script; what it asks Python for goes to the file `calls`."""
+    variables = {**os.environ, "PYTHON": str(house / "python"), "TORCH": torch, "CALLS": str(house / "calls"), "DIE": die, "VENV": ".venv"}
+    return subprocess.Popen(["bash", house / ".ci/setup"], env=variables, stderr=subprocess.PIPE, text=True)
+
+
+def calls(house: Path) -> list[str]:
+    return [line for line in (house / "calls").read_text().splitlines() if "base_prefix" not in line]
+
+
 def setup(house: Path, torch: str = "torch==1", die: str = "") -> list[str]:
     """Run the script; what it asked Python for."""
-    calls = house / "calls"
-    calls.unlink(missing_ok=True)
-    variables = {**os.environ, "PYTHON": str(house / "python"), "TORCH": torch, "CALLS": str(calls), "DIE": die, "VENV": ".venv"}
-    done = subprocess.run(["bash", house / ".ci/setup"], env=variables, capture_output=True, text=True, timeout=60)
-    assert (done.returncode == 0) != bool(die), done.stderr
-    return [line for line in calls.read_text().splitlines() if "base_prefix" not in line]
+    (house / "calls").unlink(missing_ok=True)
+    process = start(house, torch, die)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode == 0) != bool(die), errors
+    return calls(house)
 
 
 def test_second_run_does_nothing(house: Path) -> None:
@@ -64,3 +73,9 @@ def test_new_lock_updates_in_place_and_new_torch_begins_again(house: Path) -> No
         stream.write("# changed\n")
     assert any("--editable" in line for line in setup(house)) and (house / ".venv/mine").exists()
     assert any("torch==2" in line for line in setup(house, torch="torch==2")) and not (house / ".venv/mine").exists()
+
+
+def test_two_at_once_share_one_set_up(house: Path) -> None:
+    both = [start(house), start(house)]
+    assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
+    assert sum("-m venv" in line for line in calls(house)) == 1

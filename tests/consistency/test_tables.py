@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from speechkd.core.config import Config
@@ -13,7 +15,7 @@ from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
 from tests.consistency.house import PACKAGE, ROOT
 
-TABLES = {"data/sources": SOURCES, "losses": LOSSES, "models/projectors": PROJECTORS, "teachers": TEACHERS}
+TABLES: dict[str, Table[Any]] = {"data/sources": SOURCES, "losses": LOSSES, "models/projectors": PROJECTORS, "teachers": TEACHERS}
 ENTRIES = [pytest.param(table, name, id=f"{room}:{name}") for room, table in TABLES.items() for name in table]
 INDEX = {"losses": "PAPERS.md", "models/projectors": "PAPERS.md", "data/sources": "shards/README.md", "teachers": "README.md"}
 

@@ -1,0 +1,97 @@
+"""A corpus of a minute, made by the real source, and the embedded recipe pointed at it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from speechkd.tracking.journal import JOURNAL, metric_series
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small espeak card, sharded and taught, and `recipe.yaml` that trains on it for 50 short steps."""
+    folder = tmp_path_factory.mktemp("workshop")
+    card = yaml.safe_load((ROOT / "shards/cards/minibabel.yaml").read_text(encoding="utf-8"))
+    card["name"] = "tiny"
+    languages = list(card["source"]["languages"])[:2]
+    card["source"]["languages"] = {name: card["source"]["languages"][name] for name in languages}
+    card["source"]["splits"] = {
+        "train": {"clips": 48},
+        "test_known": {"clips": 12, "transcripts": "held_out"},
+        "test_unseen": {"clips": 12, "transcripts": "held_out", "voices": "unseen"},
+    }
+    card["tasks"]["language"]["choices"] = languages
+    card["shard_samples"] = 24
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(card, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    recipe = yaml.safe_load((ROOT / "pipelines/meta_prompt_kd.yaml").read_text(encoding="utf-8"))
+    recipe["runs"] = str(folder / "runs")
+    recipe["data"] = {"root": str(folder / "data"), "corpora": [{"card": str(folder / "tiny.yaml")}]}
+    recipe["plan"] |= {"micro_batches": 4, "max_examples": 3}
+    recipe["train"] |= {"log_every": 1, "checkpoint_every": 20, "regimes": {"kd": [{"name": "kd", "steps": 50, "mix": {"kd": 1}}]}}
+    recipe["evaluation"]["limit"] = 12
+    recipe["tracking"] = {"uri": None}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    assert speechkd("shard", folder / "tiny.yaml", "--out", folder / "data").returncode == 0
+    assert speechkd("teach", folder / "recipe.yaml").returncode == 0
+    return folder
+
+
+def speechkd(*words: object) -> subprocess.CompletedProcess[str]:
+    """The real command, in the project's folder."""
+    return subprocess.run(_command(words), cwd=ROOT, capture_output=True, text=True, timeout=400)
+
+
+def start(*words: object) -> subprocess.Popen[bytes]:
+    """The real command, in the background."""
+    return subprocess.Popen(_command(words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _command(words: tuple[object, ...]) -> list[str]:
+    return [sys.executable, "-m", "speechkd", *map(str, words)]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Step -> loss, from the run's journal."""
+    return dict(metric_series(run / JOURNAL).get("train/loss", []))
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait until `what` holds; fails the test if it does not in time."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def kill_one_rank(run: Path, rank: int = 0) -> None:
+    """SIGKILL one worker of a run."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "speechkd.stages.worker" in words and str(run) in words and process.environ().get("RANK") == str(rank):
+            os.kill(process.pid, signal.SIGKILL)
+            return
+    raise AssertionError("no such worker")
+
+
+@pytest.fixture(scope="session")
+def exported(workshop: Path) -> Path:
+    """An export of a short two-rank run."""
+    words = (workshop / "recipe.yaml", "--set", "name=short", "--set", "train.regimes.kd.0.steps=3")
+    done = speechkd("train", *words, "--ranks", 2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = workshop / "runs" / "short" / "export"
+    done = speechkd("export", *words, "--out", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out

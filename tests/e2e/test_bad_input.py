@@ -1,0 +1,99 @@
+"""What a user gets wrong is one line on standard error and exit code 2: what was given, what is allowed, where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechkd import cli
+from tests.e2e.conftest import ROOT, speechkd
+
+RECIPE = ROOT / "pipelines/meta_prompt_kd.yaml"
+
+
+def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
+    """The one line that the command line answers with, in this process."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["speechkd", *map(str, words)])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert "Traceback" not in said and said.count("\n") == 0, said
+    return said
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["--set", "optim.learning_rate=1e-3"], ["learning_rate", "allowed", "optim"]),
+        (["--set", "student.projector.hiden=3"], ["hiden", "did you mean `hidden`"]),
+        (["--set", "student.projector.kind=mlp_stak"], ["mlp_stak", "mlp_stack"]),
+        (["--set", "losses.topk_kl.weight=1"], ["topk_kl", "`topk`", "teacher `kd`", "hf_local", "response_ce"]),
+        (["--set", "train.regime=kd_ft"], ["kd_ft", "did you mean `kd_ift`"]),
+        (["--set", "teachers.kd.backend=hf_locl"], ["hf_locl", "hf_local"]),
+        (["--ranks", "3", "--dry-run"], ["3 ranks", "4 micro-batches"]),
+        (["--set", "deepspeed=ds_configs/zero4.json", "--dry-run"], ["zero4.json", "did you mean"]),
+        (["--set", "student.llm=standins/lm", "--dry-run"], ["standins/lm"]),
+        (["--set", "nonsense"], ["--set nonsense", "key.path=value"]),
+    ],
+)
+def test_a_wrong_recipe(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _says(capsys, monkeypatch, "train", RECIPE, *words)
+    assert all(part in said for part in parts), said
+
+
+def test_a_wrong_card(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    card = {"name": "mine", "version": "v1", "licence": "CC0", "source": {"kind": "espeek"}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(card), encoding="utf-8")
+    said = _says(capsys, monkeypatch, "shard", path, "--out", tmp_path / "data")
+    assert "espeek" in said and "did you mean `espeak`" in said and str(path) in said
+    card["source"] = {"kind": "jsonl", "file": "rows.jsonl", "root": "sounds"}
+    path.write_text(yaml.safe_dump(card), encoding="utf-8")
+    said = _says(capsys, monkeypatch, "shard", path, "--out", tmp_path / "data")
+    assert str(tmp_path / "sounds") in said and "source.root" in said
+    said = _says(capsys, monkeypatch, "check", ROOT / "shards/cards/minibable.yaml")
+    assert "did you mean" in said and "minibabel.yaml" in said
+
+
+def test_a_rank_count_that_the_plan_cannot_deal_out(workshop: Path) -> None:
+    """The real process, with shards in place: nothing is started."""
+    done = speechkd("train", workshop / "recipe.yaml", "--ranks", 3)
+    assert done.returncode == 2 and "3 ranks cannot share 4 micro-batches" in done.stderr and done.stderr.count("\n") == 1
+    assert not (workshop / "runs" / "meta_prompt_kd").exists()
+
+
+def test_a_damaged_export(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = next((ROOT / "tests").rglob("*.py"))
+    folder = tmp_path / "export"
+    said = _says(capsys, monkeypatch, "ask", exported, tmp_path / "no.wav", "What?")
+    assert "no.wav" in said
+    said = _says(capsys, monkeypatch, "ask", exported, sound, "What?")
+    assert "neither FLAC nor WAV" in said
+    clip = tmp_path / "clip.wav"
+    _write_wav(clip)
+    said = _says(capsys, monkeypatch, "ask", tmp_path, clip, "What?")
+    assert "is no export" in said
+    shutil.copytree(exported, folder)
+    (folder / "projector.safetensors").unlink()
+    said = _says(capsys, monkeypatch, "ask", folder, clip, "What?")
+    assert "projector.safetensors" in said and str(folder) in said
+    shutil.rmtree(folder)
+    shutil.copytree(exported, folder)
+    manifest = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    manifest["files"]["../outside"] = "0"
+    (folder / "export.json").write_text(json.dumps(manifest), encoding="utf-8")
+    said = _says(capsys, monkeypatch, "ask", folder, clip, "What?")
+    assert "outside" in said
+
+
+def _write_wav(path: Path) -> None:
+    import numpy as np
+    import soundfile
+
+    soundfile.write(path, np.zeros(16_000, np.float32), 16_000)

@@ -1,0 +1,84 @@
+"""`speechkd train` gives one curve on any number of ranks, through kills and resizes, and never starts over silently."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from speechkd.core.errors import EXIT_INPUT, EXIT_REQUEUE
+from tests.e2e.conftest import kill_one_rank, losses, speechkd, start, wait_for
+
+
+def _train(workshop: Path, name: str, ranks: int, *more: object) -> dict[int, float]:
+    done = speechkd("train", workshop / "recipe.yaml", "--set", f"name={name}", "--ranks", ranks, *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return losses(workshop / "runs" / name)
+
+
+@pytest.fixture(scope="module")
+def curve(workshop: Path) -> dict[int, float]:
+    """The uninterrupted curve on two ranks."""
+    found = _train(workshop, "two", 2)
+    assert sorted(found) == list(range(1, 51)) and found[50] < found[1]
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_any_number_of_ranks_gives_the_same_curve(workshop: Path, curve: dict[int, float], ranks: int) -> None:
+    """fp32: relative difference at most 1e-6 at step 1 and 1e-4 at step 50."""
+    other = _train(workshop, f"ranks{ranks}", ranks)
+    assert abs(other[1] / curve[1] - 1) <= 1e-6
+    assert abs(other[50] / curve[50] - 1) <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def killed(workshop: Path) -> Path:
+    """A two-rank run of which one rank was killed after the checkpoint at step 20."""
+    run = workshop / "runs" / "killed"
+    process = start("train", workshop / "recipe.yaml", "--set", "name=killed", "--ranks", 2)
+    wait_for(lambda: max(losses(run), default=0) >= 24)
+    kill_one_rank(run, rank=1)
+    assert process.wait(60) == 1
+    assert [folder.name for folder in sorted((run / "checkpoints").glob("step-*"))] == ["step-000020"]
+    return run
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_killed_run_continues_on_any_number_of_ranks(workshop: Path, curve: dict[int, float], killed: Path, ranks: int) -> None:
+    """As if nothing had happened. A torn checkpoint beside the good one is passed over, and a pickle in it is never opened."""
+    run = workshop / "runs" / f"resumed{ranks}"
+    shutil.copytree(killed, run)
+    torn = run / "checkpoints" / "step-000030"
+    shutil.copytree(run / "checkpoints" / "step-000020", torn)
+    (torn / "COMMIT.json").unlink()
+    opened = workshop / f"opened{ranks}"
+    (torn / "moments.pkl").write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(opened).encode())
+    resumed = _train(workshop, run.name, ranks)
+    assert sorted(resumed) == list(range(1, 51))
+    assert all(abs(resumed[step] / curve[step] - 1) <= 1e-4 for step in resumed)
+    assert not opened.exists()
+
+
+def test_a_signal_stops_at_a_step_boundary_and_asks_to_be_requeued(workshop: Path, curve: dict[int, float]) -> None:
+    """Exit 75 with a checkpoint of that very step; the next start continues from it and ends as ever."""
+    run = workshop / "runs" / "preempted"
+    process = start("train", workshop / "recipe.yaml", "--set", "name=preempted", "--ranks", 2)
+    wait_for(lambda: max(losses(run), default=0) >= 5)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == EXIT_REQUEUE
+    stopped = max(losses(run))
+    assert stopped < 50 and (run / "checkpoints" / f"step-{stopped:06d}" / "COMMIT.json").is_file()
+    assert abs(_train(workshop, "preempted", 2)[50] / curve[50] - 1) <= 1e-4
+
+
+def test_a_run_folder_is_not_reused_for_another_recipe(workshop: Path, curve: dict[int, float]) -> None:
+    """Nor started over when asked not to be continued."""
+    other = speechkd("train", workshop / "recipe.yaml", "--set", "name=two", "--set", "optim.lr=1e-4", "--ranks", 2)
+    assert other.returncode == EXIT_INPUT and "another recipe" in other.stderr and other.stderr.count("\n") == 1
+    never = speechkd("train", workshop / "recipe.yaml", "--set", "name=two", "--ranks", 2, "--resume", "never")
+    assert never.returncode == EXIT_INPUT and "--resume never" in never.stderr
+    require = speechkd("train", workshop / "recipe.yaml", "--set", "name=fresh", "--ranks", 2, "--resume", "require")
+    assert require.returncode == EXIT_INPUT and "no valid checkpoint" in require.stderr

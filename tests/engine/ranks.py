@@ -1,0 +1,57 @@
+"""Real ranks for the engine's tests: worker.py under torchrun, and small models to load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORKER = str(Path(__file__).with_name("worker.py"))
+
+
+def run(ranks: int, what: str, folder: Path, *rest: str) -> Any:
+    """Run `worker.py what folder ...` on `ranks` ranks; what rank 0 answered, or None. Fails with the workers' last lines."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"]
+    done = subprocess.run([*torchrun, WORKER, what, str(folder), *rest], env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-4000:]
+    assert "FutureWarning" not in done.stderr and "[INFO]" not in done.stdout + done.stderr, "one line per collective hides what matters"
+    answer = folder / f"answer-{ranks}.json"
+    return json.loads(answer.read_text()) if answer.is_file() else None
+
+
+def save_causal_lm(folder: Path, hidden: int = 40, layers: int = 2, vocabulary: int = 301, tied: bool = True, shard: str = "5GB") -> Path:
+    """A Qwen2 with random weights, saved by transformers."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(3)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def save_whisper(folder: Path) -> Path:
+    """A Whisper with random weights, saved by transformers."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    torch.manual_seed(4)
+    config = WhisperConfig(
+        vocab_size=64, num_mel_bins=17, d_model=36, encoder_layers=2, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=50, decoder_ffn_dim=50, max_source_positions=75, max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    return folder
