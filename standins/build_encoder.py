@@ -88,8 +88,9 @@ def train(
         packed = PACKED_SHARE if step < PACKED_UNTIL * steps else 0.0
         windows = [_window(clips, texts, draw, extractor.n_samples, packed) for _ in range(BATCH)]
         labels = [[number[letter] for letter in text] for _, text in windows]
+        features_BMT = log_mel(extractor, [samples for samples, _ in windows])
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            logits_BFC = head(model.encoder(log_mel(extractor, [samples for samples, _ in windows])).last_hidden_state)
+            logits_BFC = head(model.encoder(features_BMT).last_hidden_state)
         loss = ctc_loss(
             logits_BFC.float().log_softmax(-1).transpose(0, 1),
             torch.tensor([n for row in labels for n in row]),

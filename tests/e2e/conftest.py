@@ -29,7 +29,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card["source"]["languages"] = {name: card["source"]["languages"][name] for name in languages}
     card["source"]["splits"] = {
         "train": {"clips": 48},
-        "test_known": {"clips": 12, "transcripts": "held_out"},
+        "test_known": {"clips": 24, "transcripts": "held_out"},
         "test_unseen": {"clips": 12, "transcripts": "held_out", "voices": "unseen"},
     }
     card["tasks"]["language"]["choices"] = languages

@@ -1,0 +1,65 @@
+"""Strict scorers, controls, and the summary that is made of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from speechkd.data.cards import Task
+from speechkd.data.index import Sample
+from speechkd.evaluation.runner import Prediction, chance, grade, shuffled, summarise
+from speechkd.evaluation.scorers import SCORERS
+from speechkd.evaluation.task import Question, questions
+
+CHOICE = Task(instruction="Which?", field="animal", kind="choice", choices=["cat", "dog"])
+WORDS = Task(instruction="What?", field="words", kind="words", choices=["one", "two", "three"], when={"kind": "digits"})
+
+
+@pytest.mark.parametrize(
+    "kind, answer, reference, choices, hits, parsed",
+    [
+        ("choice", " Cat. ", "cat", ["cat", "dog"], 1, True),
+        ("choice", "dog", "cat", ["cat", "dog"], 0, True),
+        ("choice", "it is a cat", "cat", ["cat", "dog"], 0, False),
+        ("choice", "cat dog", "cat", ["cat", "dog"], 0, False),
+        ("choice", "", "cat", ["cat", "dog"], 0, False),
+        ("words", "one two", "one two", ["one", "two"], 2, True),
+        ("words", "two", "one two", ["one", "two"], 1, True),
+        ("words", "one four", "one two", ["one", "two"], 0, False),
+        ("words", "", "one two", [], 0, False),
+        ("words", "one one one two", "one two", ["one", "two"], 2, True),
+    ],
+)
+def test_grades(kind: str, answer: str, reference: str, choices: list[str], hits: int, parsed: bool) -> None:
+    found = SCORERS.get(kind)(answer, reference, choices)
+    assert (found.hits, found.parsed) == (hits, parsed)
+    assert found.total == (1 if kind == "choice" else len(reference.split()))
+
+
+def _samples(count: int) -> list[Sample]:
+    return [
+        Sample(f"k{i}", 0, i, "test", float(i != 3), {"animal": ("cat", "dog")[i % 2], "kind": ("digits", "x")[i % 3 > 0], "words": "one two"}, "")
+        for i in range(count)
+    ]
+
+
+def test_questions_apply_where_the_label_is_and_when_holds_and_there_is_sound() -> None:
+    samples = _samples(30)
+    assert {q.sample.key for q in questions("w", WORDS, "test", samples, 100)} == {f"k{i}" for i in range(0, 30, 3) if i != 3}
+    few = questions("c", CHOICE, "test", samples, 7)
+    assert len(few) == 7 and [q.sample.key for q in few] == [q.sample.key for q in questions("c", CHOICE, "test", samples[::-1], 7)]
+
+
+def test_shuffled_audio_never_meets_its_own_question() -> None:
+    asked = questions("c", CHOICE, "test", _samples(9), 100)
+    other = shuffled(asked)
+    assert all(other["c", q.sample.key].sample.key != q.sample.key for q in asked)
+    assert {o.sample.key for o in other.values()} == {q.sample.key for q in asked}
+
+
+def test_chance_and_summary() -> None:
+    asked = [Question("c", "test", s, "Which?", str(s.metadata["animal"])) for s in _samples(5)]
+    assert chance(asked, CHOICE) == pytest.approx(3 / 5)
+    predictions = [Prediction("c", "test", q.sample.key, "Which?", q.reference, a) for q, a in zip(asked, "cat dog dog cow cat".split(), strict=True)]
+    score = summarise(grade(predictions, {"c": CHOICE}))
+    assert score is not None and (score.value, score.n, score.unparsable) == (3 / 5, 5, 1)
+    assert summarise([]) is None
