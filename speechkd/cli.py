@@ -10,7 +10,9 @@ import typer
 
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Distil large teachers into speech LLMs.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Distil large teachers into speech LLMs."
+)
 
 RecipePath = Annotated[Path, typer.Argument(help="a recipe, e.g. pipelines/meta_prompt_kd.yaml")]
 Sets = Annotated[Optional[list[str]], typer.Option("--set", help="override one key: a.b=value (repeatable)")]

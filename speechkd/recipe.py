@@ -17,7 +17,7 @@ from speechkd.core.table import Table
 from speechkd.core.types import SIGNALS
 from speechkd.data.plan import PlanConfig
 from speechkd.evaluation.task import EvaluationConfig
-from speechkd.losses import LOSSES
+from speechkd.losses import LOSSES, LossConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.prompts import PromptConfig
@@ -44,7 +44,8 @@ def _part(table: Table[Any], key: str) -> BeforeValidator:
 def _losses(value: Any) -> Any:
     if not isinstance(value, dict) or not value:
         raise ValueError(f"must name at least one loss; allowed: {', '.join(sorted(LOSSES))}")
-    return {name: block if isinstance(block, Config) else LOSSES.get(name).Config.model_validate(block or {}) for name, block in value.items()}
+    configs = {name: LOSSES.get(name).Config for name in value}
+    return {name: block if isinstance(block, Config) else configs[name].model_validate(block or {}) for name, block in value.items()}
 
 
 class CorpusConfig(Config):
@@ -84,7 +85,7 @@ class Recipe(Config):
     prompt: PromptConfig
     teachers: dict[Name, Annotated[SerializeAsAny[Config], _part(TEACHERS, "backend")]]
     student: StudentConfig
-    losses: Annotated[dict[str, SerializeAsAny[Config]], BeforeValidator(_losses)]
+    losses: Annotated[dict[str, SerializeAsAny[LossConfig]], BeforeValidator(_losses)]
     plan: PlanConfig
     optim: OptimConfig
     train: TrainConfig

@@ -52,7 +52,10 @@ def main() -> None:
     items = source.reserved_items()
     began = time.monotonic()
     clips = synthesise(args.card, items)
-    print(f"encoder: {len(clips)} clips, {sum(map(len, clips)) / RATE / 3600:.1f} h, synthesised in {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        f"encoder: {len(clips)} clips, {sum(map(len, clips)) / RATE / 3600:.1f} h, synthesised in {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
     extractor = WhisperFeatureExtractor(feature_size=MELS, chunk_length=SECONDS)
     texts = [str(item.metadata["transcript"]) for item in items]
     alphabet = sorted({letter for text in texts for letter in text})
@@ -109,7 +112,9 @@ def train(
     return model.eval(), head
 
 
-def _window(clips: Sequence[np.ndarray], texts: Sequence[str], draw: np.random.Generator, room: int, packed: float) -> tuple[np.ndarray, str]:
+def _window(
+    clips: Sequence[np.ndarray], texts: Sequence[str], draw: np.random.Generator, room: int, packed: float
+) -> tuple[np.ndarray, str]:
     """(samples [T], text): one clip, or with probability `packed` as many as fit, with short pauses between."""
     first = int(draw.integers(len(clips)))
     parts, text, used = [clips[first]], texts[first], len(clips[first])
@@ -138,7 +143,11 @@ def score(card: Path, folder: Path, items: Sequence[Item]) -> dict[str, dict[str
     out: dict[str, dict[str, dict[str, float | int]]] = {}
     for split in sorted({item.split for item in items}):
         for kind in sorted({str(item.metadata["kind"]) for item in items}):
-            pairs = [(str(i.metadata["transcript"]), text) for i, text in zip(items, read, strict=True) if (i.split, i.metadata["kind"]) == (split, kind)]
+            pairs = [
+                (str(i.metadata["transcript"]), text)
+                for i, text in zip(items, read, strict=True)
+                if (i.split, i.metadata["kind"]) == (split, kind)
+            ]
             result = jiwer.process_words([truth for truth, _ in pairs], [text for _, text in pairs])
             words = result.hits + result.substitutions + result.deletions
             out.setdefault(split, {})[kind] = {"accuracy": result.hits / words, "words": words, "clips": len(pairs)}

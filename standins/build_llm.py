@@ -1,4 +1,4 @@
-"""Build the teacher LLM stand-in: a small Qwen2 that reads metadata as JSON and answers, trained from scratch on text drawn from the card.
+"""Build the teacher LLM stand-in: a small Llama that reads metadata as JSON and answers, trained from scratch on text drawn from the card.
 
     python standins/build_llm.py --out standins/llm
 
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
@@ -31,7 +31,7 @@ from weights import file_digest
 from speechkd.data.sources.base import Item
 
 WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 128, 4, 4, 2, 384
-STEPS, BATCH, PEAK_LR, WARMUP = 1200, 32, 2e-3, 60
+STEPS, BATCH, PEAK_LR, WARMUP = 1600, 32, 2e-3, 60
 IGNORED = -100
 
 
@@ -49,7 +49,9 @@ def main() -> None:
     texts = [item for item in corpus if item.split == "train"] + source.reserved_items()
     draw = random.Random(0)
     sample = [dialogue(item, tasks, texts, draw) for item in texts[:8000]]
-    tokenizer = build_tokenizer(["user", "assistant"] * 50 + [part for one in sample for part in (*_plain(one), " " + one.answer)], args.out)
+    tokenizer = build_tokenizer(
+        ["user", "assistant"] * 50 + [part for one in sample for part in (*_plain(one), " " + one.answer)], args.out
+    )
     model = train(tokenizer, texts, tasks, args.steps)
     model.save_pretrained(args.out)
     scores = score(args.out, [item for item in corpus if item.split.startswith("test")], tasks)
@@ -60,10 +62,10 @@ def main() -> None:
     print(json.dumps(known["llm"]), flush=True)
 
 
-def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapping[str, Any], steps: int) -> Qwen2ForCausalLM:
+def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapping[str, Any], steps: int) -> LlamaForCausalLM:
     """From random weights, on fresh dialogues at every step; the loss is on the answers."""
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(_config(tokenizer))
+    model = LlamaForCausalLM(_config(tokenizer))
     optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
     draw, began = random.Random(1), time.monotonic()
@@ -129,7 +131,9 @@ def score(folder: Path, items: Sequence[Item], tasks: Mapping[str, Any]) -> dict
         batch = asked[start : start + 128]
         prompt = tokenizer([rendered(tokenizer, one.user) for one in batch], add_special_tokens=False, padding=True, return_tensors="pt")
         out_BT = model.generate(**prompt, max_new_tokens=32, do_sample=False)
-        for one, text in zip(batch, tokenizer.batch_decode(out_BT[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True), strict=True):
+        for one, text in zip(
+            batch, tokenizer.batch_decode(out_BT[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True), strict=True
+        ):
             right.setdefault(one.task, []).append(text == one.answer)
     return {task: {"accuracy": sum(marks) / len(marks), "n": len(marks)} for task, marks in sorted(right.items())}
 
@@ -141,8 +145,8 @@ def rate_at(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
-    return Qwen2Config(
+def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,

@@ -70,12 +70,16 @@ def answer(task: str, metadata: Mapping[str, Any], tasks: Mapping[str, Any]) -> 
 def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random, turns: int = 3) -> Dialogue:
     """One training dialogue about an item: random questions, the fields in random order with some that nobody asks for.
 
-    In a third of them each attribute comes from another item, so that no field can be guessed from another and all must be read.
+    In a third of them each attribute comes from another item, so that no field can be guessed from another and all must be read; in a third the
+    words come from several items, so that they must be copied and not remembered.
     """
     metadata = dict(item.metadata)
     if draw.random() < 1 / 3:
         for name in FIELDS[:-1]:
             metadata[name] = draw.choice(others).metadata[name]
+    if draw.random() < 1 / 3:
+        words = [draw.choice(str(draw.choice(others).metadata["transcript"]).split()) for _ in range(draw.randint(2, 6))]
+        metadata["transcript"] = " ".join(words)
     wordings: dict[str, list[str]] = {}
     for task, text in questions(item, tasks):
         wordings.setdefault(task, []).append(text)

@@ -38,6 +38,19 @@ class PlanConfig(Config):
     """of text, padding included: examples x the longest text"""
     block_shards: int = Field(default=8, ge=1)
 
+    def per_rank(self, world: int) -> int:
+        """M / world. Raises InputError naming the nearest worlds that fit."""
+        count = self.micro_batches
+        if 0 < world <= count and count % world == 0:
+            return count // world
+        fits = [n for n in range(1, count + 1) if count % n == 0]
+        near = [*[n for n in fits if n < world][-1:], *[n for n in fits if n > world][:1]]
+        allowed = ", ".join(map(str, fits))
+        raise InputError(
+            f"{world} ranks cannot share {count} micro-batches a step equally; allowed: {allowed}; nearest: "
+            f"{' or '.join(map(str, near))} (plan.micro_batches)"
+        )
+
 
 class ExampleRef(NamedTuple):
     """One example: `row` of source number `source`."""
@@ -160,26 +173,13 @@ class Plan:
 
     def indices(self, rank: int, world: int) -> range:
         """Which of a step's M micro-batches rank `rank` takes. Raises InputError if `world` ranks cannot take equal shares."""
-        share = self.micro_batches_per_rank(world)
+        share = self.config.per_rank(world)
         return range(rank * share, (rank + 1) * share)
 
     def share(self, step: int, rank: int, world: int) -> list[list[ExampleRef]]:
         """Rank `rank`'s M / world micro-batches of global step `step`."""
         batches = self.step(step)
         return [batches[i] for i in self.indices(rank, world)]
-
-    def micro_batches_per_rank(self, world: int) -> int:
-        """M / world. Raises InputError naming the nearest worlds that fit."""
-        count = self.config.micro_batches
-        if 0 < world <= count and count % world == 0:
-            return count // world
-        fits = [n for n in range(1, count + 1) if count % n == 0]
-        near = [*[n for n in fits if n < world][-1:], *[n for n in fits if n > world][:1]]
-        allowed = ", ".join(map(str, fits))
-        raise InputError(
-            f"{world} ranks cannot share {count} micro-batches a step equally; allowed: {allowed}; nearest: "
-            f"{' or '.join(map(str, near))} (plan.micro_batches)"
-        )
 
     def _plan_epoch(self, epoch: int) -> _Epoch:
         streams = [self._stream(number, epoch) for number in range(len(self.sources))]

@@ -24,8 +24,8 @@ from speechkd.core import dist
 from speechkd.core.errors import DataError
 from speechkd.core.files import fsync_folder, read_json, sha256_file, write_json
 from speechkd.core.log import say
+from speechkd.core.tensors import Stored, TensorWriter, read_header
 from speechkd.engine.loading import fill_parameter
-from speechkd.engine.tensors import Stored, TensorWriter, read_header
 from speechkd.engine.wrap import Engine
 from speechkd.engine.zero import full_shape
 

@@ -64,7 +64,7 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     if stage not in (2, 3):
         raise InputError(f"`zero_optimization.stage` must be 2 or 3, is {stage!r} ({path})")
     if dotted := _auto(data, ""):
-        raise InputError(f"`{dotted}` is \"auto\", which nobody would fill in; write a value ({path})")
+        raise InputError(f'`{dotted}` is "auto", which nobody would fill in; write a value ({path})')
     return data
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from speechkd.core.errors import InputError
+from speechkd.core.tensors import Stored, read_tensor
 from speechkd.engine.ds_config import OptimValues, Precision, full_ds_config
-from speechkd.engine.tensors import Stored, read_tensor
 from speechkd.engine.zero import import_deepspeed, init_distributed, is_partitioned, local_device, read_partition
 
 

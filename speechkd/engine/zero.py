@@ -15,7 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import nn
 
-from speechkd.engine.tensors import Stored, read_into
+from speechkd.core.tensors import Stored, read_into
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported

@@ -39,7 +39,9 @@ class Score:
     unparsable: int
 
 
-def ask(student: DistilledStudent, asked: Sequence[Question], audio: Audio, max_new_tokens: int, batch_size: int, label: str) -> list[Prediction]:
+def ask(
+    student: DistilledStudent, asked: Sequence[Question], audio: Audio, max_new_tokens: int, batch_size: int, label: str
+) -> list[Prediction]:
     """Greedy answers from audio alone, in the order of `asked`. Batches are sorted by clip length and instruction."""
     order = sorted(range(len(asked)), key=lambda i: (asked[i].instruction, asked[i].sample.seconds, asked[i].sample.key))
     answers: dict[int, str] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, SerializeAsAny
+from pydantic import Field
 from torch import Tensor
 
 from speechkd.core.config import Config, build
@@ -17,7 +17,7 @@ from speechkd.core.files import read_json, sha256_file
 from speechkd.core.types import Batch
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features
-from speechkd.models.fingerprint import fingerprint
+from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt
 from speechkd.models.student import Student, load_trainable
@@ -76,7 +76,9 @@ class DistilledStudent:
         self.student, self.prompt, self.features = student.eval(), prompt, features
         self.collator = make_collator(student, features)
 
-    def batch(self, clips: Sequence[np.ndarray | None], questions: Sequence[str], responses: Sequence[Sequence[int]] | None = None) -> Batch:
+    def batch(
+        self, clips: Sequence[np.ndarray | None], questions: Sequence[str], responses: Sequence[Sequence[int]] | None = None
+    ) -> Batch:
         """Collate clips (16 kHz mono float32) and questions, with responses to be scored or without."""
         rows = []
         for index, (clip, question) in enumerate(zip(clips, questions, strict=True)):
@@ -109,7 +111,7 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer at `{name}`: neither a folder with one nor a hub id that can be reached ({_first(error)})") from None
+        raise InputError(f"no tokenizer at `{name}`: no folder with one, no hub id that can be reached ({_first(error)})") from None
 
 
 def load_features(name: str) -> Features:
@@ -119,7 +121,9 @@ def load_features(name: str) -> Features:
     try:
         return Features(WhisperFeatureExtractor.from_pretrained(name))
     except (OSError, ValueError) as error:
-        raise InputError(f"no feature extractor at `{name}`: neither a folder with preprocessor_config.json nor a reachable hub id ({_first(error)})") from None
+        raise InputError(
+            f"no preprocessor_config.json at `{name}`: no such folder, no hub id that can be reached ({_first(error)})"
+        ) from None
 
 
 def _first(error: Exception) -> str:
@@ -132,7 +136,6 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
     Raises InputError for a missing or changed file, or where the frozen models are not those of the export.
     """
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, WhisperModel
 
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -141,8 +144,7 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
         if found != base.fingerprint:
             raise InputError(f"`{base.name}` is not the model that this export was trained with: its fingerprint differs ({folder})")
     dtype = getattr(torch, manifest.dtype)
-    encoder = WhisperModel.from_pretrained(manifest.encoder.name, dtype=dtype, trust_remote_code=False).encoder
-    llm = AutoModelForCausalLM.from_pretrained(manifest.llm.name, dtype=dtype, trust_remote_code=False)
+    encoder, llm = load_whisper_encoder(manifest.encoder.name, dtype), load_causal_lm(manifest.llm.name, dtype)
     kind = str(manifest.projector.get("kind"))
     config = PROJECTORS.get(kind, str(folder / MANIFEST)).Config.model_validate(manifest.projector)
     student = Student(encoder, llm, config)

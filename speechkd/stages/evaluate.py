@@ -26,7 +26,7 @@ SUMMARY, SAMPLES = "summary.json", "samples.jsonl"
 
 
 def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -> Path:
-    """Evaluate the export folder `exported` into `out`: predictions per corpus, summary.json, samples.jsonl. Unchanged inputs are not asked again.
+    """Evaluate the export folder `exported` into `out`: predictions per corpus, summary, samples. Unchanged inputs: nothing to do.
 
     `regrade` grades the stored predictions again without asking the student.
     """
@@ -49,7 +49,10 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
         else:
             students = students or {"student": load_student(exported), "untrained": load_student(exported, weights=False)}
             predictions = _predict(recipe, corpus, asked, students)
-            write_text(stored, "".join(json.dumps({"system": system, **asdict(p)}, ensure_ascii=False) + "\n" for system, ps in predictions.items() for p in ps))
+            lines = [
+                json.dumps({"system": system, **asdict(p)}, ensure_ascii=False) for system, given in predictions.items() for p in given
+            ]
+            write_text(stored, "\n".join(lines) + "\n")
         tasks |= _summary(recipe, corpus, asked, predictions, prefix=f"{corpus.card.name}/" if len(corpora) > 1 else "")
         rows += _samples(recipe, corpus, asked, predictions)
     write_text(out / SAMPLES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -58,7 +61,7 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
 
 
 def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool = False) -> Path:
-    """Evaluate the run's export (made from the newest checkpoint if need be), or the export or checkpoint folder given, into its `eval` folder."""
+    """Evaluate the run's export (made from the newest checkpoint if need be), or the export or checkpoint given, into its `eval` folder."""
     chosen = recipe.run_dir / "export"
     if checkpoint is not None and (checkpoint / MANIFEST).is_file():
         chosen = checkpoint
@@ -80,8 +83,10 @@ def _questions(recipe: Recipe, corpus: Corpus) -> list[Question]:
     ]
 
 
-def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], students: dict[str, DistilledStudent]) -> dict[str, list[Prediction]]:
-    """Every system's answers: the student on all splits; shuffled audio and the untrained projector on the main one; the teacher's column."""
+def _predict(
+    recipe: Recipe, corpus: Corpus, asked: Sequence[Question], students: dict[str, DistilledStudent]
+) -> dict[str, list[Prediction]]:
+    """Every system's answers: the student on all splits; shuffled audio, untrained projector and teacher column on the main one."""
     reader = Reader(corpus.shards)
     other = shuffled(asked)
     main = next(iter(recipe.evaluation.splits.values()))
@@ -131,10 +136,18 @@ def _summary(
             return summarise(grade(chosen, corpus.card.tasks))
 
         own = score("student", main)
-        row: dict[str, object] = {"student": own.value if own else None, "n": own.n if own else 0, "unparsable": own.unparsable if own else 0}
+        row: dict[str, object] = {
+            "student": own.value if own else None,
+            "n": own.n if own else 0,
+            "unparsable": own.unparsable if own else 0,
+        }
         for label, split in others:
             far = score("student", split)
-            row |= {label: far.value if far else None, f"{label}_n": far.n if far else 0, f"{label}_unparsable": far.unparsable if far else 0}
+            row |= {
+                label: far.value if far else None,
+                f"{label}_n": far.n if far else 0,
+                f"{label}_unparsable": far.unparsable if far else 0,
+            }
         for system in ("teacher", "shuffled", "untrained"):
             there = score(system, main)
             row |= {system: there.value if there else None, f"{system}_unparsable": there.unparsable if there else None}
@@ -144,7 +157,9 @@ def _summary(
     return out
 
 
-def _samples(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], predictions: dict[str, list[Prediction]]) -> list[dict[str, object]]:
+def _samples(
+    recipe: Recipe, corpus: Corpus, asked: Sequence[Question], predictions: dict[str, list[Prediction]]
+) -> list[dict[str, object]]:
     """A few clips for the report, spread over tasks and splits, with every system's answer."""
     reader = Reader(corpus.shards)
     answers = {system: {(p.task, p.key): p.answer for p in ps} for system, ps in predictions.items()}

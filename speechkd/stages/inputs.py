@@ -11,7 +11,7 @@ from speechkd.data.cards import Card, load_card
 from speechkd.data.columns import ColumnSpec
 from speechkd.data.index import ShardSet, open_shards
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.fingerprint import fingerprint
+from speechkd.models.pretrained import fingerprint
 from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import CorpusConfig, Recipe
 
@@ -37,7 +37,8 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
         card = load_card(Path(config.card))
         folder = version_folder(recipe, card)
         if not (folder / "manifest.json").is_file():
-            raise InputError(f"corpus `{card.name}` has no shards at `{folder}`: run `speechkd shard {config.card} --out {recipe.data.root}`")
+            todo = f"speechkd shard {config.card} --out {recipe.data.root}"
+            raise InputError(f"corpus `{card.name}` has no shards at `{folder}`: run `{todo}`")
         shards = open_shards(folder)
         if shards.card.digest != card.digest:
             raise InputError(f"`{folder}` was made from another card than `{config.card}`: raise the card's version, or use the old card")

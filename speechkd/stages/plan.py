@@ -9,7 +9,7 @@ from torch import nn
 
 from speechkd.core.errors import InputError
 from speechkd.engine.ds_config import read_ds_config, stage
-from speechkd.engine.loading import meta_causal_lm, meta_whisper_encoder
+from speechkd.models.pretrained import meta_causal_lm, meta_whisper_encoder
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_corpora, open_prompt
@@ -27,16 +27,16 @@ def plan(recipe: Recipe, ranks: int) -> int:
     missing configurations. Shards that are not there yet are said, not refused.
     """
     memory = read_ds_config(Path(recipe.deepspeed))
-    if ranks < 1 or recipe.plan.micro_batches % ranks:
-        fits = [n for n in range(1, recipe.plan.micro_batches + 1) if recipe.plan.micro_batches % n == 0]
-        near = min(fits, key=lambda n: abs(n - ranks))
-        raise InputError(f"{ranks} ranks cannot share {recipe.plan.micro_batches} micro-batches a step; allowed: {fits}; nearest: {near} (plan.micro_batches)")
+    recipe.plan.per_rank(ranks)
     student = meta_student(recipe)
     _print_parameters(recipe, student)
     _print_memory(recipe, student, ranks, stage(memory))
-    print(f"regime      {recipe.train.regime}: " + ", then ".join(f"{p.name} {p.steps} steps of {_mix(p.mix)}" for p in recipe.train.phases))
-    print(f"steps       {recipe.train.steps} x {recipe.plan.micro_batches} micro-batches of at most {recipe.plan.max_examples} examples, {ranks} ranks")
-    print(f"losses      {', '.join(f'{name} (weight {config.weight:g})' for name, config in recipe.losses.items())}")  # type: ignore[attr-defined]
+    print(
+        f"regime      {recipe.train.regime}: " + ", then ".join(f"{p.name} {p.steps} steps of {_mix(p.mix)}" for p in recipe.train.phases)
+    )
+    budget = f"{recipe.plan.micro_batches} micro-batches of at most {recipe.plan.max_examples} examples"
+    print(f"steps       {recipe.train.steps} x {budget}, {ranks} ranks")
+    print("losses      " + ", ".join(f"{name} (weight {config.weight:g})" for name, config in recipe.losses.items()))
     _print_data(recipe, ranks)
     return 0
 
@@ -94,7 +94,10 @@ def _print_data(recipe: Recipe, ranks: int) -> None:
     schedule = make_schedule(recipe, supplies)
     for supply in supplies:
         hours = float(supply.source.seconds_N.sum()) / 3600
-        print(f"data        {supply.role}: {len(supply.source.shard_N):,} examples of {supply.corpus.card.name}, {hours:.2f} h, column {supply.reader.column.name}")  # type: ignore[union-attr]
+        examples, column = len(supply.source.shard_N), supply.reader.column
+        print(
+            f"data        {supply.role}: {examples:,} examples of {supply.corpus.card.name}, {hours:.2f} h, column {column and column.name}"
+        )
     for segment in schedule.segments:
         per_epoch = segment.plan.steps_per_epoch(0)
         print(f"epochs      {segment.phase.name}: {segment.phase.steps / per_epoch:.2f} of {per_epoch} steps each")

@@ -36,7 +36,9 @@ def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
         spec = column_spec(recipe, role, prompt)
         for corpus in corpora:
             if spec.name not in corpus.shards.column_names():
-                raise InputError(f"corpus `{corpus.card.name}` has no column `{spec.name}` for teacher `{role}`: run `speechkd teach` on this recipe")
+                raise InputError(
+                    f"corpus `{corpus.card.name}` lacks column `{spec.name}` of teacher `{role}`: run `speechkd teach` on this recipe"
+                )
             column = corpus.shards.column(spec.name)
             if column.spec.tokenizer != tokenizer_digest(prompt.tokenizer):
                 raise InputError(f"column `{spec.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`)")

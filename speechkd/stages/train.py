@@ -49,7 +49,8 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in supplies}))
     quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in supplies}.values())
     journal.metrics(0, {"data/quarantined": quarantined})
-    write_json(folder / DATASETS, {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies})
+    datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies}
+    write_json(folder / DATASETS, datasets)
     sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment) if recipe.tracking.uri else None
     code = 1
     try:
@@ -82,14 +83,17 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
         there = read_json(folder / RUN)
         for what, name in (("recipe", "another recipe"), ("plan", "other data")):
             if there.get(what) != own[what]:
-                raise InputError(f"run folder `{folder}` belongs to {name} (digest {there.get(what, '')[:8]}, this one is {own[what][:8]}): use another `name`, or remove it")
+                digests = f"digest {there.get(what, '')[:8]}, this one is {own[what][:8]}"
+                raise InputError(f"run folder `{folder}` belongs to {name} ({digests}): use another `name`, or remove it")
     newest = latest(checkpoints)
     if resume == "require" and newest is None:
         raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`")
     if resume == "never" and newest is not None:
         raise InputError(f"`--resume never`: `{newest}` exists; use another `name`, or remove the run folder")
     if resume == "auto" and newest is None and ever_published(checkpoints):
-        raise InputError(f"`{checkpoints}` holds checkpoints, but none is valid: repair or remove the run folder, it will not be started over silently")
+        raise InputError(
+            f"`{checkpoints}` holds checkpoints and none is valid: repair or remove the run folder; it is not started over silently"
+        )
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     write_json(folder / RUN, own)
 

@@ -13,7 +13,7 @@ from speechkd.core.config import build, read_yaml
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, InputError
 from speechkd.core.files import write_json
 from speechkd.core.log import progress, say
-from speechkd.core.seeds import derive, torch_seed
+from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
 from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_trainer, save
 from speechkd.engine.ds_config import Precision, read_ds_config, stage
@@ -23,7 +23,7 @@ from speechkd.engine.wrap import Engine
 from speechkd.engine.zero import init_distributed, local_device, partition_report
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
-from speechkd.models.fingerprint import fingerprint
+from speechkd.models.pretrained import fingerprint
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
@@ -58,11 +58,11 @@ def work(folder: Path) -> None:
     schedule = make_schedule(recipe, supplies)
     world = dist.world_size()
     newest = latest(folder / CHECKPOINTS)
-    distiller = Distiller(build_student(recipe), recipe.losses)  # type: ignore[arg-type]  # validated against the loss table
+    distiller = Distiller(build_student(recipe), recipe.losses)
     if newest is not None:
         _same_run(read_trainer(newest), recipe, schedule, newest)
         load_weights(distiller, newest)
-    accumulate = recipe.plan.micro_batches // world
+    accumulate = recipe.plan.per_rank(world)
     precision: Precision = "bf16" if recipe.student.dtype == "bfloat16" else "fp32"
     engine = Engine(distiller, recipe.optim, read_ds_config(Path(recipe.deepspeed)), accumulate, recipe.optim.clip, precision)
     start = 0

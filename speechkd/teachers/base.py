@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from speechkd.core.config import Config
+from speechkd.core.config import Config as AnyConfig
 from speechkd.core.types import Metadata
 from speechkd.models.prompt import Prompt
 
@@ -40,7 +40,7 @@ class Answer:
 class Teacher(Protocol):
     """A backend. Answers come in request order; a batch is a function of the requests alone, so that a redone shard is the same."""
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[AnyConfig]]
     SIGNALS: ClassVar[frozenset[str]]
     """names (core.types.SIGNALS) this backend can give"""
 
@@ -54,7 +54,7 @@ class Teacher(Protocol):
 class TeacherType(Protocol):
     """A backend class."""
 
-    Config: type[Config]
+    Config: type[AnyConfig]
     SIGNALS: frozenset[str]
 
     def __call__(self, config: Any, prompt: Prompt) -> Teacher: ...

@@ -83,7 +83,10 @@ class Loop:
     def _loss(self, out: dict[str, LossOut], counts: Tensor) -> Tensor:
         """Sum of w_i * total_i / count_i over the step's global counts; 0 / 0 (no such example in the step) is 0."""
         weights = self.distiller.weights()
-        parts = [weights[name] * loss.total / count.clamp_min(1.0).to(loss.total.dtype) for (name, loss), count in zip(out.items(), counts, strict=True)]
+        parts = [
+            weights[name] * loss.total / count.clamp_min(1.0).to(loss.total.dtype)
+            for (name, loss), count in zip(out.items(), counts, strict=True)
+        ]
         return torch.stack(parts).sum()
 
     def _kinds(self) -> dict[str, Kind]:

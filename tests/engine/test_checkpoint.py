@@ -33,7 +33,12 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def test_the_newest_two_are_kept_and_nothing_else_is_there(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["step-000003", "step-000004"]
-    assert sorted(p.name for p in (folder / "step-000004").iterdir()) == ["COMMIT.json", "moments.safetensors", "trainer.json", "weights.safetensors"]
+    assert sorted(p.name for p in (folder / "step-000004").iterdir()) == [
+        "COMMIT.json",
+        "moments.safetensors",
+        "trainer.json",
+        "weights.safetensors",
+    ]
     assert checkpoint.latest(folder) == folder / "step-000004" and checkpoint.ever_published(folder)
     assert checkpoint.read_trainer(folder / "step-000004")["adam_step"] == 4
 

@@ -32,7 +32,7 @@ def test_every_file_is_readable_and_only_the_test_one_has_threshold_zero() -> No
         ({"zero_optimisation": {}}, "did you mean `zero_optimization`"),
         ({"zero_optimization": {"stage": 1}}, "must be 2 or 3, is 1"),
         ({"zero_optimization": 3}, "must be 2 or 3, is None"),
-        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}, "`zero_optimization.reduce_bucket_size` is \"auto\""),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}, '`zero_optimization.reduce_bucket_size` is "auto"'),
     ],
 )
 def test_what_is_not_memory_or_communication_is_refused(tmp_path: Path, extra: dict[str, object], words: str) -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechkd.core.errors import DataError, InputError
-from speechkd.engine.loading import checkpoint_tensors, load_causal_lm, load_whisper_encoder, meta_causal_lm, meta_whisper_encoder
+from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
+from speechkd.models.pretrained import checkpoint_tensors, meta_causal_lm, meta_whisper_encoder
 from tests.engine.ranks import run, save_causal_lm, save_whisper
 
 
@@ -27,8 +28,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(path) for name, path in found.items()}
 
 
-@pytest.mark.parametrize("ranks, lm, dtype", [(1, "tied", "float32"), (2, "sharded", "float32"), (2, "tied", "bfloat16"), (4, "sharded", "bfloat16")])
-def test_partitioned_models_hold_the_bits_of_an_ordinary_load(models: dict[str, str], tmp_path: Path, ranks: int, lm: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    "ranks, lm, dtype", [(1, "tied", "float32"), (2, "sharded", "float32"), (2, "tied", "bfloat16"), (4, "sharded", "bfloat16")]
+)
+def test_partitioned_models_hold_the_bits_of_an_ordinary_load(
+    models: dict[str, str], tmp_path: Path, ranks: int, lm: str, dtype: str
+) -> None:
     answer = run(ranks, "load", tmp_path, models[lm], models["whisper"], dtype)
     assert answer == {"differ": [], "available": [], "any": False}
 
@@ -39,7 +44,10 @@ def test_unpartitioned_models_are_those_of_transformers(models: dict[str, str], 
 
     ours = load_causal_lm(models["sharded"], dtype)
     theirs = AutoModelForCausalLM.from_pretrained(models["sharded"], dtype=dtype)
-    pairs = [(ours, theirs), (load_whisper_encoder(models["whisper"], dtype), WhisperModel.from_pretrained(models["whisper"], dtype=dtype).encoder)]
+    pairs = [
+        (ours, theirs),
+        (load_whisper_encoder(models["whisper"], dtype), WhisperModel.from_pretrained(models["whisper"], dtype=dtype).encoder),
+    ]
     for one, other in pairs:
         assert not one.training
         a, b = one.state_dict(), other.state_dict()
@@ -101,7 +109,9 @@ def test_a_missing_tensor_of_a_language_model_is_never_left_random(models: dict[
         load_causal_lm(edited(models["tied"], tmp_path / "m", remove="model.norm.weight"), torch.float32)
 
 
-@pytest.mark.parametrize("given, words", [("./nowhere", "no such model folder"), ("../x/y", "no such model folder"), ("a b", "no such model folder")])
+@pytest.mark.parametrize(
+    "given, words", [("./nowhere", "no such model folder"), ("../x/y", "no such model folder"), ("a b", "no such model folder")]
+)
 def test_what_is_neither_folder_nor_id_is_refused_in_one_line(given: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         load_causal_lm(given, torch.float32)

@@ -37,7 +37,15 @@ def test_grades(kind: str, answer: str, reference: str, choices: list[str], hits
 
 def _samples(count: int) -> list[Sample]:
     return [
-        Sample(f"k{i}", 0, i, "test", float(i != 3), {"animal": ("cat", "dog")[i % 2], "kind": ("digits", "x")[i % 3 > 0], "words": "one two"}, "")
+        Sample(
+            f"k{i}",
+            0,
+            i,
+            "test",
+            float(i != 3),
+            {"animal": ("cat", "dog")[i % 2], "kind": ("digits", "x")[i % 3 > 0], "words": "one two"},
+            "",
+        )
         for i in range(count)
     ]
 
@@ -59,7 +67,9 @@ def test_shuffled_audio_never_meets_its_own_question() -> None:
 def test_chance_and_summary() -> None:
     asked = [Question("c", "test", s, "Which?", str(s.metadata["animal"])) for s in _samples(5)]
     assert chance(asked, CHOICE) == pytest.approx(3 / 5)
-    predictions = [Prediction("c", "test", q.sample.key, "Which?", q.reference, a) for q, a in zip(asked, "cat dog dog cow cat".split(), strict=True)]
+    predictions = [
+        Prediction("c", "test", q.sample.key, "Which?", q.reference, a) for q, a in zip(asked, "cat dog dog cow cat".split(), strict=True)
+    ]
     score = summarise(grade(predictions, {"c": CHOICE}))
     assert score is not None and (score.value, score.n, score.unparsable) == (3 / 5, 5, 1)
     assert summarise([]) is None

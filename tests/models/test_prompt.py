@@ -40,7 +40,13 @@ def test_answers_end_with_the_chat_templates_own_end_of_turn(distilled: Distille
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ question }}", "{{ audio }}{{ audio }}", "{{ audio }}{{ missing }}", "{{ audio }}{% for %}", "{{ audio }}{{ ''.__class__.__mro__ }}"],
+    [
+        "{{ question }}",
+        "{{ audio }}{{ audio }}",
+        "{{ audio }}{{ missing }}",
+        "{{ audio }}{% for %}",
+        "{{ audio }}{{ ''.__class__.__mro__ }}",
+    ],
 )
 def test_bad_templates_are_refused(template: str, distilled: DistilledStudent) -> None:
     with pytest.raises(InputError, match="template"):

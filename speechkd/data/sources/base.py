@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from speechkd.core.config import Config
+from speechkd.core.config import Config as AnyConfig
 from speechkd.core.types import Scalar
 
 
@@ -46,7 +46,7 @@ class Rejected:
 class Source(Protocol):
     """A raw layout. `Config` is its block in the card (with `kind`)."""
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[AnyConfig]]
 
     def __init__(self, config: Any, card_dir: Path) -> None: ...
 

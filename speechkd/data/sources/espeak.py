@@ -83,7 +83,9 @@ class EspeakConfig(Config):
         ordered = sorted(self.rates.items(), key=lambda pair: pair[1].low)
         for (slower, a), (faster, b) in zip(ordered, ordered[1:], strict=False):
             if b.low <= a.high:
-                raise ValueError(f"rates `{slower}` and `{faster}` overlap ({a.low}-{a.high}, {b.low}-{b.high}): a clip would have two classes")
+                raise ValueError(
+                    f"rates `{slower}` and `{faster}` overlap ({a.low}-{a.high}, {b.low}-{b.high}): a clip would have two classes"
+                )
         return self
 
 
@@ -146,7 +148,13 @@ class EspeakSource:
                 "transcript": text, "language": language, "gender": gender, "rate": rate, "words_per_minute": speed, "pitch": pitch,
                 "speaker": voice.name, "style": config.style, "kind": "digits" if is_digits else "phrase",
             }  # fmt: skip
-            payload = {"voice": f"{config.languages[language].voice}+{voice.file}", "text": text, "wpm": speed, "pitch": pitch, "range": spread}
+            payload = {
+                "voice": f"{config.languages[language].voice}+{voice.file}",
+                "text": text,
+                "wpm": speed,
+                "pitch": pitch,
+                "range": spread,
+            }
             return Item(key=f"{split}-{number:06d}", split=split, metadata=metadata, payload=payload)
         raise InputError(f"`{language}` has too few texts for {settings.clips} clips in split `{split}` (source.splits.{split}.clips)")
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from speechkd.core.config import Config
+from speechkd.core.config import Config as AnyConfig
 from speechkd.core.table import Table
 
 
@@ -23,7 +23,7 @@ class Projector(Protocol):
 class ProjectorType(Protocol):
     """A projector class: `Config` and a constructor."""
 
-    Config: type[Config]
+    Config: type[AnyConfig]
 
     def __call__(self, config: Any, width_in: int, width_out: int) -> Projector: ...
 
