@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -72,6 +73,9 @@ def close_distributed() -> None:
     if torch_dist.is_initialized():
         torch_dist.barrier()
         torch_dist.destroy_process_group()
+        # gloo's threads drop the tensors of finished collectives and need the interpreter for it; one that is still at it when Python shuts down
+        # aborts the process (exit by SIGABRT, seen in one run of five on busy cores). Sleeping lets them have it.
+        time.sleep(0.2)
 
 
 def local_device() -> torch.device:

@@ -107,9 +107,9 @@ def _tasks(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def _columns(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Columns of the table: the known ones in their order, then whatever numbers else a task brings, then counts."""
-    more = {key for task in tasks.values() for key, value in task.items() if value is not None} - {*SYSTEMS, "unparsable", "n"}
-    return [*SYSTEMS, *sorted(more, key=lambda key: (_is_count(key), key)), "unparsable", "n"]
+    """Columns of the table: the known ones in their order, other splits, then the main split's counts (the rest stand in summary.json)."""
+    more = {key for task in tasks.values() for key, value in task.items() if value is not None and not _is_count(key)} - {*SYSTEMS}
+    return [*SYSTEMS, *sorted(more), "unparsable", "n"]
 
 
 def _is_count(key: str) -> bool:

@@ -14,15 +14,19 @@ import torch
 WORKER = str(Path(__file__).with_name("worker.py"))
 
 
-def run(ranks: int, what: str, folder: Path, *rest: str) -> Any:
-    """Run `worker.py what folder ...` on `ranks` ranks; what rank 0 answered, or None. Fails with the workers' last lines."""
+def run(ranks: int, jobs: list[list[str]], torchrun: bool = True) -> list[Any]:
+    """Run the jobs of worker.py, each [what, folder, arguments ...], one after another on the same ranks; what rank 0 answered to each.
+
+    `torchrun=False`: one plain process. Fails with the workers' last lines.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"]
-    done = subprocess.run([*torchrun, WORKER, what, str(folder), *rest], env=environment, capture_output=True, text=True, timeout=150)
+    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"] if torchrun else []
+    command = [sys.executable, *agent, WORKER, json.dumps(jobs)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-4000:]
     assert "FutureWarning" not in done.stderr and "[INFO]" not in done.stdout + done.stderr, "one line per collective hides what matters"
-    answer = folder / f"answer-{ranks}.json"
-    return json.loads(answer.read_text()) if answer.is_file() else None
+    answers = [Path(job[1]) / "answer.json" for job in jobs]
+    return [json.loads(path.read_text()) if path.is_file() else None for path in answers]
 
 
 def save_causal_lm(folder: Path, hidden: int = 40, layers: int = 2, vocabulary: int = 301, tied: bool = True, shard: str = "5GB") -> Path:
@@ -49,9 +53,21 @@ def save_whisper(folder: Path) -> Path:
 
     torch.manual_seed(4)
     config = WhisperConfig(
-        vocab_size=64, num_mel_bins=17, d_model=36, encoder_layers=2, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=50, decoder_ffn_dim=50, max_source_positions=75, max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=64,
+        num_mel_bins=17,
+        d_model=36,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=50,
+        decoder_ffn_dim=50,
+        max_source_positions=75,
+        max_target_positions=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
         decoder_start_token_id=1,
-    )  # fmt: skip
+    )
     WhisperForConditionalGeneration(config).save_pretrained(folder)
     return folder

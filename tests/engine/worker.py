@@ -1,9 +1,8 @@
-"""What the ranks of the engine's tests run: `python -m torch.distributed.run ... worker.py <what> <folder> [...]`."""
+"""What the ranks of the engine's tests run: `worker.py JOBS`, where JOBS is a JSON list of [what, folder, arguments ...]."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +75,8 @@ def weights(engine: Engine) -> dict[str, list[float]]:
 
 def answer(folder: Path, value: object) -> None:
     if dist.rank() == 0:
-        (folder / f"answer-{dist.world_size()}.json").write_text(json.dumps(value))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "answer.json").write_text(json.dumps(value))
 
 
 def train(folder: Path, memory: str, steps: str, save_at: str = "0", resume: str = "", precision: str = "fp32") -> None:
@@ -105,10 +105,13 @@ def nan(folder: Path, memory: str) -> None:
 def keep(folder: Path) -> None:
     """Saves at steps 1 to 4, then one on a full disk."""
     engine, _ = make("zero3_test")
+    if dist.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
     for step in range(4):
         run_step(engine, step)
         checkpoint.save(engine, folder / "checkpoints", step + 1, {})
-    (folder / "blocked").write_text("a file where the folder should be")
+    if dist.rank() == 0:
+        (folder / "blocked").write_text("a file where the folder should be")
     try:
         checkpoint.save(engine, folder / "blocked", 5, {})
         failed = False
@@ -165,8 +168,9 @@ def memory(folder: Path, lm: str, how: str) -> None:
     (folder / f"{how}-{dist.rank()}.json").write_text(json.dumps(high_water() - before))
 
 
+WHAT = {"train": train, "nan": nan, "keep": keep, "load": load, "memory": memory}
+
 if __name__ == "__main__":
-    what, where, *rest = sys.argv[1:]
-    os.makedirs(where, exist_ok=True)
-    {"train": train, "nan": nan, "keep": keep, "load": load, "memory": memory}[what](Path(where), *rest)
+    for what, where, *rest in json.loads(sys.argv[1]):
+        WHAT[what](Path(where), *rest)
     close_distributed()
