@@ -24,11 +24,7 @@ def main(arguments: list[str]) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode == EXIT_INPUT:
             return EXIT_INPUT
-        how = (
-            signal.Signals(-failure.exitcode).name
-            if failure.exitcode < 0
-            else f"exit code {failure.exitcode}"
-        )
+        how = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         say(f"rank {rank} ended with {how}; all ranks were ended")
         return EXIT_FAILED
     except SignalException as error:

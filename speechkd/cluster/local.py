@@ -23,12 +23,7 @@ POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
-def run_ranks(
-    module_args: Sequence[str],
-    ranks: int,
-    run_folder: Path | None = None,
-    env: Mapping[str, str] | None = None,
-) -> int:
+def run_ranks(module_args: Sequence[str], ranks: int, run_folder: Path | None = None, env: Mapping[str, str] | None = None) -> int:
     """Run `python -m <module_args>` (or a script path with arguments) on `ranks` processes; returns the exit code.
 
     0: all ranks finished. 75: they finished and left `requeue.json` in `run_folder`: they stopped at a step boundary, to be continued.
@@ -49,26 +44,13 @@ def run_ranks(
 
 def _command(module_args: Sequence[str], ranks: int) -> list[str]:
     # loopback throughout: a name that does not resolve, or a foreign interface, must not matter to a run on one machine
-    torchrun = [
-        "-m",
-        "speechkd.cluster.agent",
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        f"--nproc-per-node={ranks}",
-        "--max-restarts=0",
-    ]
+    torchrun = ["-m", "speechkd.cluster.agent", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}", "--max-restarts=0"]
     return [sys.executable, *torchrun, *module_args]
 
 
 def _environment(ranks: int, env: Mapping[str, str] | None) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONUNBUFFERED": "1",
-        **os.environ,
-        **(env or {}),
-    }
+    return {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1", **os.environ, **(env or {})}
 
 
 class _Agent:
@@ -78,9 +60,7 @@ class _Agent:
         self._asked: list[signal.Signals] = []
         self._before = {name: signal.signal(name, self._ask) for name in FORWARDED}
         # a session of its own: the terminal's Ctrl-C must not reach torchrun, which would kill the workers in the middle of a step
-        self._process = subprocess.Popen(
-            command, env=environment, start_new_session=True, preexec_fn=_child
-        )
+        self._process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_child)
         self._sent: set[tuple[signal.Signals, int]] = set()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -108,9 +88,7 @@ class _Agent:
             for worker in self._workers():
                 # A worker inherits that USR1 is ignored, so it waits until the worker listens. TERM and INT do not wait: whoever has no
                 # handler dies of them, which is what they mean. Each goes once: a handler is gone while Python shuts down.
-                if (name, worker.pid) not in self._sent and (
-                    name is not signal.SIGUSR1 or _listens(worker.pid, name)
-                ):
+                if (name, worker.pid) not in self._sent and (name is not signal.SIGUSR1 or _listens(worker.pid, name)):
                     self._sent.add((name, worker.pid))
                     with contextlib.suppress(psutil.NoSuchProcess):
                         worker.send_signal(name)

@@ -19,18 +19,14 @@ from torch import nn
 from speechkd.core.tensors import Stored, read_into
 
 if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # read once, when deepspeed is imported
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
 
 _QUIET = ("DeepSpeed", "deepspeed", "torch.distributed.distributed_c10d")
 
 
 def _quiet() -> None:
     """One FutureWarning per collective and a screen of engine settings per rank hide what matters."""
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed"
-    )
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -45,9 +41,7 @@ def import_deepspeed() -> Any:
     _quiet()
     compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
     if compatible is not None and not torch.cuda.is_available():
-        compatible["deepspeed_shm_comm"] = (
-            False  # else every fresh machine compiles C++ for half a minute, or fails for want of a compiler
-        )
+        compatible["deepspeed_shm_comm"] = False  # else every fresh machine compiles C++ for half a minute, or fails for want of a compiler
     return deepspeed
 
 
@@ -60,30 +54,15 @@ def init_distributed(timeout_s: float = 1800.0) -> None:
     if not torch_dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         wait = timedelta(seconds=timeout_s)
-        if (
-            int(os.environ.get("WORLD_SIZE", "1")) > 1
-            or "TORCHELASTIC_RUN_ID" in os.environ
-        ):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             torch_dist.init_process_group(backend, timeout=wait)
         else:
-            os.environ.update(
-                {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-            )  # deepspeed reads them
-            torch_dist.init_process_group(
-                backend,
-                store=torch_dist.HashStore(),
-                rank=0,
-                world_size=1,
-                timeout=wait,
-            )
+            os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})  # deepspeed reads them
+            torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1, timeout=wait)
     if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend=torch_dist.get_backend(),
-            auto_mpi_discovery=False,
-            verbose=False,
-        )
+        deepspeed.init_distributed(dist_backend=torch_dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 
 def close_distributed() -> None:
@@ -101,17 +80,11 @@ def close_distributed() -> None:
 
 def local_device() -> torch.device:
     """Where this rank computes."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def partitioned(
-    memory: Mapping[str, Any] | None,
-    dtype: torch.dtype = torch.float32,
-    to_be_filled: bool = False,
+    memory: Mapping[str, Any] | None, dtype: torch.dtype = torch.float32, to_be_filled: bool = False
 ) -> AbstractContextManager[Any]:
     """Modules made inside are partitioned over all ranks as soon as each submodule's `__init__` returns, with rank 0's initial values.
 
@@ -124,18 +97,10 @@ def partitioned(
     deepspeed = import_deepspeed()
     from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
 
-    assert (
-        deepspeed.comm.is_initialized()
-    ), "init_distributed comes before partitioned modules"
+    assert deepspeed.comm.is_initialized(), "init_distributed comes before partitioned modules"
     zero = memory["zero_optimization"] if memory is not None else {"stage": 3}
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": dict(zero),
-        "bf16": {"enabled": dtype == torch.bfloat16},
-    }
-    context: Any = deepspeed.zero.Init(
-        config_dict_or_path=config, tensor_overrides=[DeepSpeedTensorOverride.device]
-    )
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": dict(zero), "bf16": {"enabled": dtype == torch.bfloat16}}
+    context: Any = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=[DeepSpeedTensorOverride.device])
     if to_be_filled:
 
         def convert(param: Any) -> None:
@@ -156,9 +121,7 @@ def full_shape(param: torch.Tensor) -> torch.Size:
     return torch.Size(param.ds_shape) if is_partitioned(param) else param.shape  # type: ignore[attr-defined]
 
 
-def read_partition(
-    param: torch.Tensor, stored: Stored, dtype: torch.dtype
-) -> torch.Tensor:
+def read_partition(param: torch.Tensor, stored: Stored, dtype: torch.dtype) -> torch.Tensor:
     """This rank's flat part of `stored`, as `param` is cut, on the CPU; the padding at the end of the last part is zero."""
     size = param.ds_tensor.numel()  # type: ignore[attr-defined]
     start = size * param.ds_zero_partition_rank  # type: ignore[attr-defined]
@@ -175,26 +138,17 @@ def fill_partition(param: Any, stored: Stored) -> bool:
     False if it keeps its part in a form that only DeepSpeed can fill (a secondary partition, quantized, on NVMe), or is gathered now.
     """
     part = param.ds_tensor
-    if (
-        part.final_location is not None
-        or param.ds_secondary_tensor is not None
-        or hasattr(part, "ds_quant_scale")
-        or param.numel()
-    ):
+    if part.final_location is not None or param.ds_secondary_tensor is not None or hasattr(part, "ds_quant_scale") or param.numel():
         return False
     part.data.copy_(read_partition(param, stored, part.dtype))
     return True
 
 
-def gathered(
-    params: list[nn.Parameter], modifier_rank: int | None = None
-) -> AbstractContextManager[Any]:
+def gathered(params: list[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager[Any]:
     """The whole parameters inside the block; with `modifier_rank`, what that rank wrote into them is what all ranks keep."""
     if not any(is_partitioned(p) for p in params):
         return contextlib.nullcontext()
-    context: AbstractContextManager[Any] = import_deepspeed().zero.GatheredParameters(
-        params, modifier_rank=modifier_rank
-    )
+    context: AbstractContextManager[Any] = import_deepspeed().zero.GatheredParameters(params, modifier_rank=modifier_rank)
     return context
 
 

@@ -20,7 +20,7 @@ from speechkd.engine.ds_config import Precision, read_ds_config, stage
 from speechkd.engine.export import save_probe
 from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
 from speechkd.engine.wrap import Engine
-from speechkd.engine.zero import init_distributed, local_device, partition_report
+from speechkd.engine.zero import close_distributed, init_distributed, local_device, partition_report
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
 from speechkd.models.pretrained import fingerprint
@@ -138,8 +138,7 @@ def main() -> None:
         traceback.print_exc()
         say(f"error on rank {dist.rank()}: {error}")
         sys.exit(EXIT_FAILED)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    close_distributed()
 
 
 if __name__ == "__main__":

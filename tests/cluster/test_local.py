@@ -18,17 +18,12 @@ WORKER = str(Path(__file__).with_name("worker.py"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_all_ranks_run_and_an_old_requeue_note_does_not_count(
-    tmp_path: Path, ranks: int
-) -> None:
+def test_all_ranks_run_and_an_old_requeue_note_does_not_count(tmp_path: Path, ranks: int) -> None:
     (tmp_path / "requeue.json").write_text("{}")
     assert run_ranks([WORKER, "fine", str(tmp_path)], ranks, tmp_path) == 0
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     found = {p.name: p.read_text() for p in tmp_path.glob("rank-*")}
-    assert found == {
-        f"rank-{r}": f"{ranks} {os.environ.get('OMP_NUM_THREADS', threads)}"
-        for r in range(ranks)
-    }
+    assert found == {f"rank-{r}": f"{ranks} {os.environ.get('OMP_NUM_THREADS', threads)}" for r in range(ranks)}
 
 
 def start(what: str, folder: Path, ranks: int) -> subprocess.Popen[bytes]:
@@ -37,25 +32,19 @@ def start(what: str, folder: Path, ranks: int) -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 40
     while len(list(folder.glob("rank-*"))) < ranks:
-        assert (
-            process.poll() is None and time.monotonic() < deadline
-        ), "the ranks did not come up"
+        assert process.poll() is None and time.monotonic() < deadline, "the ranks did not come up"
         time.sleep(0.05)
     return process
 
 
 @pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_preempted_run_ends_at_a_boundary_and_asks_to_be_requeued(
-    tmp_path: Path, sent: signal.Signals
-) -> None:
+def test_a_preempted_run_ends_at_a_boundary_and_asks_to_be_requeued(tmp_path: Path, sent: signal.Signals) -> None:
     process = start("preempt", tmp_path, 2)
     process.send_signal(sent)
     assert process.wait(20) == EXIT_REQUEUE
 
 
-def test_a_notice_that_comes_before_the_workers_listen_is_not_lost(
-    tmp_path: Path,
-) -> None:
+def test_a_notice_that_comes_before_the_workers_listen_is_not_lost(tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys, threading
 from pathlib import Path
@@ -63,10 +52,7 @@ from speechkd.cluster.local import run_ranks
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()  # torchrun itself is still importing
 sys.exit(run_ranks({[WORKER, "preempt", str(tmp_path)]!r}, 1, Path({str(tmp_path)!r})))
 """
-    assert (
-        subprocess.run([sys.executable, "-c", code], timeout=60).returncode
-        == EXIT_REQUEUE
-    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == EXIT_REQUEUE
 
 
 def test_when_one_rank_is_killed_all_end_quickly(tmp_path: Path) -> None:
@@ -80,9 +66,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     process = start("preempt", tmp_path, 1)
     process.kill()
     deadline = time.monotonic() + 20
-    while not (
-        tmp_path / "requeue.json"
-    ).exists():  # the agent passes its own end on as SIGTERM, and the worker stops in order
+    while not (tmp_path / "requeue.json").exists():  # the agent passes its own end on as SIGTERM, and the worker stops in order
         assert time.monotonic() < deadline, "the worker runs on"
         time.sleep(0.1)
 

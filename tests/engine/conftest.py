@@ -35,9 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def campaign(
-    tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]
-) -> Campaign:
+def campaign(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> Campaign:
     """Two ranks train and save; one and four resume what they saved."""
     root = tmp_path_factory.mktemp("campaign")
     steps, at, whisper = str(STEPS), str(SAVED_AT), models["whisper"]
@@ -74,8 +72,6 @@ def campaign(
     }
     answers: dict[str, Any] = {}
     for ranks, named in jobs.items():
-        found = run(
-            ranks, [[job[0], str(root / name), *job[1:]] for name, job in named.items()]
-        )
+        found = run(ranks, [[job[0], str(root / name), *job[1:]] for name, job in named.items()])
         answers |= dict(zip(named, found, strict=True))
     return Campaign(root, answers)

@@ -20,39 +20,16 @@ def run(ranks: int, jobs: list[list[str]], torchrun: bool = True) -> list[Any]:
     `torchrun=False`: one plain process. Fails with the workers' last lines.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    agent = (
-        [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr=127.0.0.1",
-            f"--nproc-per-node={ranks}",
-        ]
-        if torchrun
-        else []
-    )
+    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"] if torchrun else []
     command = [sys.executable, *agent, WORKER, json.dumps(jobs)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-4000:]
-    assert (
-        "FutureWarning" not in done.stderr and "[INFO]" not in done.stdout + done.stderr
-    ), "one line per collective hides what matters"
+    assert "FutureWarning" not in done.stderr and "[INFO]" not in done.stdout + done.stderr, "one line per collective hides what matters"
     answers = [Path(job[1]) / "answer.json" for job in jobs]
-    return [
-        json.loads(path.read_text()) if path.is_file() else None for path in answers
-    ]
+    return [json.loads(path.read_text()) if path.is_file() else None for path in answers]
 
 
-def save_causal_lm(
-    folder: Path,
-    hidden: int = 40,
-    layers: int = 2,
-    vocabulary: int = 301,
-    tied: bool = True,
-    shard: str = "5GB",
-) -> Path:
+def save_causal_lm(folder: Path, hidden: int = 40, layers: int = 2, vocabulary: int = 301, tied: bool = True, shard: str = "5GB") -> Path:
     """A Qwen2 with random weights, saved by transformers."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

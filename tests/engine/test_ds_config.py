@@ -16,12 +16,7 @@ OPTIM = SimpleNamespace(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
 
 def test_every_file_is_readable_and_only_the_test_one_has_threshold_zero() -> None:
-    thresholds = {
-        p.name: read_ds_config(p)["zero_optimization"].get(
-            "stage3_param_persistence_threshold"
-        )
-        for p in CONFIGS.glob("*.json")
-    }
+    thresholds = {p.name: read_ds_config(p)["zero_optimization"].get("stage3_param_persistence_threshold") for p in CONFIGS.glob("*.json")}
     assert thresholds.pop("zero3_test.json") == 0
     assert thresholds.pop("zero3.json") >= 1e6
     assert stage(read_ds_config(CONFIGS / "zero2.json")) == 2
@@ -37,15 +32,10 @@ def test_every_file_is_readable_and_only_the_test_one_has_threshold_zero() -> No
         ({"zero_optimisation": {}}, "did you mean `zero_optimization`"),
         ({"zero_optimization": {"stage": 1}}, "must be 2 or 3, is 1"),
         ({"zero_optimization": 3}, "must be 2 or 3, is None"),
-        (
-            {"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}},
-            '`zero_optimization.reduce_bucket_size` is "auto"',
-        ),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}, '`zero_optimization.reduce_bucket_size` is "auto"'),
     ],
 )
-def test_what_is_not_memory_or_communication_is_refused(
-    tmp_path: Path, extra: dict[str, object], words: str
-) -> None:
+def test_what_is_not_memory_or_communication_is_refused(tmp_path: Path, extra: dict[str, object], words: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}, **extra}))
     with pytest.raises(InputError, match=words) as caught:
@@ -62,16 +52,8 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_whole_configuration_states_what_deepspeed_would_guess() -> None:
-    whole = full_ds_config(
-        read_ds_config(CONFIGS / "zero3.json"), OPTIM, 4, 0.0, "fp32"
-    )
-    assert (
-        whole["train_micro_batch_size_per_gpu"],
-        whole["gradient_accumulation_steps"],
-        whole["gradient_clipping"],
-    ) == (1, 4, 0.0)
-    assert whole["optimizer"]["params"]["torch_adam"] and whole["bf16"] == {
-        "enabled": False
-    }
+    whole = full_ds_config(read_ds_config(CONFIGS / "zero3.json"), OPTIM, 4, 0.0, "fp32")
+    assert (whole["train_micro_batch_size_per_gpu"], whole["gradient_accumulation_steps"], whole["gradient_clipping"]) == (1, 4, 0.0)
+    assert whole["optimizer"]["params"]["torch_adam"] and whole["bf16"] == {"enabled": False}
     with pytest.raises(InputError, match="at least one micro-batch"):
         full_ds_config({"zero_optimization": {"stage": 3}}, OPTIM, 0, 1.0, "fp32")

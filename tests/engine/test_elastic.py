@@ -17,25 +17,17 @@ def apart(ours: list[float], theirs: list[float]) -> float:
 
 
 @pytest.mark.parametrize("other", ["alone", "four"])
-def test_the_curve_does_not_know_how_many_ranks_there_are(
-    campaign: Campaign, other: str
-) -> None:
+def test_the_curve_does_not_know_how_many_ranks_there_are(campaign: Campaign, other: str) -> None:
     ours, theirs = campaign.answers[other]["curve"], campaign.answers["full"]["curve"]
-    assert (
-        ours[-1] < 0.3 * ours[0]
-    ), "nothing was learned, so equality would say nothing"
+    assert ours[-1] < 0.3 * ours[0], "nothing was learned, so equality would say nothing"
     assert apart(ours[:1], theirs[:1]) <= 1e-6
     assert apart(ours, theirs) <= 1e-4
 
 
 @pytest.mark.parametrize("job", ["alone", "full", "four"])
-def test_head_and_projector_are_partitioned_between_steps(
-    campaign: Campaign, job: str
-) -> None:
+def test_head_and_projector_are_partitioned_between_steps(campaign: Campaign, job: str) -> None:
     report = campaign.answers[job]["report"]
-    assert set(report) == {
-        f"{m}.{p}" for m in ("projector", "base", "head") for p in ("weight", "bias")
-    }
+    assert set(report) == {f"{m}.{p}" for m in ("projector", "base", "head") for p in ("weight", "bias")}
     assert not any(report.values())
 
 
@@ -47,64 +39,34 @@ def test_a_resumed_run_is_the_uninterrupted_one(campaign: Campaign, ranks: int) 
     assert apart(resumed["curve"][:1], full["curve"][SAVED_AT : SAVED_AT + 1]) <= 1e-6
     assert apart(resumed["curve"], full["curve"][SAVED_AT:]) <= 1e-4
     if ranks == 2:
-        assert (resumed["curve"], resumed["weights"]) == (
-            full["curve"][SAVED_AT:],
-            full["weights"],
-        ), "bit for bit on the same ranks"
+        assert (resumed["curve"], resumed["weights"]) == (full["curve"][SAVED_AT:], full["weights"]), "bit for bit on the same ranks"
 
 
-def test_with_other_moments_it_is_another_run_and_one_process_needs_no_torchrun(
-    campaign: Campaign, tmp_path: Path
-) -> None:
+def test_with_other_moments_it_is_another_run_and_one_process_needs_no_torchrun(campaign: Campaign, tmp_path: Path) -> None:
     """The control for the test above: it can fail."""
     from safetensors.torch import load_file, save_file
 
-    saved = Path(
-        shutil.copytree(
-            campaign.folder / "full/checkpoints" / f"step-{SAVED_AT:06d}",
-            tmp_path / f"step-{SAVED_AT:06d}",
-        )
-    )
-    save_file(
-        {k: v * 0 + 1e-3 for k, v in load_file(saved / "moments.safetensors").items()},
-        saved / "moments.safetensors",
-    )
-    [resumed] = run(
-        1,
-        [["train", str(tmp_path / "job"), "zero3_test", str(STEPS), "0", str(saved)]],
-        torchrun=False,
-    )
+    saved = Path(shutil.copytree(campaign.folder / "full/checkpoints" / f"step-{SAVED_AT:06d}", tmp_path / f"step-{SAVED_AT:06d}"))
+    save_file({k: v * 0 + 1e-3 for k, v in load_file(saved / "moments.safetensors").items()}, saved / "moments.safetensors")
+    [resumed] = run(1, [["train", str(tmp_path / "job"), "zero3_test", str(STEPS), "0", str(saved)]], torchrun=False)
     assert apart(resumed["curve"], campaign.answers["full"]["curve"][SAVED_AT:]) > 1e-2
 
 
 def test_bf16_keeps_its_float32_weights_over_a_resume(campaign: Campaign) -> None:
     full, resumed = campaign.answers["bf16"], campaign.answers["bf16-resumed"]
-    assert (resumed["curve"], resumed["weights"]) == (
-        full["curve"][6:],
-        full["weights"],
-    )
+    assert (resumed["curve"], resumed["weights"]) == (full["curve"][6:], full["weights"])
 
 
 @pytest.mark.parametrize("memory", ["zero2", "zero3"])
-def test_the_production_files_train_and_resume_alike(
-    campaign: Campaign, memory: str
-) -> None:
+def test_the_production_files_train_and_resume_alike(campaign: Campaign, memory: str) -> None:
     wanted = campaign.answers["full"]["curve"]
     assert apart(campaign.answers[memory]["curve"], wanted[:12]) <= 1e-5
     assert apart(campaign.answers[f"{memory}-resumed"]["curve"], wanted[6:12]) <= 1e-5
 
 
 @pytest.mark.parametrize("memory", ["zero3_test", "zero2"])
-def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(
-    campaign: Campaign, memory: str
-) -> None:
+def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(campaign: Campaign, memory: str) -> None:
     seen = campaign.answers[f"nan-{memory}"]
     assert seen["same"], "weights changed in a skipped step"
     assert seen["counts"] == [1, 1, 1]  # skipped, in a row, updates that Adam made
-    assert (
-        seen["finite"]
-        and seen["moved"]
-        and seen["row"] == 0
-        and 0 < seen["norm"] < 100
-        and seen["bad"] == "inf"
-    )
+    assert seen["finite"] and seen["moved"] and seen["row"] == 0 and 0 < seen["norm"] < 100 and seen["bad"] == "inf"

@@ -15,13 +15,7 @@ from speechkd.engine import checkpoint
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
 from speechkd.engine.wrap import Engine
-from speechkd.engine.zero import (
-    close_distributed,
-    gathered,
-    init_distributed,
-    is_partitioned,
-    partition_report,
-)
+from speechkd.engine.zero import close_distributed, gathered, init_distributed, is_partitioned, partition_report
 
 M = 4
 OPTIM = SimpleNamespace(lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
@@ -33,18 +27,11 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.projector, self.base, self.head = (
-            nn.Linear(33, 63),
-            nn.Linear(63, 63),
-            nn.Linear(63, 7),
-        )
+        self.projector, self.base, self.head = (nn.Linear(33, 63), nn.Linear(63, 63), nn.Linear(63, 7))
         self.base.requires_grad_(False)
 
     def forward(self, x_BD: torch.Tensor, y_BD: torch.Tensor) -> torch.Tensor:
-        return (
-            (self.head(torch.tanh(self.base(torch.tanh(self.projector(x_BD))))) - y_BD)
-            ** 2
-        ).sum()
+        return ((self.head(torch.tanh(self.base(torch.tanh(self.projector(x_BD))))) - y_BD) ** 2).sum()
 
 
 def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,12 +40,7 @@ def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x_BD, torch.sin(x_BD[:, :7])
 
 
-def make(
-    memory: str,
-    precision: str = "fp32",
-    resume: Path | None = None,
-    rank_seed: bool = False,
-) -> tuple[Engine, int]:
+def make(memory: str, precision: str = "fp32", resume: Path | None = None, rank_seed: bool = False) -> tuple[Engine, int]:
     init_distributed()
     torch.manual_seed(dist.rank() if rank_seed else 0)
     net = Net()
@@ -69,9 +51,7 @@ def make(
                     param.fill_(float("nan"))  # whatever is not restored will show
         checkpoint.load_weights(net, resume)
     share, config = M // dist.world_size(), read_ds_config(CONFIGS / f"{memory}.json")
-    engine = Engine(
-        net, OPTIM, config, share, 1.0, "bf16" if precision == "bf16" else "fp32"
-    )
+    engine = Engine(net, OPTIM, config, share, 1.0, "bf16" if precision == "bf16" else "fp32")
     return engine, checkpoint.load_moments(engine, resume) if resume else 0
 
 
@@ -81,24 +61,16 @@ def run_step(engine: Engine, step: int, poison: bool = False) -> float:
     total = 0.0
     for j in range(share):
         index = dist.rank() * share + j
-        x_BD, y_BD = (
-            t.to(next(iter(engine.module.parameters())).dtype)
-            for t in micro_batch(step, index)
-        )
+        x_BD, y_BD = (t.to(next(iter(engine.module.parameters())).dtype) for t in micro_batch(step, index))
         out = engine(x_BD, y_BD)
         total += float(out.detach())
-        engine.backward(
-            out * (float("nan") if poison and index == M - 1 else 1.0) * world / count
-        )
+        engine.backward(out * (float("nan") if poison and index == M - 1 else 1.0) * world / count)
         engine.step()
     return float(dist.sum_over_ranks(torch.tensor(total, dtype=torch.float64))) / count
 
 
 def weights(engine: Engine) -> dict[str, list[float]]:
-    return {
-        name: engine.master_weight(p).flatten().tolist()
-        for name, p in engine.trainable()
-    }
+    return {name: engine.master_weight(p).flatten().tolist() for name, p in engine.trainable()}
 
 
 def answer(folder: Path, value: object) -> None:
@@ -107,31 +79,14 @@ def answer(folder: Path, value: object) -> None:
         (folder / "answer.json").write_text(json.dumps(value))
 
 
-def train(
-    folder: Path,
-    memory: str,
-    steps: str,
-    save_at: str = "0",
-    resume: str = "",
-    precision: str = "fp32",
-) -> None:
+def train(folder: Path, memory: str, steps: str, save_at: str = "0", resume: str = "", precision: str = "fp32") -> None:
     engine, start = make(memory, precision, Path(resume) if resume else None)
     curve = []
     for step in range(start, int(steps)):
         curve.append(run_step(engine, step))
         if step + 1 == int(save_at):
-            checkpoint.save(
-                engine, folder / "checkpoints", step + 1, {"recipe": "r", "seed": 1}
-            )
-    answer(
-        folder,
-        {
-            "start": start,
-            "curve": curve,
-            "weights": weights(engine),
-            "report": partition_report(engine.module),
-        },
-    )
+            checkpoint.save(engine, folder / "checkpoints", step + 1, {"recipe": "r", "seed": 1})
+    answer(folder, {"start": start, "curve": curve, "weights": weights(engine), "report": partition_report(engine.module)})
 
 
 def nan(folder: Path, memory: str) -> None:
@@ -139,18 +94,10 @@ def nan(folder: Path, memory: str) -> None:
     run_step(engine, 0)
     before, norm = weights(engine), engine.grad_norm()
     run_step(engine, 1, poison=True)
-    same, bad_norm, counts = (
-        weights(engine) == before,
-        engine.grad_norm(),
-        [engine.skipped, engine.skipped_in_a_row, engine.adam_step()],
-    )
-    assert not dist.any_rank(
-        engine.skipped != 1
-    ), "ranks disagree about the skipped step"
+    same, bad_norm, counts = (weights(engine) == before, engine.grad_norm(), [engine.skipped, engine.skipped_in_a_row, engine.adam_step()])
+    assert not dist.any_rank(engine.skipped != 1), "ranks disagree about the skipped step"
     run_step(engine, 2)
-    finite = all(
-        all(map(lambda v: v == v, values)) for values in weights(engine).values()
-    )
+    finite = all(all(map(lambda v: v == v, values)) for values in weights(engine).values())
     answer(folder, {"same": same, "norm": norm, "bad": repr(bad_norm), "counts": counts, "finite": finite, "row": engine.skipped_in_a_row,
                     "moved": weights(engine) != before})  # fmt: skip
 
@@ -181,45 +128,21 @@ def load(folder: Path, lm: str, whisper: str, dtype: str) -> None:
 
     init_distributed()
     kind = getattr(torch, dtype)
-    pairs = [
-        (
-            load_causal_lm(lm, kind, True),
-            AutoModelForCausalLM.from_pretrained(lm, dtype=kind),
-        )
-    ]
-    pairs.append(
-        (
-            load_whisper_encoder(whisper, kind, True),
-            WhisperModel.from_pretrained(whisper, dtype=kind).encoder,
-        )
-    )
+    pairs = [(load_causal_lm(lm, kind, True), AutoModelForCausalLM.from_pretrained(lm, dtype=kind))]
+    pairs.append((load_whisper_encoder(whisper, kind, True), WhisperModel.from_pretrained(whisper, dtype=kind).encoder))
     differ = []
-    available = [
-        name
-        for ours, _ in pairs
-        for name, here in partition_report(ours).items()
-        if here
-    ]
+    available = [name for ours, _ in pairs for name, here in partition_report(ours).items() if here]
     for ours, theirs in pairs:
         wanted = dict(theirs.named_parameters(remove_duplicate=False))
         names = {n for n, _ in ours.named_parameters(remove_duplicate=False)}
         differ += sorted(names ^ set(wanted))
         for name, param in ours.named_parameters(remove_duplicate=False):
             with gathered([param]):
-                if (
-                    not torch.equal(param.data, wanted[name].data)
-                    or param.dtype != wanted[name].dtype
-                ):
+                if not torch.equal(param.data, wanted[name].data) or param.dtype != wanted[name].dtype:
                     differ.append(name)
         reference = dict(theirs.named_buffers())
-        differ += [
-            n
-            for n, b in ours.named_buffers()
-            if not torch.equal(b, reference[n]) or b.dtype != reference[n].dtype
-        ]
-        differ += [n for n, p in ours.named_parameters() if not is_partitioned(p)] + (
-            ["training mode"] if ours.training else []
-        )
+        differ += [n for n, b in ours.named_buffers() if not torch.equal(b, reference[n]) or b.dtype != reference[n].dtype]
+        differ += [n for n, p in ours.named_parameters() if not is_partitioned(p)] + (["training mode"] if ours.training else [])
     flag = dist.any_rank(bool(differ))
     answer(folder, {"differ": differ, "available": available, "any": flag})
 
@@ -239,9 +162,7 @@ def memory(folder: Path, lm: str, how: str) -> None:
     before = high_water()
     if how == "plain":
         model = AutoModelForCausalLM.from_pretrained(lm, dtype=torch.float32)
-        assert sum(float(p.detach().sum()) for p in model.parameters()) == sum(
-            float(p.detach().sum()) for p in model.parameters()
-        )
+        assert sum(float(p.detach().sum()) for p in model.parameters()) == sum(float(p.detach().sum()) for p in model.parameters())
     else:
         model = load_causal_lm(lm, torch.float32, True)
     (folder / f"{how}-{dist.rank()}.json").write_text(json.dumps(high_water() - before))
