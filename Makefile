@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export TORCH PYTHON VENV
+# As speechkd itself sets it: spinning threads starve each other on few cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-system lint types contracts unit standins clean

@@ -33,7 +33,7 @@ from weights import file_digest
 from speechkd.data.sources.base import Item
 
 WIDTH, LAYERS, HEADS, INNER, MELS, SECONDS = 128, 3, 4, 512, 80, 3
-STEPS, BATCH, PEAK_LR, WARMUP = 2600, 32, 2e-3, 150
+STEPS, BATCH, PEAK_LR, WARMUP = 1600, 32, 2e-3, 150
 PACKED_SHARE, PACKED_UNTIL = 0.75, 0.8
 """Most training windows hold several clips one after another (a clip is a third of a window); the last steps see single clips only, as in use."""
 BLANK = 0
@@ -57,7 +57,8 @@ def main() -> None:
         flush=True,
     )
     extractor = WhisperFeatureExtractor(feature_size=MELS, chunk_length=SECONDS)
-    texts = [str(item.metadata["transcript"]) for item in items]
+    kept = [index for index, clip in enumerate(clips) if len(clip) <= extractor.n_samples]
+    clips, texts = [clips[index] for index in kept], [str(items[index].metadata["transcript"]) for index in kept]
     alphabet = sorted({letter for text in texts for letter in text})
     model, head = train(clips, texts, alphabet, extractor, args.steps)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from weights import file_digest
 from speechkd.data.sources.base import Item
 
 WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 128, 4, 4, 2, 384
-STEPS, BATCH, PEAK_LR, WARMUP = 1600, 32, 2e-3, 60
+STEPS, BATCH, PEAK_LR, WARMUP = 2200, 32, 3e-3, 60
 IGNORED = -100
 
 
@@ -70,6 +70,7 @@ def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapp
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
     draw, began = random.Random(1), time.monotonic()
     half = torch.cpu._is_avx512_bf16_supported()
+    recent: list[float] = []
     for step in range(steps):
         batch = [dialogue(draw.choice(items), tasks, items, draw) for _ in range(BATCH)]
         ids_BT, mask_BT, labels_BT = encode(tokenizer, batch)
@@ -83,8 +84,10 @@ def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapp
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
+        recent.append(loss.item())
         if step % 50 == 49 or step == steps - 1:
-            print(f"llm step {step + 1}/{steps} loss {loss.item():.4f} {time.monotonic() - began:.0f} s", flush=True)
+            print(f"llm step {step + 1}/{steps} loss {sum(recent) / len(recent):.4f} {time.monotonic() - began:.0f} s", flush=True)
+            recent.clear()
     return model.eval()
 
 

@@ -78,7 +78,8 @@ def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw:
         for name in FIELDS[:-1]:
             metadata[name] = draw.choice(others).metadata[name]
     if draw.random() < 1 / 3:
-        words = [draw.choice(str(draw.choice(others).metadata["transcript"]).split()) for _ in range(draw.randint(2, 6))]
+        longest = 6 if draw.random() < 0.5 else 24  # long lists teach copying sooner
+        words = [draw.choice(str(draw.choice(others).metadata["transcript"]).split()) for _ in range(draw.randint(2, longest))]
         metadata["transcript"] = " ".join(words)
     wordings: dict[str, list[str]] = {}
     for task, text in questions(item, tasks):

@@ -1,0 +1,46 @@
+"""The verbs that only look: doctor, check, plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speechkd.stages.check import check
+from speechkd.stages.doctor import doctor
+from speechkd.stages.plan import plan
+from speechkd.stages.shard import shard
+from tests.data.corpus import write_card, write_tones
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_doctor_finds_everything_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor() == 0
+    said = capsys.readouterr().out
+    assert "torch" in said and "deepspeed" in said and "needs" not in said
+
+
+def test_the_published_setting_is_planned_from_configuration_files_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whisper-large-v3's encoder and Gemma2-9b-it on the meta device: the counts that their makers publish."""
+    from speechkd.recipe import load_recipe
+
+    monkeypatch.chdir(ROOT)
+    assert plan(load_recipe(Path("pipelines/wong26a.yaml")), 16) == 0
+    said = capsys.readouterr().out
+    assert "9,241,705,984 parameters" in said and "636,968,960 parameters" in said
+    assert "145,827,584 trained" in said and "240000 x 16 micro-batches" in said and "GiB a rank on 16 ranks" in said
+
+
+def test_check_names_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = shard(write_card(tmp_path, write_tones(tmp_path)), tmp_path / "out", quiet=True)
+    assert check(root) == 0
+    tar = root / "audio" / "000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data)
+    capsys.readouterr()
+    assert check(root) == 1
+    assert "000000.tar" in capsys.readouterr().out
