@@ -68,6 +68,8 @@ class StudentConfig(Config):
     encoder: str
     llm: str
     projector: Annotated[SerializeAsAny[Config], _part(PROJECTORS, "kind")]
+    normalise_layers: bool = False
+    """bring encoder layers to one scale before they are mixed"""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     config_root: str | None = None
     """folder of config files (`<hub id>/config.json`), for dry runs where the hub cannot be reached"""

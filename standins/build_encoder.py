@@ -2,8 +2,8 @@
 
     python standins/build_encoder.py --out standins/encoder
 
-Its clips are the card's reserved splits: no clip, transcript or voice of the test splits, and no attribute label. The CTC head, kept beside it
-with its characters, is there to measure what the encoder itself understands.
+Its clips are the card's reserved splits: no clip, transcript or voice of the test splits, and no attribute label. The CTC head, kept beside
+it with its characters, is there to measure what the encoder itself understands.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from speechkd.data.sources.base import Item
 WIDTH, LAYERS, HEADS, INNER, MELS, SECONDS = 128, 3, 4, 512, 80, 3
 STEPS, BATCH, PEAK_LR, WARMUP = 1600, 32, 2e-3, 150
 PACKED_SHARE, PACKED_UNTIL = 0.75, 0.8
-"""Most training windows hold several clips one after another (a clip is a third of a window); the last steps see single clips only, as in use."""
+"""Most training windows hold several clips in a row (a clip is a third of a window); the last steps see single clips only, as in use."""
 BLANK = 0
 
 
@@ -79,7 +79,7 @@ def main() -> None:
 def train(
     clips: Sequence[np.ndarray], texts: Sequence[str], alphabet: Sequence[str], extractor: WhisperFeatureExtractor, steps: int
 ) -> tuple[WhisperModel, nn.Linear]:
-    """CTC from random weights; (model, head). Half-precision products where the processor has them: twice as fast, the weights stay float32."""
+    """CTC from random weights; (model, head). Products are bfloat16 where the processor has them: twice as fast; weights stay float32."""
     torch.manual_seed(0)
     model, head = WhisperModel(_config()), nn.Linear(WIDTH, len(alphabet) + 1)
     trained = [p for p in (*model.encoder.parameters(), *head.parameters()) if p.requires_grad]

@@ -31,7 +31,9 @@ from weights import file_digest
 from speechkd.data.sources.base import Item
 
 WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 128, 4, 4, 2, 384
-STEPS, BATCH, PEAK_LR, WARMUP = 2200, 32, 3e-3, 60
+BATCH, WARMUP = 32, 60
+PHASES = ((2200, 3e-3, 1 / 3), (800, 1e-3, 0.0))
+"""(steps, peak learning rate, share of dialogues with mixed attributes and words): first to learn to read, then the card's own metadata."""
 IGNORED = -100
 
 
@@ -41,18 +43,21 @@ def main() -> None:
     parser.add_argument("--card", type=Path, default=here.parent / "shards/cards/minibabel.yaml")
     parser.add_argument("--out", type=Path, default=here / "llm")
     parser.add_argument("--scores", type=Path, help="where to write the scores (default: OUT/../scores.json, key `llm`)")
-    parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
 
     source, tasks = load_source(args.card)
     corpus = source.items()
     texts = [item for item in corpus if item.split == "train"] + source.reserved_items()
     draw = random.Random(0)
-    sample = [dialogue(item, tasks, texts, draw) for item in texts[:8000]]
+    sample = [dialogue(item, tasks, texts, draw, PHASES[0][2]) for item in texts[:8000]]
     tokenizer = build_tokenizer(
         ["user", "assistant"] * 50 + [part for one in sample for part in (*_plain(one), " " + one.answer)], args.out
     )
-    model = train(tokenizer, texts, tasks, args.steps)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(_config(tokenizer))
+    for number, phase in enumerate(PHASES):
+        train(model, tokenizer, texts, tasks, number, *phase)
+    model.eval()
     model.save_pretrained(args.out)
     scores = score(args.out, [item for item in corpus if item.split.startswith("test")], tasks)
     target = args.scores or args.out.parent / "scores.json"
@@ -62,17 +67,24 @@ def main() -> None:
     print(json.dumps(known["llm"]), flush=True)
 
 
-def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapping[str, Any], steps: int) -> LlamaForCausalLM:
-    """From random weights, on fresh dialogues at every step; the loss is on the answers."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(_config(tokenizer))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    items: Sequence[Item],
+    tasks: Mapping[str, Any],
+    phase: int,
+    steps: int,
+    peak_lr: float,
+    mixed: float,
+) -> None:
+    """One phase: fresh dialogues at every step, the loss on the answers."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
-    draw, began = random.Random(1), time.monotonic()
+    draw, began = random.Random(1 + phase), time.monotonic()
     half = torch.cpu._is_avx512_bf16_supported()
     recent: list[float] = []
     for step in range(steps):
-        batch = [dialogue(draw.choice(items), tasks, items, draw) for _ in range(BATCH)]
+        batch = [dialogue(draw.choice(items), tasks, items, draw, mixed) for _ in range(BATCH)]
         ids_BT, mask_BT, labels_BT = encode(tokenizer, batch)
         targets_BT = labels_BT[:, 1:]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
@@ -86,9 +98,9 @@ def train(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], tasks: Mapp
         schedule.step()
         recent.append(loss.item())
         if step % 50 == 49 or step == steps - 1:
-            print(f"llm step {step + 1}/{steps} loss {sum(recent) / len(recent):.4f} {time.monotonic() - began:.0f} s", flush=True)
+            mean = sum(recent) / len(recent)
+            print(f"llm phase {phase + 1} step {step + 1}/{steps} loss {mean:.4f} {time.monotonic() - began:.0f} s", flush=True)
             recent.clear()
-    return model.eval()
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Dialogue]) -> tuple[Tensor, Tensor, Tensor]:

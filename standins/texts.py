@@ -1,4 +1,4 @@
-"""What the stand-ins are pre-trained on, drawn from a card: metadata-to-answer dialogues for the LLM, clips and transcripts for the encoder."""
+"""What the stand-ins are pre-trained on, drawn from a card: its source, and metadata-to-answer dialogues for the LLM."""
 
 from __future__ import annotations
 
@@ -67,19 +67,20 @@ def answer(task: str, metadata: Mapping[str, Any], tasks: Mapping[str, Any]) -> 
     return DESCRIPTION.format(**metadata) if task == "describe" else str(metadata[tasks[task]["field"]])
 
 
-def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random, turns: int = 3) -> Dialogue:
+def dialogue(
+    item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random, mixed: float, turns: int = 3
+) -> Dialogue:
     """One training dialogue about an item: random questions, the fields in random order with some that nobody asks for.
 
-    In a third of them each attribute comes from another item, so that no field can be guessed from another and all must be read; in a third the
-    words come from several items, so that they must be copied and not remembered.
+    With probability `mixed` each attribute comes from another item, so that no field follows from another and all must be read; with the
+    same probability the words come from several items, so that they must be copied and not remembered.
     """
     metadata = dict(item.metadata)
-    if draw.random() < 1 / 3:
+    if draw.random() < mixed:
         for name in FIELDS[:-1]:
             metadata[name] = draw.choice(others).metadata[name]
-    if draw.random() < 1 / 3:
-        longest = 6 if draw.random() < 0.5 else 24  # long lists teach copying sooner
-        words = [draw.choice(str(draw.choice(others).metadata["transcript"]).split()) for _ in range(draw.randint(2, longest))]
+    if draw.random() < mixed:
+        words = [draw.choice(str(draw.choice(others).metadata["transcript"]).split()) for _ in range(draw.randint(2, 6))]
         metadata["transcript"] = " ".join(words)
     wordings: dict[str, list[str]] = {}
     for task, text in questions(item, tasks):

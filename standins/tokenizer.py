@@ -55,7 +55,7 @@ def build_tokenizer(lines: Iterable[str], out: Path, vocab_size: int = 1536) -> 
     tokenizer.chat_template = CHAT_TEMPLATE
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    # The class that every version of transformers takes to mean "tokenizer.json as it stands"; the name saved by default is newer than some.
+    # The class that every version of transformers takes to mean "tokenizer.json as it stands"; the default name is newer than some.
     config = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
     (out / "tokenizer_config.json").write_text(
         json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n", encoding="utf-8"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 SAMPLE_RATE = 16_000
 
@@ -47,16 +48,21 @@ class FrozenEncoder(nn.Module):
 class LayerMix(nn.Module):
     """Task-independent weighted sum of encoder layers, h = sum_l softmax(a)_l h_l (SUPERB style; wong26a section 3).
 
-    The softmax over `a` is reconstructed: the paper names the weighted sum only.
+    The softmax over `a` is reconstructed: the paper names the weighted sum only. `normalise` brings every layer's states to zero mean
+    and unit variance first (an option of s3prl's SUPERB code too): a small encoder's layers differ in scale by far, and what only the
+    early ones hold would otherwise be drowned by the last.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, normalise: bool = False) -> None:
         super().__init__()
+        self.normalise = normalise
         self.logits_L = nn.Parameter(torch.zeros(layers))
 
     def forward(self, states_LBFD: Sequence[Tensor]) -> Tensor:
         """L states [B, F, D] -> [B, F, D]."""
         weights_L = torch.softmax(self.logits_L.float(), 0).to(states_LBFD[0].dtype)
+        if self.normalise:
+            states_LBFD = [layer_norm(states_BFD, states_BFD.shape[-1:]) for states_BFD in states_LBFD]
         mixed = states_LBFD[0] * weights_L[0]
         for layer in range(1, len(states_LBFD)):
             mixed = mixed + states_LBFD[layer] * weights_L[layer]

@@ -40,6 +40,7 @@ class ExportManifest(Config):
     encoder: Base
     llm: Base
     projector: dict[str, Any]
+    normalise_layers: bool
     dtype: str
     step: int
     recipe_digest: str
@@ -147,7 +148,7 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
     encoder, llm = load_whisper_encoder(manifest.encoder.name, dtype), load_causal_lm(manifest.llm.name, dtype)
     kind = str(manifest.projector.get("kind"))
     config = PROJECTORS.get(kind, str(folder / MANIFEST)).Config.model_validate(manifest.projector)
-    student = Student(encoder, llm, config)
+    student = Student(encoder, llm, config, manifest.normalise_layers)
     if weights:
         load_trainable(student, load_file(folder / WEIGHTS))
     prompt = Prompt((folder / TEMPLATE).read_text(encoding="utf-8"), load_tokenizer(str(folder / TOKENIZER)), str(folder / TEMPLATE))

@@ -23,12 +23,12 @@ class Student(nn.Module):
     dummy clip that reaches no position, so that ZeRO-3's gathers stay in step on all ranks.
     """
 
-    def __init__(self, encoder: nn.Module, causal_lm: nn.Module, projector: Config) -> None:
+    def __init__(self, encoder: nn.Module, causal_lm: nn.Module, projector: Config, normalise_layers: bool = False) -> None:
         """`encoder`: a transformers WhisperEncoder; `causal_lm`: a transformers causal LM; both loaded (and possibly partitioned)."""
         super().__init__()
         self.encoder = FrozenEncoder(encoder)
         self.llm = LanguageModel(causal_lm)
-        self.mix = LayerMix(self.encoder.layers)
+        self.mix = LayerMix(self.encoder.layers, normalise_layers)
         kind = projector.kind  # type: ignore[attr-defined]  # every projector's Config has it
         self.projector: Any = PROJECTORS.get(kind)(projector, self.encoder.width, self.llm.width)
 

@@ -12,6 +12,8 @@ from speechkd.stages.evaluate import SUMMARY
 from speechkd.stages.run import EXPORT, REPORT, run
 
 RECIPE = Path("pipelines/meta_prompt_kd.yaml")
+SCORES = Path("standins/scores.json")
+"""What the stand-ins were measured to do when they were made"""
 
 
 def demo(out: Path, ranks: int, sets: list[str]) -> int:
@@ -41,8 +43,14 @@ def _show(out: Path) -> None:
     for task, row in summary["tasks"].items():
         cells = ["–" if row.get(name) is None else f"{100 * row[name]:.1f}" for name in columns]
         table.add_row(task, *cells, str(row["n"]), str(row["unparsable"]))
-    console = Console()
+    console = Console(width=max(100, Console().width))  # a log file has no width, and cut headings help nobody
     console.print(table)
+    ctc = read_json(SCORES)["encoder"]["ctc_word_accuracy"]
+    console.print(
+        "digits are word accuracy; the encoder's own CTC head, on all digit clips of the same splits: "
+        + ", ".join(f"{100 * row['digits']['accuracy']:.1f} ({split})" for split, row in ctc.items()),
+        soft_wrap=True,
+    )
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in summary["seconds"].items())
     console.print(f"stages: {took}", soft_wrap=True)
     console.print(f"report:  {out / REPORT}", soft_wrap=True)

@@ -51,6 +51,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         encoder=base["encoder"],
         llm=base["llm"],
         projector=recipe.student.projector.model_dump(mode="json"),
+        normalise_layers=recipe.student.normalise_layers,
         dtype=recipe.student.dtype,
         prompt=open_prompt(recipe).text,
         step=trainer["step"],

@@ -47,7 +47,7 @@ def meta_student(recipe: Recipe) -> Student:
     encoder = meta_whisper_encoder(_config_home(recipe, recipe.student.encoder), dtype)
     llm = meta_causal_lm(_config_home(recipe, recipe.student.llm), dtype)
     with torch.device("meta"):
-        return Student(encoder, llm, recipe.student.projector)
+        return Student(encoder, llm, recipe.student.projector, recipe.student.normalise_layers)
 
 
 def _config_home(recipe: Recipe, name: str) -> str:

@@ -44,7 +44,7 @@ def build_student(recipe: Recipe) -> Student:
     encoder = load_whisper_encoder(recipe.student.encoder, dtype, split, memory)
     llm = load_causal_lm(recipe.student.llm, dtype, split, memory)
     with torch_seed(recipe.seed, "student"):
-        student = Student(encoder, llm, recipe.student.projector)
+        student = Student(encoder, llm, recipe.student.projector, recipe.student.normalise_layers)
     return student.to(local_device())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydantic import Field
+
 from speechkd.core.config import Config
 from speechkd.core.seeds import derive
 from speechkd.core.types import Metadata
@@ -20,7 +22,8 @@ class PromptConfig(Config):
 
     template: str
     instructions: list[str] = []
-    per_clip: int = 1
+    per_clip: float = Field(1.0, ge=0)
+    """0.5: every other clip gets one, by its key"""
     tasks: bool = True
 
 
@@ -32,7 +35,8 @@ def task_applies(task: Task, metadata: Metadata) -> bool:
 def requests(config: PromptConfig, tasks: dict[str, Task], key: str, metadata: Metadata) -> Iterator[Request]:
     """All turns of one clip, in a fixed order. A pure function of configuration, key and metadata."""
     pool = list(enumerate(config.instructions))
-    for _ in range(min(config.per_clip, len(pool))):
+    lucky = derive(0, key, "per_clip") % 10_000 < 10_000 * (config.per_clip % 1)
+    for _ in range(min(int(config.per_clip) + lucky, len(pool))):
         number, instruction = pool.pop(derive(0, key, len(pool)) % len(pool))
         yield Request(key, f"open-{number}", instruction, metadata)
     for name, task in tasks.items() if config.tasks else ():

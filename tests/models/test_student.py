@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from speechkd.losses.positions import predicting_positions
+from speechkd.models.encoder import LayerMix
 from speechkd.models.exported import DistilledStudent
 
 
@@ -82,3 +83,10 @@ def test_the_layer_mix_is_a_convex_combination(distilled: DistilledStudent) -> N
     mix = distilled.student.mix
     states = tuple(torch.full((1, 2, 3), float(i)) for i in range(distilled.student.encoder.layers))
     assert torch.allclose(mix(states), torch.full((1, 2, 3), (len(states) - 1) / 2))
+
+
+def test_normalised_layers_weigh_alike_whatever_their_scale() -> None:
+    states = tuple(torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    mix = LayerMix(3, normalise=True)
+    louder = (states[0] * 100 + 7, states[1], states[2])
+    torch.testing.assert_close(mix(louder), mix(states), atol=1e-4, rtol=1e-4)

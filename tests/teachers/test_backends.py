@@ -75,5 +75,7 @@ def test_turns_are_a_pure_function_of_the_clip() -> None:
     turns = [r.turn for r in requests(config, TASKS, "key", metadata)]
     assert turns == [r.turn for r in requests(config, TASKS, "key", metadata)]
     assert len(turns) == len(set(turns)) == 3 and turns[-1] == "task-language"  # no gender known, no digits spoken
+    half = PromptConfig(template="", instructions=["A?"], per_clip=0.5)
+    assert 70 < sum(len(list(requests(half, {}, f"k{i}", {}))) for i in range(200)) < 130
     pool = {r.question for i in range(40) for r in requests(config, {}, f"k{i}", {})}
     assert pool == {"A?", "B?", "C?"}

@@ -3,7 +3,7 @@
 What is spoken, by whom and how fast is drawn from the card; nothing about a language stands in this file. Gender is read from espeak's own
 voice files. Every draw is a pure function of (seed, split, number), so the list of items needs no audio.
 
-The library keeps state from one utterance to the next (two readings of a text in one process differ), so samples are reproducible per *block*:
+The library keeps state from one utterance to the next (two readings in one process differ), so samples are reproducible per block:
 one `read` of the same items in the same order in a fresh process gives the same samples. A second `read` in a process is refused.
 """
 

@@ -16,7 +16,7 @@ DEFAULT_VOICING, DEFAULT_ECHO = 64, 0
 
 
 class VoiceRule(Config):
-    """Which variants speak. A variant must state its gender; whispers (voicing below `min_voicing`) and echo effects (above `max_echo`) are novelties.
+    """Which variants speak. A variant must state its gender; whispers (voicing below `min_voicing`) and echoes (above `max_echo`) are out.
 
     Variants with the same formant table are one family (a voice and its re-pitched copies) and are never on both sides of the split.
     """
@@ -29,7 +29,7 @@ class VoiceRule(Config):
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """One variant: the file that espeak is asked for, the name it states, its gender, its family (the first file with the same formants)."""
+    """One variant: the file that espeak is asked for, the name it states, its gender, its family (first file with the same formants)."""
 
     file: str
     name: str
@@ -58,7 +58,7 @@ def read_voices(folder: Path, rule: VoiceRule) -> list[Voice]:
 
 
 def split_voices(voices: list[Voice], rule: VoiceRule) -> tuple[list[Voice], list[Voice]]:
-    """(known, unseen): of each gender the first `unseen_families_per_gender` families by digest of their name are never heard in training."""
+    """(known, unseen): of each gender, the first `unseen_families_per_gender` families by digest of name are never heard in training."""
     held_out: set[str] = set()
     for gender in sorted({voice.gender for voice in voices}):
         families = sorted({voice.family for voice in voices if voice.gender == gender}, key=lambda name: _digest(rule.salt, name))

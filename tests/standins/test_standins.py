@@ -1,0 +1,54 @@
+"""The shipped stand-ins are what their scores say, small, and rebuilt from the card they score the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STANDINS = ROOT / "standins"
+TOLERANCE = 0.05
+"""A rebuild on another processor sums in another order, so training takes another path to about the same place"""
+
+
+def _accuracies(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key == "accuracy":
+            yield path, float(value)
+        else:
+            yield from _accuracies(value, f"{path}/{key}")
+
+
+def _scores(path: Path, part: str) -> dict[str, float]:
+    return dict(_accuracies(json.loads(path.read_text(encoding="utf-8"))[part]))
+
+
+def test_scores_are_of_the_weights_that_ship() -> None:
+    scores = json.loads((STANDINS / "scores.json").read_text(encoding="utf-8"))
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in STANDINS.glob("*/*.safetensors")}
+    said = [scores["llm"]["sha256"], *scores["encoder"]["sha256"].values()]
+    assert set(said) == digests
+
+
+def test_they_fit_into_8_mb() -> None:
+    assert sum(path.stat().st_size for path in STANDINS.rglob("*") if path.is_file() and "__pycache__" not in path.parts) <= 8_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("part, script", [("llm", "build_llm.py"), ("encoder", "build_encoder.py")])
+def test_a_rebuild_scores_the_same(part: str, script: str, tmp_path: Path) -> None:
+    """Within 5 points on every task and split."""
+    command = [sys.executable, str(STANDINS / script), "--out", str(tmp_path / part)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shipped, rebuilt = _scores(STANDINS / "scores.json", part), _scores(tmp_path / "scores.json", part)
+    assert set(shipped) == set(rebuilt) and len(shipped) >= 4
+    assert all(rebuilt[name] >= shipped[name] - TOLERANCE for name in shipped), (shipped, rebuilt)
