@@ -189,7 +189,7 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_INPUT)
-    except (DataError, ConnectionError) as error:
+    except (DataError, OSError) as error:  # damaged bytes, a full disk, a server that is away: one line says what
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:

@@ -118,8 +118,12 @@ class Recipe(Config):
         return Path(self.runs) / self.name
 
     def digest(self) -> str:
-        """Digest of everything that changes the trained student (not its name, where it is logged or how it is judged)."""
-        return digest(self.model_dump(mode="json", exclude={"name", "tracking", "evaluation", "runs", "description"}))
+        """Digest of what changes the trained student: not names and places, how often it is logged and saved, or how it is judged."""
+        data = self.model_dump(mode="json", include={"seed", "data", "prompt", "student", "losses", "plan", "optim", "deepspeed"})
+        data["data"].pop("root")
+        data["phases"] = [phase.model_dump(mode="json") for phase in self.train.phases]
+        data["teachers"] = {role: self.teachers[role].model_dump(mode="json") for role in self.train.roles}
+        return digest(data)
 
 
 def _list(names: frozenset[str]) -> str:

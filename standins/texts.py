@@ -67,9 +67,7 @@ def answer(task: str, metadata: Mapping[str, Any], tasks: Mapping[str, Any]) -> 
     return DESCRIPTION.format(**metadata) if task == "describe" else str(metadata[tasks[task]["field"]])
 
 
-def dialogue(
-    item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random, mixed: float, turns: int = 3
-) -> Dialogue:
+def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random, mixed: float, turns: int = 3) -> Dialogue:
     """One training dialogue about an item: random questions, the fields in random order with some that nobody asks for.
 
     With probability `mixed` each attribute comes from another item, so that no field follows from another and all must be read; with the

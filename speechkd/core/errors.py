@@ -16,10 +16,6 @@ class DataError(ValueError):
     """Bytes on disk are not what their digest or format says; names the file and member."""
 
 
-class Requeue(Exception):
-    """The work stopped cleanly at a boundary and wants to be continued (exit code 75)."""
-
-
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
     """The allowed name closest to `given`, or None where nothing is close."""
     found = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.4)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from speechkd.core.errors import InputError
 
 CHUNK = 1 << 20
 
@@ -60,6 +64,23 @@ def publishing(path: Path) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` alone; the system frees it when the process dies. Raises InputError with `busy` after `wait_s` seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        end = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise InputError(busy) from None
+                time.sleep(0.2)
+        yield
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 
 from speechkd.core.errors import DataError
 from speechkd.data.tar import Member, member_problem
@@ -18,6 +19,7 @@ class MappedTars:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._maps: OrderedDict[str, memoryview] = OrderedDict()
+        self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Path]:
         return {"root": self.root}
@@ -38,6 +40,10 @@ class MappedTars:
         return member_problem(self._map(name), member)
 
     def _map(self, name: str) -> memoryview:
+        with self._lock:  # a run reads from its feed and from its own thread
+            return self._mapped(name)
+
+    def _mapped(self, name: str) -> memoryview:
         if name in self._maps:
             self._maps.move_to_end(name)
             return self._maps[name]

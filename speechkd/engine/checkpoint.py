@@ -158,13 +158,14 @@ def ever_published(checkpoints: Path) -> bool:
 
 
 def _valid(folder: Path) -> bool:
-    why = _why_not(folder)
+    why = why_invalid(folder)
     if why:
         say(f"checkpoint {folder.name} is ignored: {why}")
     return not why
 
 
-def _why_not(folder: Path) -> str:
+def why_invalid(folder: Path) -> str:
+    """What keeps a folder from being a whole checkpoint; empty where nothing does."""
     if not (folder / COMMIT).is_file():
         return "it was never committed"
     try:

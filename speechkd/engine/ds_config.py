@@ -14,17 +14,17 @@ Precision = Literal["fp32", "bf16"]
 ALLOWED = ("zero_optimization", "activation_checkpointing", "aio", "communication_data_type", "prescale_gradients", "comms_logger")
 """Sections that say where bytes lie and how they travel."""
 OF_THE_RECIPE = {
-    "train_batch_size": "train.micro_batches",
-    "train_micro_batch_size_per_gpu": "train.micro_batches",
-    "gradient_accumulation_steps": "train.micro_batches",
-    "gradient_clipping": "train.clip",
-    "optimizer": "train.optim",
-    "scheduler": "train.optim",
-    "fp16": "train.precision",
-    "bf16": "train.precision",
-    "amp": "train.precision",
-    "torch_autocast": "train.precision",
-    "data_types": "train.precision",
+    "train_batch_size": "plan.micro_batches",
+    "train_micro_batch_size_per_gpu": "plan.micro_batches",
+    "gradient_accumulation_steps": "plan.micro_batches",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim",
+    "scheduler": "optim",
+    "fp16": "student.dtype",
+    "bf16": "student.dtype",
+    "amp": "student.dtype",
+    "torch_autocast": "student.dtype",
+    "data_types": "student.dtype",
 }
 
 

@@ -17,7 +17,7 @@ from speechkd.teachers.prompts import task_applies
 class EvaluationConfig(Config):
     """`splits`: the main split first (new utterances of what training heard), then splits that are further away."""
 
-    splits: dict[str, str]
+    splits: dict[str, str] = Field(min_length=1)
     """label in the summary -> split name, e.g. {student: test_known, unseen: test_unseen}"""
     tasks: list[str] | None = None
     """names of the card's tasks; unset: all"""

@@ -49,14 +49,18 @@ class ExportManifest(Config):
     files: dict[str, str]
     """name -> sha256 of every other file"""
     probe_difference: float | None = Field(None)
-    """largest difference between the probe batch's logits in training and after reading the export back"""
+    """largest difference between the probe batch's logits in training and in the export as read back, over the largest logit"""
 
 
 def read_manifest(folder: Path) -> ExportManifest:
     """Read and verify an export folder. Raises InputError naming the missing or changed file."""
     if not (folder / MANIFEST).is_file():
         raise InputError(f"`{folder}` is no export: it has no {MANIFEST} (make one with `speechkd export RECIPE --out DIR`)")
-    manifest = build(ExportManifest, read_json(folder / MANIFEST), str(folder / MANIFEST))
+    try:
+        data = read_json(folder / MANIFEST)
+    except ValueError as error:
+        raise InputError(f"`{folder / MANIFEST}` is damaged: {error}") from None
+    manifest = build(ExportManifest, data, str(folder / MANIFEST))
     if manifest.format != FORMAT:
         raise InputError(f"export format must be `{FORMAT}`, is `{manifest.format}` ({folder / MANIFEST})")
     for name, expected in manifest.files.items():
@@ -74,7 +78,8 @@ class DistilledStudent:
     """Student, prompt and features in one piece: sound in, text out."""
 
     def __init__(self, student: Student, prompt: Prompt, features: Features) -> None:
-        self.student, self.prompt, self.features = student.eval(), prompt, features
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.student, self.prompt, self.features = student.eval().to(device), prompt, features
         self.collator = make_collator(student, features)
 
     def batch(
@@ -96,7 +101,8 @@ class DistilledStudent:
     @torch.no_grad()
     def logits(self, batch: Batch, predict_T: Tensor) -> Tensor:
         """Logits [T, V] at flat positions, for comparing with training."""
-        return self.student.llm.logits(self.student(batch, predict_T))
+        device = self.student.mix.logits_L.device
+        return self.student.llm.logits(self.student(batch.to(device), predict_T.to(device))).cpu()
 
 
 def make_collator(student: Student, features: Features) -> Collator:
@@ -147,7 +153,7 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
     dtype = getattr(torch, manifest.dtype)
     encoder, llm = load_whisper_encoder(manifest.encoder.name, dtype), load_causal_lm(manifest.llm.name, dtype)
     kind = str(manifest.projector.get("kind"))
-    config = PROJECTORS.get(kind, str(folder / MANIFEST)).Config.model_validate(manifest.projector)
+    config = build(PROJECTORS.get(kind, str(folder / MANIFEST)).Config, manifest.projector, str(folder / MANIFEST))
     student = Student(encoder, llm, config, manifest.normalise_layers)
     if weights:
         load_trainable(student, load_file(folder / WEIGHTS))

@@ -87,6 +87,9 @@ def read_config(folder: Path) -> Any:
 def fingerprint(path_or_id: str) -> str:
     """What a frozen model is, without reading all of it: configuration, and of each weight file its size and 65 blocks spread over it."""
     folder = resolve(path_or_id)
+    checkpoint_tensors(folder)  # says in our own words what is missing
+    if not (folder / "config.json").is_file():
+        raise InputError(f"no `config.json` in model folder `{folder}`")
     state = hashlib.sha256((folder / "config.json").read_bytes())
     for path in _weight_names(folder):
         size = path.stat().st_size

@@ -16,39 +16,40 @@ from speechkd.core.log import say
 from speechkd.data.audio import encode_flac
 from speechkd.data.reader import Reader
 from speechkd.evaluation.runner import Prediction, Score, ask, chance, grade, shuffled, summarise
-from speechkd.evaluation.task import Question, questions
-from speechkd.models.exported import MANIFEST, DistilledStudent, load_student
+from speechkd.evaluation.task import Question
+from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
 from speechkd.stages.export import export
-from speechkd.stages.inputs import Corpus, column_spec, open_corpora, open_prompt
+from speechkd.stages.inputs import Corpus, column_spec, evaluation_questions, open_corpora, open_prompt
 
-SUMMARY, SAMPLES = "summary.json", "samples.jsonl"
+SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eval"
 
 
 def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -> Path:
     """Evaluate the export folder `exported` into `out`: predictions per corpus, summary, samples. Unchanged inputs: nothing to do.
 
-    `regrade` grades the stored predictions again without asking the student.
+    `regrade` grades the stored answers again, without asking; they must be this export's to these questions.
     """
     corpora = open_corpora(recipe)
-    of = digest([read_json(exported / MANIFEST)["files"], recipe.evaluation.model_dump(mode="json"), [c.shards.digest for c in corpora]])
-    if (out / SUMMARY).is_file() and not regrade and read_json(out / SUMMARY).get("inputs") == of:
+    manifest = read_manifest(exported)
+    settings = recipe.evaluation.model_dump(mode="json")
+    of = digest([manifest.files, settings, [c.shards.digest for c in corpora]])
+    told = read_json(out / SUMMARY).get("inputs") if (out / SUMMARY).is_file() else None
+    if regrade and told != of:
+        raise InputError(f"nothing to regrade: `{out}` holds no answers of this export to these questions (run `speechkd eval` first)")
+    if told == of and not regrade:
         say(f"eval: `{out}` is of this export already")
         return out
     tasks: dict[str, dict[str, object]] = {}
     rows: list[dict[str, object]] = []
-    students: dict[str, DistilledStudent] = {}
     for corpus in corpora:
         stored = out / f"predictions-{corpus.card.name}.jsonl"
-        asked = _questions(recipe, corpus)
+        asked = evaluation_questions(recipe, corpus)
         if not asked:
             say(f"eval: corpus `{corpus.card.name}` has no tasks for the splits {sorted(recipe.evaluation.splits.values())}")
             continue
-        if regrade:
-            predictions = _read(stored)
-        else:
-            students = students or {"student": load_student(exported), "untrained": load_student(exported, weights=False)}
-            predictions = _predict(recipe, corpus, asked, students)
+        predictions = _read(stored) if regrade else _predict(recipe, corpus, asked, exported)
+        if not regrade:
             lines = [
                 json.dumps({"system": system, **asdict(p)}, ensure_ascii=False) for system, given in predictions.items() for p in given
             ]
@@ -61,31 +62,18 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
 
 
 def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool = False) -> Path:
-    """Evaluate the run's export (made from the newest checkpoint if need be), or the export or checkpoint given, into its `eval` folder."""
-    chosen = recipe.run_dir / "export"
-    if checkpoint is not None and (checkpoint / MANIFEST).is_file():
-        chosen = checkpoint
-    elif not regrade or not (chosen / MANIFEST).is_file():
-        chosen = export(recipe.run_dir, chosen, checkpoint)
-    return evaluate(recipe, chosen, recipe.run_dir / "eval", regrade)
+    """Evaluate the run's export (made from its newest checkpoint if need be) into `eval`.
+
+    Another export or checkpoint folder of the run goes into `eval/<its name>`, so that it never passes for the run's own result.
+    """
+    folder = recipe.run_dir
+    if checkpoint is None:
+        return evaluate(recipe, export(folder, folder / EXPORT), folder / EVAL, regrade)
+    exported = checkpoint if (checkpoint / MANIFEST).is_file() else export(folder, folder / f"{EXPORT}-{checkpoint.name}", checkpoint)
+    return evaluate(recipe, exported, folder / EVAL / checkpoint.name, regrade)
 
 
-def _questions(recipe: Recipe, corpus: Corpus) -> list[Question]:
-    names = recipe.evaluation.tasks or list(corpus.card.tasks)
-    for name in names:
-        if name not in corpus.card.tasks:
-            raise InputError(f"evaluation.tasks: corpus `{corpus.card.name}` has no task `{name}`; it has: {', '.join(corpus.card.tasks)}")
-    return [
-        question
-        for split in recipe.evaluation.splits.values()
-        for name in names
-        for question in questions(name, corpus.card.tasks[name], split, corpus.shards.samples(split), recipe.evaluation.limit)
-    ]
-
-
-def _predict(
-    recipe: Recipe, corpus: Corpus, asked: Sequence[Question], students: dict[str, DistilledStudent]
-) -> dict[str, list[Prediction]]:
+def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported: Path) -> dict[str, list[Prediction]]:
     """Every system's answers: the student on all splits; shuffled audio, untrained projector and teacher column on the main one."""
     reader = Reader(corpus.shards)
     other = shuffled(asked)
@@ -99,11 +87,13 @@ def _predict(
     def swapped(question: Question) -> np.ndarray:
         return _hear(reader, other[question.task, question.sample.key])
 
+    student = load_student(exported)
     predictions = {
-        "student": ask(students["student"], asked, own, *limits, label="eval student"),
-        "shuffled": ask(students["student"], first, swapped, *limits, label="eval shuffled"),
-        "untrained": ask(students["untrained"], first, own, *limits, label="eval untrained"),
+        "student": ask(student, asked, own, *limits, label="eval student"),
+        "shuffled": ask(student, first, swapped, *limits, label="eval shuffled"),
     }
+    del student  # one language model in memory at a time
+    predictions["untrained"] = ask(load_student(exported, weights=False), first, own, *limits, label="eval untrained")
     for role in recipe.train.roles:
         name = column_spec(recipe, role, open_prompt(recipe)).name
         if recipe.teachers[role].backend != "label" and name in corpus.shards.column_names():  # type: ignore[attr-defined]

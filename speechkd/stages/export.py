@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
 from speechkd.core.config import build, read_yaml
 from speechkd.core.errors import InputError
-from speechkd.core.files import read_json
 from speechkd.core.log import say
-from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer
+from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer, why_invalid
 from speechkd.engine.export import write_export
-from speechkd.models.exported import MANIFEST, Base
+from speechkd.models.exported import Base, read_manifest
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
 from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE
@@ -31,19 +31,19 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     if not (run_dir / RECIPE).is_file():
         raise InputError(f"`{run_dir}` is no run folder: it has no {RECIPE}")
     recipe = build(Recipe, read_yaml(run_dir / RECIPE), str(run_dir / RECIPE))
-    source = checkpoint or latest(run_dir / CHECKPOINTS)
+    source = latest(run_dir / CHECKPOINTS) if checkpoint is None else checkpoint
+    if checkpoint is not None and (why := why_invalid(checkpoint)):
+        raise InputError(f"`{checkpoint}` is no valid checkpoint: {why}")
     if source is None:
         raise InputError(f"no valid checkpoint in `{run_dir / CHECKPOINTS}`: train first")
     if merge:
         raise InputError(f"`--merge` folds LoRA into the language model, and recipe `{recipe.name}` trains no LoRA: export without it")
     trainer = read_trainer(source)
-    if (out / MANIFEST).is_file():
-        there = read_json(out / MANIFEST)
-        if (there.get("step"), there.get("recipe_digest")) == (trainer["step"], trainer["recipe"]):
-            say(f"export: `{out}` is of this checkpoint already")
-            return out
+    if _is_of(out, trainer):
+        say(f"export: `{out}` is of this checkpoint already")
+        return out
     tensors = {name.removeprefix(STUDENT): tensor for name, tensor in load_file(source / WEIGHTS).items()}
-    base = {part: Base(name=getattr(recipe.student, part), fingerprint=trainer["base"][part]) for part in ("encoder", "llm")}
+    base = {part: Base(name=_lasting(getattr(recipe.student, part)), fingerprint=trainer["base"][part]) for part in ("encoder", "llm")}
     card = Environment(loader=PackageLoader("speechkd.stages", "."), autoescape=False).get_template("model_card.md.j2")
     difference = write_export(
         out,
@@ -60,6 +60,20 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         card=card.render(recipe=recipe, step=trainer["step"], tensors={n: list(t.shape) for n, t in tensors.items()}),
         probe=run_dir / PROBES / f"{source.name}.safetensors",
     )
-    told = "no probe" if difference is None else f"largest logit difference to training {difference:.2g}"
+    told = "no probe" if difference is None else f"logits within {difference:.1e} of training's"
     say(f"export: `{out}` from {source.name}, read back ({told})")
     return out
+
+
+def _is_of(out: Path, trainer: dict[str, Any]) -> bool:
+    """Whether `out` is a whole export of this checkpoint; a damaged one is made again."""
+    try:
+        there = read_manifest(out)
+    except InputError:
+        return False
+    return (there.step, there.recipe_digest) == (trainer["step"], trainer["recipe"])
+
+
+def _lasting(name: str) -> str:
+    """A model's name that holds wherever the export is read: a folder's full path, or the hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

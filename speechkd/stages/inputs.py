@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechkd.core.errors import InputError
+from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.data.cards import Card, load_card
 from speechkd.data.columns import ColumnSpec
 from speechkd.data.index import ShardSet, open_shards
+from speechkd.evaluation.task import Question, questions
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.pretrained import fingerprint
 from speechkd.models.prompt import Prompt, tokenizer_digest
@@ -44,6 +45,21 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
             raise InputError(f"`{folder}` was made from another card than `{config.card}`: raise the card's version, or use the old card")
         out.append(Corpus(config, card, shards))
     return out
+
+
+def evaluation_questions(recipe: Recipe, corpus: Corpus) -> list[Question]:
+    """What the recipe asks about a corpus. Raises InputError for a task or split that the corpus does not have."""
+    tasks = corpus.card.tasks
+    names = recipe.evaluation.tasks or list(tasks)
+    for name in names:
+        if name not in tasks:
+            raise InputError(unknown_name("task", name, tasks, f"evaluation.tasks, corpus {corpus.card.name}"))
+    return [
+        question
+        for split in recipe.evaluation.splits.values()
+        for name in names
+        for question in questions(name, tasks[name], split, corpus.shards.samples(split), recipe.evaluation.limit)
+    ]
 
 
 def open_prompt(recipe: Recipe) -> Prompt:

@@ -8,12 +8,12 @@ from time import monotonic
 from typing import TypeVar
 
 from speechkd.core.errors import InputError
-from speechkd.core.files import read_json, write_json
+from speechkd.core.files import exclusive, read_json, write_json
 from speechkd.core.log import say
 from speechkd.evaluation.report import write_report
 from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
-from speechkd.stages.evaluate import SUMMARY, evaluate
+from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate
 from speechkd.stages.export import export
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
@@ -22,7 +22,7 @@ from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.tracking.mlflow_sender import sync
 
 T = TypeVar("T")
-EXPORT, EVAL, REPORT, SECONDS = "export", "eval", "report.html", "seconds.json"
+REPORT, SECONDS = "report.html", "seconds.json"
 
 
 class Stopwatch:
@@ -48,7 +48,11 @@ class Stopwatch:
 def run(recipe: Recipe, ranks: int) -> int:
     """shard, teach, train, export, eval, report; returns the exit code of the stage that stopped it, else 0."""
     folder = recipe.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".run.lock", 5.0, f"another `speechkd run` is at work in `{folder}`"):
+        return _run(recipe, ranks, folder)
+
+
+def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     watch = Stopwatch(folder / SECONDS)
     watch.time("shard", lambda: [shard(Path(corpus.card), Path(recipe.data.root)) for corpus in recipe.data.corpora])
     watch.time("teach", lambda: teach(recipe))
@@ -58,7 +62,7 @@ def run(recipe: Recipe, ranks: int) -> int:
     exported = watch.time("export", lambda: export(folder, folder / EXPORT))
     graded = watch.time("eval", lambda: evaluate(recipe, exported, folder / EVAL))
     summary = read_json(graded / SUMMARY)
-    if not _is_told(folder, summary["inputs"]):
+    if not _is_told(folder, summary):
         write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
         watch.time("report", lambda: write_report(folder, folder / REPORT))
         _tell_mlflow(recipe, folder, summary["tasks"], read_json(exported / MANIFEST)["step"])
@@ -66,9 +70,12 @@ def run(recipe: Recipe, ranks: int) -> int:
     return 0
 
 
-def _is_told(folder: Path, inputs: str) -> bool:
+def _is_told(folder: Path, summary: dict[str, object]) -> bool:
     """Whether summary and report are of this very evaluation already."""
-    return (folder / REPORT).is_file() and (folder / SUMMARY).is_file() and read_json(folder / SUMMARY).get("inputs") == inputs
+    if not ((folder / REPORT).is_file() and (folder / SUMMARY).is_file()):
+        return False
+    told = read_json(folder / SUMMARY)
+    return all(told.get(name) == value for name, value in summary.items())
 
 
 def _tell_mlflow(recipe: Recipe, folder: Path, tasks: dict[str, dict[str, object]], step: int) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from speechkd.cluster.local import REQUEUE
 from speechkd.core.config import build, read_yaml
 from speechkd.core.errors import InputError
 from speechkd.engine.checkpoint import latest
 from speechkd.recipe import Recipe
-from speechkd.stages.run import EXPORT, REPORT
-from speechkd.stages.train import CHECKPOINTS, RECIPE, REQUEUE
-from speechkd.tracking.journal import JOURNAL, metric_series, read_journal
+from speechkd.stages.evaluate import EXPORT
+from speechkd.stages.run import REPORT
+from speechkd.stages.train import CHECKPOINTS, RECIPE
+from speechkd.tracking.journal import JOURNAL, last_status, metric_series
 
 SHOWN = ("train/loss", "train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_ratio", "train/skipped_steps")
 
@@ -20,12 +22,12 @@ def status(run: Path) -> int:
     if not (run / RECIPE).is_file():
         raise InputError(f"`{run}` is no run folder: it has no {RECIPE}")
     recipe = build(Recipe, read_yaml(run / RECIPE), str(run / RECIPE))
-    states = [record["status"] for record in read_journal(run / JOURNAL) if record["kind"] == "status"]
+    state = last_status(run / JOURNAL) or "not started"
     series = metric_series(run / JOURNAL)
     step = max((points[-1][0] for points in series.values() if points), default=0)
     newest = latest(run / CHECKPOINTS)
     print(f"run         {run}  ({recipe.name}, regime {recipe.train.regime})")
-    print(f"state       {states[-1] if states else 'not started'}{' (wants to be requeued)' if (run / REQUEUE).is_file() else ''}")
+    print(f"state       {state}{' (wants to be requeued)' if (run / REQUEUE).is_file() else ''}")
     print(f"step        {step} of {recipe.train.steps}")
     print(f"checkpoint  {newest.name if newest else 'none'}")
     for name in SHOWN:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
+import speechkd
 from speechkd.cluster.local import run_ranks
 from speechkd.core.errors import EXIT_REQUEUE, InputError
 from speechkd.core.files import read_json, write_json, write_text
 from speechkd.core.log import say
 from speechkd.engine.checkpoint import ever_published, latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
+from speechkd.models.exported import load_features
+from speechkd.models.pretrained import fingerprint
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import open_prompt
-from speechkd.stages.supply import make_schedule, open_supplies
-from speechkd.tracking.journal import JOURNAL, Journal
+from speechkd.stages.inputs import evaluation_questions, open_prompt
+from speechkd.stages.supply import Supply, make_schedule, open_supplies
+from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.mlflow_sender import start_sender
 
 Resume = Literal["auto", "require", "never"]
-RECIPE, RUN, CHECKPOINTS, PROBES, REQUEUE = "recipe.yaml", "run.json", "checkpoints", "probes", "requeue.json"
+RECIPE, RUN, CHECKPOINTS, PROBES = "recipe.yaml", "run.json", "checkpoints", "probes"
 DATASETS = "datasets.json"
 SENDER_GRACE_S = 30
 
@@ -37,23 +42,22 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     supplies = open_supplies(recipe, open_prompt(recipe))
     schedule = make_schedule(recipe, supplies)
     schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
+    _check_before_start(recipe, supplies)
     prepare_run(folder, recipe, schedule.digest, resume)
     newest = latest(folder / CHECKPOINTS)
-    if newest is not None and read_trainer(newest)["step"] >= schedule.steps:
-        say(f"train: finished before at step {schedule.steps} ({newest})")
-        return 0
-    (folder / REQUEUE).unlink(missing_ok=True)
     journal = Journal(folder / JOURNAL)
+    if newest is not None and read_trainer(newest)["step"] >= schedule.steps:
+        same_base(read_trainer(newest), recipe, newest)
+        say(f"train: finished before at step {schedule.steps} ({newest})")
+        if last_status(folder / JOURNAL) != "FINISHED":  # killed between its last checkpoint and its last word
+            journal.status("FINISHED")
+        return 0
     journal.status("RUNNING")
-    journal.params(recipe.model_dump(mode="json"))
-    journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in supplies}))
-    quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in supplies}.values())
-    journal.metrics(0, {"data/quarantined": quarantined})
-    datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies}
-    write_json(folder / DATASETS, datasets)
-    sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment) if recipe.tracking.uri else None
-    code = 1
+    code, sender = 1, None
     try:
+        _describe(journal, folder, recipe, supplies)
+        if recipe.tracking.uri:
+            sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment)
         code = run_ranks(["-m", "speechkd.stages.worker", str(folder)], ranks, folder)
     finally:
         journal.status("FINISHED" if code == 0 else "KILLED" if code == EXIT_REQUEUE else "FAILED")
@@ -61,6 +65,43 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
         if sender is not None:
             _let_finish(sender)
     return code
+
+
+def _describe(journal: Journal, folder: Path, recipe: Recipe, supplies: Sequence[Supply]) -> None:
+    """What is known before the first step: settings, tags, what the data holds."""
+    journal.params(recipe.model_dump(mode="json"))
+    journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in supplies}))
+    quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in supplies}.values())
+    journal.metrics(0, {"data/quarantined": quarantined})
+    datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies}
+    write_json(folder / DATASETS, datasets)
+
+
+def frozen_base(recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of the frozen models: a checkpoint is worth nothing on others."""
+    return {"encoder": fingerprint(recipe.student.encoder), "llm": fingerprint(recipe.student.llm)}
+
+
+def same_base(trainer: dict[str, Any], recipe: Recipe, checkpoint: Path) -> None:
+    """Raises InputError if a checkpoint was trained on other frozen models than the recipe's names stand for now."""
+    for part, found in frozen_base(recipe).items():
+        if trainer.get("base", {}).get(part) != found:
+            raise InputError(
+                f"`{checkpoint}` was trained on another {part} than `{getattr(recipe.student, part)}` is now: use another `name`"
+            )
+
+
+def _check_before_start(recipe: Recipe, supplies: Sequence[Supply]) -> None:
+    """What would otherwise be found out late: clips that the encoder cannot hear, tasks and splits that are not there."""
+    window = load_features(recipe.student.encoder).window_seconds
+    for supply in supplies:
+        longest = float(supply.source.seconds_N.max())
+        if longest > window:
+            raise InputError(
+                f"corpus `{supply.corpus.card.name}` has clips of {longest:.1f} s; the encoder `{recipe.student.encoder}` hears at most "
+                f"{window:g} s: set audio.max_seconds in its card (and raise its version)"
+            )
+        evaluation_questions(recipe, supply.corpus)
 
 
 def _let_finish(sender: subprocess.Popen[bytes]) -> None:
@@ -103,9 +144,11 @@ def _tags(recipe: Recipe, datasets: dict[str, str]) -> dict[str, str]:
 
     tags = {"recipe": recipe.name, "paper": recipe.paper, "recipe_digest": recipe.digest(), "host": socket.gethostname()}
     tags |= {f"dataset.{name}": digest for name, digest in datasets.items()}
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if revision.returncode == 0:
-        tags["git"] = revision.stdout.strip()
+    if shutil.which("git"):
+        home = Path(speechkd.__file__).parent
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=False)
+        if revision.returncode == 0:
+            tags["git"] = revision.stdout.strip()
     if "SLURM_JOB_ID" in os.environ:
         tags["slurm_job_id"] = os.environ["SLURM_JOB_ID"]
     return tags

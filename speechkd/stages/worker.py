@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from speechkd.cluster.local import REQUEUE
 from speechkd.core import dist
 from speechkd.core.config import build, read_yaml
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, InputError
-from speechkd.core.files import write_json
+from speechkd.core.files import exclusive, write_json
 from speechkd.core.log import progress, say
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
@@ -23,17 +25,19 @@ from speechkd.engine.wrap import Engine
 from speechkd.engine.zero import close_distributed, init_distributed, local_device, partition_report
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
-from speechkd.models.pretrained import fingerprint
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
 from speechkd.stages.supply import make_loader, make_schedule, open_supplies
-from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE, REQUEUE
+from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE, frozen_base, same_base
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
 from speechkd.train.loop import Loop, Outcome
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import Schedule, feed
+
+LOCK, LOCK_WAIT_S = ".lock", 60.0
+PROBE_POSITIONS, PROBES_KEPT = 16, 4
 
 
 def build_student(recipe: Recipe) -> Student:
@@ -53,10 +57,18 @@ def work(folder: Path) -> None:
     preemption = PreemptionFlag()
     recipe = build(Recipe, read_yaml(folder / RECIPE), str(folder / RECIPE))
     init_distributed()
+    # Ranks of a killed launcher may still be saving their last step: wait for them, and never write beside another run.
+    busy = f"another training run is at work in `{folder}`"
+    with exclusive(folder / LOCK, LOCK_WAIT_S, busy) if dist.rank() == 0 else nullcontext():
+        _train(folder, recipe, preemption)
+
+
+def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     prompt = open_prompt(recipe)
     supplies = open_supplies(recipe, prompt)
     schedule = make_schedule(recipe, supplies)
     world = dist.world_size()
+    dist.barrier()  # rank 0 holds the run folder's lock
     newest = latest(folder / CHECKPOINTS)
     distiller = Distiller(build_student(recipe), recipe.losses)
     if newest is not None:
@@ -70,15 +82,14 @@ def work(folder: Path) -> None:
         start = load_moments(engine, newest)
         if dist.rank() == 0:
             say(f"train: continues from {newest} on {world} ranks")
-    base = {"encoder": fingerprint(recipe.student.encoder), "llm": fingerprint(recipe.student.llm)}
-    state = {"recipe": recipe.digest(), "plan": schedule.digest, "seed": recipe.seed, "base": base}
+    state = {"recipe": recipe.digest(), "plan": schedule.digest, "seed": recipe.seed, "base": frozen_base(recipe)}
     collator = make_collator(distiller.student, load_features(recipe.student.encoder))
     load = make_loader(supplies, prompt, collator)
 
     def keep(step: int) -> None:
         _assert_partitioned(engine, recipe)
-        _write_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
         save(engine, folder / CHECKPOINTS, step, state, recipe.train.keep_checkpoints)
+        _write_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
 
     loop = Loop(
         engine=engine,
@@ -102,6 +113,7 @@ def work(folder: Path) -> None:
 def _same_run(trainer: dict[str, object], recipe: Recipe, schedule: Schedule, checkpoint: Path) -> None:
     if trainer.get("recipe") != recipe.digest() or trainer.get("plan") != schedule.digest:
         raise InputError(f"`{checkpoint}` belongs to another recipe or other data than `{recipe.name}` has now")
+    same_base(trainer, recipe, checkpoint)
 
 
 def _assert_partitioned(engine: Engine, recipe: Recipe) -> None:
@@ -113,15 +125,19 @@ def _assert_partitioned(engine: Engine, recipe: Recipe) -> None:
 
 
 def _write_probe(path: Path, engine: Engine, load: object, schedule: Schedule) -> None:
-    """Logits that training sees for a few examples of the first step, for comparing the export with. Collective. Keeps the newest four."""
+    """Logits that training sees at a few positions of the first step's examples, for comparing the export with. Collective."""
     refs = [ref for micro in schedule.share(0, 0, 1) for ref in micro][:2]
     batch: Batch = load(refs)  # type: ignore[operator]
+    batch.response_T, batch.mask_T = batch.response_T[:PROBE_POSITIONS], batch.mask_T[:PROBE_POSITIONS]
     with torch.no_grad():
         logits_TV: Tensor = engine.forward(batch.to(local_device()), True)
     if dist.rank() == 0:
-        save_probe(path, batch, predicting_positions(batch.response_T), logits_TV)
-        for old in sorted(path.parent.glob("step-*.safetensors"))[:-4]:
-            old.unlink()
+        try:
+            save_probe(path, batch, predicting_positions(batch.response_T), logits_TV)
+            for old in sorted(path.parent.glob("step-*.safetensors"))[:-PROBES_KEPT]:
+                old.unlink()
+        except OSError as error:  # the checkpoint is what counts
+            say(f"train: no probe for this checkpoint: {error}")
 
 
 def main() -> None:
@@ -129,8 +145,7 @@ def main() -> None:
     try:
         work(Path(sys.argv[1]))
     except InputError as error:
-        if dist.rank() == 0:
-            say(f"error: {error}")
+        say(f"error: {error}")
         sys.exit(EXIT_INPUT)
     except Exception as error:  # noqa: BLE001  (a rank that fails must end, so that torchrun ends the others)
         import traceback

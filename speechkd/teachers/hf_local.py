@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from speechkd.core.config import Config
 from speechkd.models.prompt import Prompt, metadata_json
 from speechkd.teachers.base import Answer, Request
@@ -16,8 +18,8 @@ class HfLocalConfig(Config):
     backend: Literal["hf_local"] = "hf_local"
     model: str
     fields: list[str]
-    max_new_tokens: int = 256
-    batch_size: int = 64
+    max_new_tokens: int = Field(256, ge=1)
+    batch_size: int = Field(64, ge=1)
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device_map: str | None = None
     """"auto" spreads a model that is larger than one GPU; unset uses one device"""

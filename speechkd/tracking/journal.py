@@ -207,6 +207,23 @@ def boot_time(pid: int) -> float | None:
         return None
 
 
+def writer_lives(status: Record | None) -> bool:
+    """Whether the process that wrote RUNNING is alive; on another machine nobody can tell, so it is taken for alive."""
+    if status is None or status.get("host") != socket.gethostname():
+        return True
+    born = boot_time(status["pid"])
+    return born is not None and born == status.get("boot")
+
+
+def last_status(path: Path) -> str | None:
+    """How a run stands: its last status, where RUNNING counts only while its process lives (else FAILED); None before the first."""
+    found = [record for record in read_journal(path) if record["kind"] == "status"]
+    if not found:
+        return None
+    alive = found[-1]["status"] != "RUNNING" or writer_lives(found[-1])
+    return str(found[-1]["status"]) if alive else "FAILED"
+
+
 def now_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000

@@ -12,7 +12,6 @@ import fcntl
 import os
 import posixpath
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, write_json
 from speechkd.core.log import say
-from speechkd.tracking.journal import JOURNAL, Record, boot_time, now_ms, records_from
+from speechkd.tracking.journal import JOURNAL, Record, boot_time, now_ms, records_from, writer_lives
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,7 +72,7 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str = "speechkd") ->
         try:
             sender.attach(running=False)
             sender.drain()
-            sender.finish(sender.ending(_writer_lives(sender.last_status)))
+            sender.finish(sender.ending(writer_lives(sender.last_status)))
         except Exception as error:  # whatever the client raises, the user needs one line: nothing is lost, try again
             uri = sender.state["tracking_uri"]
             raise ConnectionError(f"MLflow at {uri} did not take the run: {_line(error)}; the journal keeps it") from error
@@ -369,14 +368,6 @@ def _new_client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
-
-
-def _writer_lives(status: Record | None) -> bool:
-    """Whether the process that wrote RUNNING is alive; on another machine nobody can tell, so it is taken for alive."""
-    if status is None or status.get("host") != socket.gethostname():
-        return True
-    born = boot_time(status["pid"])
-    return born is not None and born == status.get("boot")
 
 
 def _system(pid: int) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from speechkd.core.config import Config
@@ -13,7 +15,7 @@ class Phase(Config):
 
     name: str
     steps: int = Field(gt=0)
-    mix: dict[str, float]
+    mix: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class TrainConfig(Config):

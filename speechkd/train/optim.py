@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from speechkd.core.config import Config
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Config):
     """AdamW. `clip` is always written out: DeepSpeed clips at 1.0 when it is absent."""
 
-    lr: float = Field(5e-5, gt=0)
+    lr: float = Field(5e-5, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     final_ratio: float = Field(0.0, ge=0, le=1)
     """learning rate at the last step, as a share of `lr` (cosine, linear)"""
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = Field(1.0, gt=0)
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    clip: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -97,7 +97,7 @@ def test_shard_teach_train_kill_resume_export_eval_report_ask(workshop: Path, se
 
 
 def test_an_export_gives_the_logits_of_training_in_a_fresh_process_without_deepspeed(exported: Path) -> None:
-    """At most 1e-5 apart, in a process that never loads deepspeed."""
+    """At most 1e-5 of the largest logit apart, in a process that never loads deepspeed."""
     probe = exported.parent / "probes" / "step-000003.safetensors"
     code = (
         "import sys; from safetensors.torch import load_file; from speechkd.models import load_student\n"
@@ -105,7 +105,8 @@ def test_an_export_gives_the_logits_of_training_in_a_fresh_process_without_deeps
         f"saved = load_file({str(probe)!r}); student = load_student({str(exported)!r})\n"
         "names = ('features_BMT', 'ids_BS', 'mask_BS', 'audio_to_A', 'audio_from_A', 'response_T', 'mask_T')\n"
         "batch = Batch(**{n: saved[n] for n in names}, signals={}, examples=1, seconds=0.0)\n"
-        "difference = float((student.logits(batch, saved['predict_T']) - saved['logits_TV']).abs().max())\n"
+        "ours, theirs = student.logits(batch, saved['predict_T']), saved['logits_TV']\n"
+        "difference = float((ours - theirs).abs().max() / theirs.abs().max())\n"
         "assert 'deepspeed' not in sys.modules; print(difference)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -10,6 +10,7 @@ import math
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from speechkd.core.config import Config
@@ -20,8 +21,8 @@ class MlpStackConfig(Config):
     """`stack` frames become one position."""
 
     kind: Literal["mlp_stack"] = "mlp_stack"
-    stack: int = 15
-    hidden: int = 6400
+    stack: int = Field(15, ge=1)
+    hidden: int = Field(6400, ge=1)
     norm: bool = False
 
 
