@@ -36,7 +36,7 @@ def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
         (["--set", "losses.topk_kl.weight=1"], ["topk_kl", "`topk`", "teacher `kd`", "hf_local", "response_ce"]),
         (["--set", "train.regime=kd_ft"], ["kd_ft", "did you mean `kd_ift`"]),
         (["--set", "teachers.kd.backend=hf_locl"], ["hf_locl", "hf_local"]),
-        (["--ranks", "3", "--dry-run"], ["3 ranks", "4 micro-batches"]),
+        (["--ranks", "3", "--dry-run"], ["3 ranks", "2 micro-batches", "nearest: 2"]),
         (["--set", "deepspeed=ds_configs/zero4.json", "--dry-run"], ["zero4.json", "did you mean"]),
         (["--set", "student.llm=standins/lm", "--dry-run"], ["standins/lm"]),
         (["--set", "nonsense"], ["--set nonsense", "key.path=value"]),
