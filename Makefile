@@ -8,7 +8,7 @@ export TORCH PYTHON VENV
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-system lint types contracts unit standins clean
+.PHONY: help setup demo test test-system torture lint types contracts unit standins clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -24,7 +24,10 @@ test: lint types contracts unit  ## what a change must pass: style, types, impor
 test-system: setup  ## servers, kills, browser and rebuilds
 	@if [ "$$(id -u)" = 0 ] && ! command -v chromium >/dev/null; then \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null || true; fi
-	$(BIN)/python -m pytest -m "system or slow"
+	$(BIN)/python -m pytest -m "(system or slow) and not torture"
+
+torture: setup  ## the long forms: the demo's promises, a rebuild of the stand-ins
+	$(BIN)/python -m pytest -m torture
 
 lint: setup  ## flake8 and isort
 	$(BIN)/flake8
@@ -37,7 +40,7 @@ contracts: setup  ## who may import whom
 	$(BIN)/lint-imports
 
 unit: setup  ## the tests alone
-	$(BIN)/python -m pytest -m "not system and not slow"
+	$(BIN)/python -m pytest -m "not system and not slow and not torture"
 
 standins: setup  ## rebuild the small teacher and encoder that ship in standins/
 	$(BIN)/python standins/build_llm.py --out standins/llm

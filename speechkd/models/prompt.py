@@ -30,10 +30,11 @@ class StudentPrompt:
 def metadata_json(metadata: Metadata, fields: Iterable[str]) -> str:
     """The flat JSON that stands in the teacher's audio span, with the `fields` that this clip has.
 
-    `<` is written as a JSON escape, so that no value can spell a special token or close the span. Long values are cut.
+    `<` and `[` are written as JSON escapes (a flat object has them in texts only), so that no value can close the span or spell a
+    special token of the `<...>` and `[...]` kinds that chat models use. Long values are cut.
     """
-    text = json.dumps({name: metadata[name] for name in fields if name in metadata}, ensure_ascii=False).replace("<", "\\u003c")
-    return text[:MAX_METADATA_CHARS]
+    text = json.dumps({name: metadata[name] for name in fields if name in metadata}, ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace("[", "\\u005b")[:MAX_METADATA_CHARS]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

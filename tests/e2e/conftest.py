@@ -48,9 +48,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def speechkd(*words: object) -> subprocess.CompletedProcess[str]:
+def speechkd(*words: object, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     """The real command, in the project's folder."""
-    return subprocess.run(_command(words), cwd=ROOT, capture_output=True, text=True, timeout=400)
+    return subprocess.run(_command(words), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
 def start(*words: object) -> subprocess.Popen[bytes]:

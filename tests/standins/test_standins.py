@@ -41,7 +41,7 @@ def test_they_fit_into_8_mb() -> None:
     assert sum(path.stat().st_size for path in STANDINS.rglob("*") if path.is_file() and "__pycache__" not in path.parts) <= 8_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("part, script", [("llm", "build_llm.py"), ("encoder", "build_encoder.py")])
 def test_a_rebuild_scores_the_same(part: str, script: str, tmp_path: Path) -> None:
