@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from importlib.util import find_spec
+from typing import Any, Literal
 
 from pydantic import Field
 
 from speechkd.core.config import Config
+from speechkd.core.errors import InputError
+from speechkd.models.pretrained import load_causal_lm
 from speechkd.models.prompt import Prompt, metadata_json
 from speechkd.teachers.base import Answer, Request
 
@@ -37,9 +40,13 @@ class HfLocalTeacher:
 
         self.config, self.prompt = config, prompt
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(
-            config.model, dtype=getattr(torch, config.dtype), device_map=config.device_map or device, trust_remote_code=False
-        ).eval()
+        dtype = getattr(torch, config.dtype)
+        if config.device_map is None:
+            self.model: Any = load_causal_lm(config.model, dtype).to(device)
+        elif find_spec("accelerate") is None:
+            raise InputError("`device_map` spreads a model by the package `accelerate`, which is not installed (teachers: device_map)")
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, device_map=config.device_map).eval()
 
     def accepts(self, request: Request) -> bool:
         """Every request: an LLM always answers."""
