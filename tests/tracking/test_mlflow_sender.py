@@ -268,7 +268,8 @@ def test_an_outage_of_the_server_loses_and_doubles_nothing(run: Path, server: Se
     server.start()
     assert sync(run) == 3000
     run_id, status, start, _ = only_run(server.store, run)
-    assert (status, start) == ("FINISHED", next(read_journal(run / JOURNAL))["time_ms"])
+    first = next(read_journal(run / JOURNAL))["time_ms"]
+    assert status == "FINISHED" and abs(start - first) < 5000  # the sender may attach just before the first record
     assert server.store.points(run_id) == wanted(run) and len(wanted(run)) == 6000
     assert "system/rss_mb" in server.store.names(run_id)
 
