@@ -14,6 +14,7 @@ from torch import Tensor
 from speechkd.core.config import Config, build
 from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, sha256_file
+from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features
@@ -154,7 +155,8 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
     encoder, llm = load_whisper_encoder(manifest.encoder.name, dtype), load_causal_lm(manifest.llm.name, dtype)
     kind = str(manifest.projector.get("kind"))
     config = build(PROJECTORS.get(kind, str(folder / MANIFEST)).Config, manifest.projector, str(folder / MANIFEST))
-    student = Student(encoder, llm, config, manifest.normalise_layers)
+    with torch_seed(0, "untrained"):  # the control is the same whenever it is asked
+        student = Student(encoder, llm, config, manifest.normalise_layers)
     if weights:
         load_trainable(student, load_file(folder / WEIGHTS))
     prompt = Prompt((folder / TEMPLATE).read_text(encoding="utf-8"), load_tokenizer(str(folder / TOKENIZER)), str(folder / TEMPLATE))
