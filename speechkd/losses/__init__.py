@@ -1,9 +1,9 @@
 """One file per method: paper, equation, shapes, a pure function. `LOSSES` names those that a recipe can use."""
 
 from speechkd.core.table import Table
-from speechkd.losses.base import HeadLoss, LossConfig, Supervision
+from speechkd.losses.base import ClipLoss, HeadLoss, LayerLoss, Loss, LossConfig, Supervision
 
-LOSSES: Table[HeadLoss] = Table(
+LOSSES: Table[Loss] = Table(
     "loss",
     {
         "response_ce": "speechkd.losses.response_ce:LOSS",
@@ -11,4 +11,4 @@ LOSSES: Table[HeadLoss] = Table(
     },
 )
 
-__all__ = ["LOSSES", "HeadLoss", "LossConfig", "Supervision"]
+__all__ = ["LOSSES", "ClipLoss", "HeadLoss", "LayerLoss", "Loss", "LossConfig", "Supervision"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from speechkd.core.types import Batch, LossOut
-from speechkd.losses import LOSSES, LossConfig, Supervision
+from speechkd.losses import LOSSES, HeadLoss, LossConfig, Supervision
 from speechkd.losses.positions import predicted_tokens, predicting_positions
 from speechkd.models.student import Student
 
@@ -31,11 +32,17 @@ class Distiller(nn.Module):
         hidden_TD = self.student(batch, predict_T)
         if probe:
             return self.student.llm.logits(hidden_TD)
-        supervision = Supervision(mask_T=batch.mask_T, targets_T=predicted_tokens(batch.ids_BS, predict_T), **batch.signals)
+        signals: dict[str, Any] = dict(batch.signals)
+        supervision = Supervision(mask_T=batch.mask_T, targets_T=predicted_tokens(batch.ids_BS, predict_T), **signals)
         softcap = self.student.llm.softcap
 
         def compute(hidden: Tensor, weight_VD: Tensor) -> dict[str, LossOut]:
-            return {name: LOSSES.get(name).loss(hidden, weight_VD, supervision, config, softcap) for name, config in self.losses.items()}
+            out: dict[str, LossOut] = {}
+            for name, config in self.losses.items():
+                part = LOSSES.get(name)
+                assert isinstance(part, HeadLoss)
+                out[name] = part.loss(hidden, weight_VD, supervision, config, softcap)
+            return out
 
         out: dict[str, LossOut] = self.student.llm.head(hidden_TD, compute)
         return out

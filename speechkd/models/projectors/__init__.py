@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -20,12 +21,41 @@ class Projector(Protocol):
         """[B, F, D] -> [B, Q, E] with Q = positions(F)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hint:
+    """What a projector with a language gate may know of its clips beside the encoder's states."""
+
+    language_B: Tensor | None
+    """int64; index of the true language, -1 where unknown; None outside training"""
+    progress: float
+    """share of the training steps done, for schedules"""
+
+
+class Gated(NamedTuple):
+    """What a projector with a language gate gives."""
+
+    states_BQE: Tensor
+    gate_BK: Tensor
+
+
+class GatedProjector(Protocol):
+    """A projector that chooses by language. Its class says `gated = True`, and its forward takes a Hint and gives Gated."""
+
+    gated: bool
+
+    def positions(self, frames: int) -> int:
+        """Q positions for F valid encoder frames."""
+
+    def __call__(self, states_BFD: Tensor, hint: Hint) -> Gated:
+        """[B, F, D] -> [B, Q, E] with Q = positions(F), and the gate's logits [B, K]."""
+
+
 class ProjectorType(Protocol):
     """A projector class: `Config` and a constructor."""
 
     Config: type[AnyConfig]
 
-    def __call__(self, config: Any, width_in: int, width_out: int) -> Projector: ...
+    def __call__(self, config: Any, width_in: int, width_out: int) -> Projector | GatedProjector: ...
 
 
 PROJECTORS: Table[ProjectorType] = Table("projector", {"mlp_stack": "speechkd.models.projectors.mlp_stack:MlpStack"})
