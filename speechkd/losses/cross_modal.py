@@ -1,0 +1,113 @@
+"""Two-channel cross-modal distillation: the teacher always reads the question, the student reads it or hears it (P3, arXiv 2509.14930).
+
+    L_{T->T} = CE(y; Q_t, student) + lambda tau^2 KL( p_T^tau(. | Q_t) || p_S^tau(. | Q_t) )
+    L_{S->T} = CE(y; Q_a, student) + lambda tau^2 KL( p_T^tau(. | Q_t) || p_S^tau(. | Q_a) ),   Q_a = TTS(Q_t)
+lambda = 0.5, tau = 2; y is the teacher's own answer ("Teacher CE", the paper's best) or the dataset's. CE is at temperature 1. One
+formula for both channels: which one a row belongs to depends on what the student was given, so a channel is a mask.
+
+Reconstructed: KL direction (forward, as printed), token mean over response positions under teacher forcing on the same answer, and
+channels mixed in their natural proportion of rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from speechkd.core.errors import InputError
+from speechkd.core.types import LossOut
+from speechkd.kernels import linear_cross_entropy, linear_kl, linear_topk_kl
+from speechkd.losses.divergences import forward_kl
+from speechkd.losses.response_ce import response_ce
+
+KL_WEIGHT, TEMPERATURE = 0.5, 2.0
+Channel = Literal["both", "speech", "text"]
+
+
+def in_channel(mask_T: Tensor, speech_T: Tensor, channel: Channel) -> Tensor:
+    """The kept rows of a channel: `speech` (S->T), `text` (T->T) or `both`. `speech_T`: boolean, the student heard this row's question."""
+    if channel == "both":
+        return mask_T
+    return mask_T & (speech_T if channel == "speech" else ~speech_T)
+
+
+def cross_modal_kd(
+    student_logits_TV: Tensor,
+    teacher_logits_TU: Tensor,
+    targets_T: Tensor,
+    mask_T: Tensor,
+    kl_weight: float = KL_WEIGHT,
+    temperature: float = TEMPERATURE,
+    shared_W: Tensor | None = None,
+) -> LossOut:
+    """Sum over kept rows of CE + lambda tau^2 KL, in nats.
+
+    Args:
+        student_logits_TV, teacher_logits_TU: at the positions that predict the answer's tokens, the student after text or speech, the
+            teacher after text.
+        targets_T: the answer's tokens; anything in rows that `mask_T` (boolean) leaves out.
+        kl_weight: lambda; 0 is the paper's CE-only ablation.
+    Raises InputError for shapes, temperature, a negative weight, and vocabularies that differ unsaid.
+    """
+    ce = response_ce(student_logits_TV, targets_T, mask_T)
+    return joined(ce, forward_kl(student_logits_TV, teacher_logits_TU, mask_T, temperature, shared_W=shared_W), kl_weight, temperature)
+
+
+def linear_cross_modal_kd(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    teacher_hidden_TE: Tensor,
+    teacher_weight_UE: Tensor,
+    targets_T: Tensor,
+    mask_T: Tensor,
+    kl_weight: float = KL_WEIGHT,
+    temperature: float = TEMPERATURE,
+    shared_W: Tensor | None = None,
+    softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    impl: str = "auto",
+) -> LossOut:
+    """The same from hidden states and heads of a live teacher, logits never whole; arguments and errors as `kernels.linear_kl`."""
+    ce = linear_cross_entropy(hidden_TD, weight_VD, targets_T, mask_T, impl=impl, softcap=softcap)
+    kl = linear_kl(
+        hidden_TD,
+        weight_VD,
+        teacher_hidden_TE,
+        teacher_weight_UE,
+        mask_T,
+        temperature=temperature,
+        shared_W=shared_W,
+        softcap=softcap,
+        teacher_softcap=teacher_softcap,
+        impl=impl,
+    )
+    return joined(ce, kl, kl_weight, temperature)
+
+
+def topk_cross_modal_kd(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    ids_TK: Tensor,
+    logp_TK: Tensor,
+    tail_logp_T: Tensor | None,
+    targets_T: Tensor,
+    mask_T: Tensor,
+    kl_weight: float = KL_WEIGHT,
+    temperature: float = TEMPERATURE,
+    softcap: float | None = None,
+    impl: str = "auto",
+) -> LossOut:
+    """The same from stored log-probs, captured at `temperature`; with the whole vocabulary stored it equals the live teacher's loss."""
+    ce = linear_cross_entropy(hidden_TD, weight_VD, targets_T, mask_T, impl=impl, softcap=softcap)
+    kl = linear_topk_kl(
+        hidden_TD, weight_VD, ids_TK, logp_TK, mask_T, tail_logp_T=tail_logp_T, temperature=temperature, impl=impl, softcap=softcap
+    )
+    return joined(ce, kl, kl_weight, temperature)
+
+
+def joined(ce: LossOut, kl: LossOut, kl_weight: float, temperature: float) -> LossOut:
+    """CE + lambda tau^2 KL of the same rows. Raises InputError for a negative weight."""
+    if not kl_weight >= 0.0:
+        raise InputError(f"kl_weight must be at least 0, given {kl_weight}")
+    return LossOut(ce.total + kl_weight * temperature**2 * kl.total, ce.count)

@@ -1,0 +1,30 @@
+"""Output alignment: where the answer begins, hearing should leave the LLM in the state that reading does.
+
+    L_OUT = | h(prefix, S, suffix)_last - h(prefix, y, suffix)_last |_2                  DiVA, arXiv 2410.02678; P2, arXiv 2603.07025
+h: the LLM's final hidden state (after its last norm), last: the last position of the prompt. With the output matrix frozen, equal states
+give equal next-token distributions, so this is a cheap stand-in for the KL: distance 0 means KL 0, and no more than that. The norm is not
+squared and the last position alone counts, as in DiVA's released code.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from speechkd.core.errors import InputError
+from speechkd.core.types import LossOut
+from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
+from speechkd.losses.states import distance_rows
+
+
+def output_alignment(student_BD: Tensor, teacher_BD: Tensor, mask_B: Tensor) -> LossOut:
+    """Sum over kept utterances of the distance; the teacher gets no gradient.
+
+    Args:
+        student_BD: final hidden state at the last prompt position after audio, teacher_BD: the same after the transcript.
+        mask_B: boolean; False for an utterance without audio or transcript, whatever stands there.
+    Raises InputError for shapes and widths that differ.
+    """
+    check_rows(mask_B, {"student_BD": student_BD, "teacher_BD": teacher_BD})
+    if student_BD.shape != teacher_BD.shape:
+        raise InputError(f"output alignment compares one LLM with itself: widths {student_BD.shape[-1]} and {teacher_BD.shape[-1]} differ")
+    return sum_rows(distance_rows(masked_rows(student_BD, mask_B), masked_rows(teacher_BD, mask_B)), mask_B)

@@ -1,0 +1,53 @@
+"""Two channels: one formula, rows by channel, stored and live teachers alike, nothing to learn where student is teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speechkd.core.errors import InputError
+from speechkd.losses.cross_modal import Channel, cross_modal_kd, in_channel, linear_cross_modal_kd, topk_cross_modal_kd
+from speechkd.losses.response_ce import response_ce
+from tests.losses.method_cases import HEAD, D, V, draw
+
+T = 7
+MASK = torch.arange(T) != 2
+SPEECH = torch.arange(T) % 2 == 0
+TARGETS = torch.arange(T) % V
+
+
+def test_the_channels_share_out_the_rows() -> None:
+    x, teacher = draw(T, V, seed=1), draw(T, V, seed=2)
+    channels: tuple[Channel, ...] = ("both", "speech", "text")
+    out = {channel: cross_modal_kd(x, teacher, TARGETS, in_channel(MASK, SPEECH, channel)) for channel in channels}
+    torch.testing.assert_close(out["speech"].total + out["text"].total, out["both"].total)
+    assert (out["speech"].count, out["text"].count, out["both"].count) == (3, 3, 6)
+
+
+def test_a_student_that_is_its_teacher_has_no_kl() -> None:
+    """Text to text with the student's own LLM and LoRA off: the same hidden states, so exactly the CE is left."""
+    hidden = draw(T, D, seed=3)
+    for impl in ("reference", "chunked"):
+        totals = [linear_cross_modal_kd(hidden, HEAD, hidden, HEAD, TARGETS, MASK, weight, impl=impl).total for weight in (0.5, 0.0)]
+        assert totals[0] == totals[1]
+
+
+def test_weight_zero_is_the_ce_ablation() -> None:
+    x, teacher = draw(T, V, seed=4), draw(T, V, seed=5)
+    assert cross_modal_kd(x, teacher, TARGETS, MASK, kl_weight=0.0).total == response_ce(x, TARGETS, MASK).total
+
+
+def test_stored_and_live_teachers_agree() -> None:
+    """With the whole vocabulary stored, log-probs from a shard give the live teacher's loss and gradient."""
+    hidden, teacher = draw(T, D, seed=6).requires_grad_(), draw(T, D, seed=7)
+    live = linear_cross_modal_kd(hidden, HEAD, teacher, HEAD, TARGETS, MASK)
+    logp, ids = (teacher @ HEAD.T / 2.0).log_softmax(1).sort(1, descending=True)
+    stored = topk_cross_modal_kd(hidden, HEAD, ids, logp, None, TARGETS, MASK)
+    torch.testing.assert_close(stored.total, live.total)
+    torch.testing.assert_close(*(torch.autograd.grad(out.total, hidden)[0] for out in (stored, live)))
+
+
+def test_a_negative_weight_is_refused() -> None:
+    x = draw(T, V, seed=8)
+    with pytest.raises(InputError, match="kl_weight"):
+        cross_modal_kd(x, x, TARGETS, MASK, kl_weight=-0.1)
