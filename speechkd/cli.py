@@ -59,12 +59,17 @@ def shard(
 
 
 @app.command()
-def teach(recipe: RecipePath, set: Sets = None, partition: Partition = "0/1") -> None:
+def teach(
+    recipe: RecipePath,
+    set: Sets = None,
+    partition: Partition = "0/1",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="ask again for answers that failed or were cut")] = False,
+) -> None:
     """Teacher columns for the shards that a recipe names."""
     from speechkd.recipe import load_recipe
     from speechkd.stages.teach import teach as stage
 
-    for column in stage(load_recipe(recipe, set or []), _partition(partition)):
+    for column in stage(load_recipe(recipe, set or []), _partition(partition), retry_failed=retry_failed):
         if column is not None:
             print(column.root)
 

@@ -20,6 +20,7 @@ from speechkd.evaluation.task import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
+from speechkd.teachers.base import TeacherConfig
 from speechkd.teachers.prompts import PromptConfig
 from speechkd.tracking import TrackingConfig
 from speechkd.train.config import TrainConfig
@@ -85,7 +86,7 @@ class Recipe(Config):
     runs: str = "runs"
     data: DataConfig
     prompt: PromptConfig
-    teachers: dict[Name, Annotated[SerializeAsAny[Config], _part(TEACHERS, "backend")]]
+    teachers: dict[Name, Annotated[SerializeAsAny[TeacherConfig], _part(TEACHERS, "backend")]]
     student: StudentConfig
     losses: Annotated[dict[str, SerializeAsAny[LossConfig]], BeforeValidator(_losses)]
     plan: PlanConfig
@@ -122,7 +123,7 @@ class Recipe(Config):
         data = self.model_dump(mode="json", include={"seed", "data", "prompt", "student", "losses", "plan", "optim", "deepspeed"})
         data["data"].pop("root")
         data["phases"] = [phase.model_dump(mode="json") for phase in self.train.phases]
-        data["teachers"] = {role: self.teachers[role].model_dump(mode="json") for role in self.train.roles}
+        data["teachers"] = {role: self.teachers[role].identity() for role in self.train.roles}
         return digest(data)
 
 

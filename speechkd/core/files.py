@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -81,6 +82,25 @@ def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[None]:
                     raise InputError(busy) from None
                 time.sleep(0.2)
         yield
+
+
+@contextmanager
+def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone holds the lock file `path` for the block; with `wait` it is waited for.
+
+    Saves two workers the same work, nothing more: a file system without locks says yes to both, and both results must be right.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        yield True
 
 
 def write_bytes(path: Path, data: bytes) -> None:

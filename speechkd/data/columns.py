@@ -17,7 +17,7 @@ from pydantic import Field
 import speechkd
 from speechkd.core.config import NAME_PATTERN, Config, build
 from speechkd.core.errors import DataError, InputError
-from speechkd.core.files import digest, read_json, write_json
+from speechkd.core.files import digest, fsync_folder, read_json, write_json
 from speechkd.data.cards import is_name
 from speechkd.data.index import ShardSet, tar_path
 from speechkd.data.manifest import (
@@ -125,6 +125,19 @@ class ColumnWriter:
     def missing(self) -> list[int]:
         """Shards that have no valid receipt yet; none once the column is published."""
         return [] if self.published else [shard for shard in range(self.shards.shards) if self._receipts.read(shard) is None]
+
+    def done(self, shard: int) -> bool:
+        """Whether the shard has a valid receipt."""
+        return self.published or self._receipts.read(shard) is not None
+
+    def withdraw(self, shards: Sequence[int]) -> None:
+        """Take a published column back, so that `shards` can be written anew; what is written then is another column with the same name."""
+        (self.root / MANIFEST).unlink(missing_ok=True)
+        for shard in shards:
+            (self.root / "receipts" / f"{shard_name(shard)}.json").unlink(missing_ok=True)
+        for folder in (self.root, self.root / "receipts"):
+            fsync_folder(folder)
+        self.published = False
 
     def write_shard(
         self,

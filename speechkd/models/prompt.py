@@ -61,8 +61,13 @@ class Prompt:
             raise InputError(f"the prompt template must use `audio` exactly once, uses it {rendered.count(_SPAN)} times ({where})")
         self.end_of_turn = self._end_of_turn()
 
+    def message(self, question: str, audio: str) -> str:
+        """The user's message, with `audio` in the span: what a chat endpoint is sent."""
+        text: str = self._template.render(question=question, audio=audio)
+        return text
+
     def _chat(self, question: str, audio: str) -> str:
-        message = {"role": "user", "content": self._template.render(question=question, audio=audio)}
+        message = {"role": "user", "content": self.message(question, audio)}
         text: str = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         return text
 
@@ -86,9 +91,9 @@ class Prompt:
         """The teacher's prompt with `metadata` (JSON text) in the audio span."""
         return self._ids(self._chat(question, metadata))
 
-    def answer(self, text: str) -> list[int]:
-        """A known answer as response tokens, ending with the end of turn."""
-        return [*self._ids(text), self.end_of_turn]
+    def answer(self, text: str, ended: bool = True) -> list[int]:
+        """A known answer as response tokens, ending with the end of turn where it `ended` by itself."""
+        return [*self._ids(text), self.end_of_turn] if ended else self._ids(text)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Response tokens as text, without special tokens."""

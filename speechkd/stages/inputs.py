@@ -73,11 +73,10 @@ def open_prompt(recipe: Recipe) -> Prompt:
 def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
     """What the column of a teacher role is made of; its name ends in a digest of all of it, so other settings are another column."""
     config = recipe.teachers[role]
-    settings = config.model_dump(mode="json")
-    backend = settings["backend"]
-    teacher = dict(settings)
-    if "model" in settings:
-        teacher["fingerprint"] = fingerprint(settings["model"])
+    teacher = config.identity()
+    backend = teacher["backend"]
+    if "model" in teacher and not config.REMOTE:
+        teacher["fingerprint"] = fingerprint(teacher["model"])
     asked = recipe.prompt.model_dump(mode="json", exclude={"template"})
     tokenizer = tokenizer_digest(prompt.tokenizer)
     made_of = digest([teacher, asked, prompt.text, tokenizer])[:8]

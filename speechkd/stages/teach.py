@@ -2,59 +2,148 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
 from speechkd.core.errors import InputError
+from speechkd.core.files import claimed
 from speechkd.core.log import progress, say
-from speechkd.data.columns import Column, ColumnWriter, Turn
+from speechkd.data.columns import Column, ColumnSpec, ColumnWriter, Turn
+from speechkd.data.manifest import shard_name
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import Corpus, column_spec, open_corpora, open_prompt
 from speechkd.teachers import TEACHERS
-from speechkd.teachers.base import Teacher
-from speechkd.teachers.prompts import requests
+from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
+from speechkd.teachers.base import Answer, Request, Teacher, TeacherConfig
+from speechkd.teachers.prompts import reading, requests
 
 
-def teach(recipe: Recipe, partition: tuple[int, int] = (0, 1), roles: list[str] | None = None) -> list[Column | None]:
+def teach(
+    recipe: Recipe, partition: tuple[int, int] = (0, 1), roles: list[str] | None = None, retry_failed: bool = False
+) -> list[Column | None]:
     """Make the columns that the recipe's regime trains on (or those of `roles`); shards that have theirs are left alone.
 
-    Returns each corpus's and role's column, None where other partitions are still at work. The teacher loads only if something is missing.
+    `retry_failed` asks again, once, for answers of finished columns that failed or were cut. Returns each corpus's and role's column, None
+    where other partitions are still at work. The teacher loads only if something is missing.
     """
-    prompt = open_prompt(recipe)
-    corpora = open_corpora(recipe)
-    return [_column(recipe, role, corpus, prompt, partition) for role in roles or recipe.train.roles for corpus in corpora]
-
-
-def _column(recipe: Recipe, role: str, corpus: Corpus, prompt: Prompt, partition: tuple[int, int]) -> Column | None:
-    spec = column_spec(recipe, role, prompt)
-    if spec.name in corpus.shards.column_names():
-        return corpus.shards.column(spec.name)
     part, parts = partition
     if not 0 <= part < parts:
         raise InputError(f"partition {part}/{parts}: must be 0/{parts} to {parts - 1}/{parts}")
-    writer = ColumnWriter(corpus.shards, spec)
-    missing = [shard for shard in writer.missing() if shard % parts == part]
-    if missing:
-        config = recipe.teachers[role]
-        teacher = TEACHERS.get(config.backend)(config, prompt)  # type: ignore[attr-defined]
-        done = corpus.shards.shards - len(missing)
-        for shard in progress(missing, f"teach {role}", total=corpus.shards.shards, start=done):
-            writer.write_shard(shard, _answers(recipe, corpus, teacher, shard))
-    left = writer.missing()
-    if left:
-        say(f"teach: column {spec.name} still lacks {len(left)} shards; the partition that writes the last one publishes")
-        return None
-    return writer.publish()
+    prompt = open_prompt(recipe)
+    corpora = open_corpora(recipe)
+    works = [_Work(recipe, role, corpus, prompt, partition) for role in roles or recipe.train.roles for corpus in corpora]
+    return [work.column(retry_failed) for work in works]
 
 
-def _answers(recipe: Recipe, corpus: Corpus, teacher: Teacher, shard: int) -> dict[str, list[Turn]]:
-    """All turns of one shard, answered. The requests of a shard, and so the teacher's batches, are the same at every attempt."""
-    asked = [
-        request
-        for sample in corpus.shards.samples(shard=shard)
-        for request in requests(recipe.prompt, corpus.card.tasks, sample.key, sample.metadata)
-        if teacher.accepts(request)
-    ]
-    turns: dict[str, list[Turn]] = {}
-    for request, answer in zip(asked, teacher.answer(asked), strict=True):
-        turn = Turn(request.turn, request.question, answer.text, answer.tokens, answer.prompt_tokens, answer.stop, answer.reason)
-        turns.setdefault(request.key, []).append(turn)
-    return turns
+@dataclass
+class _Work:
+    """One role's column on one corpus."""
+
+    recipe: Recipe
+    role: str
+    corpus: Corpus
+    prompt: Prompt
+    partition: tuple[int, int]
+
+    @cached_property
+    def spec(self) -> ColumnSpec:
+        return column_spec(self.recipe, self.role, self.prompt)
+
+    @cached_property
+    def config(self) -> TeacherConfig:
+        return self.recipe.teachers[self.role]
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        backend: str = self.config.backend  # type: ignore[attr-defined]
+        return TEACHERS.get(backend)(self.config, self.prompt)
+
+    @cached_property
+    def writer(self) -> ColumnWriter:
+        return ColumnWriter(self.corpus.shards, self.spec)
+
+    def column(self, retry_failed: bool) -> Column | None:
+        """The published column, or None while other partitions are at work."""
+        column = self._published() or self._fill()
+        if column is None or not retry_failed:
+            return column
+        self._reopen_failed(column)
+        return self._published() or self._fill()
+
+    def _published(self) -> Column | None:
+        known = self.spec.name in self.corpus.shards.column_names()
+        return self.corpus.shards.column(self.spec.name) if known else None
+
+    def _fill(self) -> Column | None:
+        part, parts = self.partition
+        mine = [shard for shard in self.writer.missing() if shard % parts == part]
+        total = self.corpus.shards.shards
+        for shard in progress(self._claimable(mine), f"teach {self.role}", total=total, start=total - len(mine)):
+            self.writer.write_shard(shard, self._answers(shard))
+        left = self.writer.missing()
+        if left:
+            say(f"teach: column {self.spec.name} still lacks {len(left)} shards; the partition that writes the last one publishes")
+            return None
+        column = self.writer.publish()
+        totals = column.manifest["totals"]
+        if totals["stop_error"] or totals["stop_length"]:
+            failed = f"{totals['stop_error']} failed and {totals['stop_length']} cut answers of {totals['examples']}"
+            say(f"teach: column {column.name} has {failed}; training leaves them out, `speechkd teach --retry-failed` asks again")
+        return column
+
+    def _claimable(self, shards: list[int]) -> Iterator[int]:
+        """The shards that are still to do: first those that nobody holds, then the others as they come free."""
+        for wait in (False, True):
+            busy = []
+            for shard in shards:
+                with claimed(self.writer.root / "answers" / f"{shard_name(shard)}.lock", wait) as mine:
+                    if not mine:
+                        busy.append(shard)
+                    elif not self.writer.done(shard):
+                        yield shard
+            shards = busy
+
+    def _asked(self, shard: int) -> list[tuple[Request, str]]:
+        """The requests of a shard, the same at every attempt, each with the key of its answer."""
+        fields: list[str] = getattr(self.config, "fields", [])
+        spec_digest = self.spec.digest
+        return [
+            (request, answer_key(spec_digest, sample.digest, request, reading(request, fields)))
+            for sample in self.corpus.shards.samples(shard=shard)
+            for request in requests(self.recipe.prompt, self.corpus.card.tasks, sample.key, sample.metadata)
+            if self.teacher.accepts(request)
+        ]
+
+    def _answers(self, shard: int) -> dict[str, list[Turn]]:
+        asked = self._asked(shard)
+        answers = answer_all(self.teacher, [request for request, _ in asked], [key for _, key in asked], self._journal(shard))
+        turns: dict[str, list[Turn]] = {}
+        for (request, _), answer in zip(asked, answers, strict=True):
+            turn = Turn(request.turn, request.question, answer.text, answer.tokens, answer.prompt_tokens, answer.stop, answer.reason)
+            turns.setdefault(request.key, []).append(turn)
+        return turns
+
+    def _journal(self, shard: int) -> AnswerJournal:
+        return AnswerJournal(self.writer.root / "answers" / f"{shard_name(shard)}.jsonl")
+
+    def _reopen_failed(self, column: Column) -> None:
+        """Journal the whole answers of this partition's shards that have others, and take those shards back."""
+        part, parts = self.partition
+        failed = [entry["shard"] for entry in column.manifest["shards"] if entry["stop_error"] + entry["stop_length"]]
+        failed = [shard for shard in failed if shard % parts == part]
+        if not failed:
+            return
+        stored = {}
+        shards = column.table["shard"].to_pylist()
+        for row in (row for row, shard in enumerate(shards) if shard in set(failed)):
+            turn = column.read(row)
+            stored[column.key_of(row), turn.turn] = Answer(turn.text, turn.tokens, turn.prompt_tokens, turn.stop, turn.reason)
+        for shard in failed:
+            asked = self._asked(shard)
+            journal = self._journal(shard)
+            journal.commit([(key, stored[request.key, request.turn]) for request, key in asked])
+            journal.forget_failed([key for _, key in asked])
+        self.writer.withdraw(failed)
+        say(f"teach: column {column.name}: asking again for what failed or was cut in {len(failed)} shards")

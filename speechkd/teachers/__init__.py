@@ -10,5 +10,6 @@ TEACHERS: Table[TeacherType] = Table(
     {
         "hf_local": "speechkd.teachers.hf_local:HfLocalTeacher",
         "label": "speechkd.teachers.label:LabelTeacher",
+        "openai_http": "speechkd.teachers.openai_http:OpenAIHttpTeacher",
     },
 )

@@ -6,11 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from speechkd.core.config import Config as AnyConfig
+from speechkd.core.config import Config
 from speechkd.core.types import Metadata
 from speechkd.models.prompt import Prompt
 
 Stop = Literal["eos", "length", "error"]
+
+
+class TeacherConfig(Config):
+    """Base of every backend's configuration."""
+
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
+    """keys that change no answer (where a server is, how often it is asked), and so are no part of a column"""
+    REMOTE: ClassVar[bool] = False
+    """`model` is a name of a server, not a folder or hub id whose files could be fingerprinted"""
+
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on, as JSON."""
+        return self.model_dump(mode="json", exclude=set(self.OPERATIONAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +36,8 @@ class Request:
     metadata: Metadata
     label: str | None = None
     """the known answer, where the turn is a task and the clip has its label"""
+    reads: str | None = None
+    """what stands in the audio span of the teacher's prompt, where it is not the metadata as JSON"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,7 @@ class Answer:
 class Teacher(Protocol):
     """A backend. Answers come in request order; a batch is a function of the requests alone, so that a redone shard is the same."""
 
-    Config: ClassVar[type[AnyConfig]]
+    Config: ClassVar[type[TeacherConfig]]
     SIGNALS: ClassVar[frozenset[str]]
     """names (core.types.SIGNALS) this backend can give"""
 
@@ -54,7 +69,7 @@ class Teacher(Protocol):
 class TeacherType(Protocol):
     """A backend class."""
 
-    Config: type[AnyConfig]
+    Config: type[TeacherConfig]
     SIGNALS: frozenset[str]
 
     def __call__(self, config: Any, prompt: Prompt) -> Teacher: ...

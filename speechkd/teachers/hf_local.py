@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.models.pretrained import load_causal_lm
-from speechkd.models.prompt import Prompt, metadata_json
-from speechkd.teachers.base import Answer, Request
+from speechkd.models.prompt import Prompt
+from speechkd.teachers.base import Answer, Request, TeacherConfig
+from speechkd.teachers.prompts import reading
 
 
-class HfLocalConfig(Config):
+class HfLocalConfig(TeacherConfig):
     """`model`: a folder or a hub id. `fields`: the metadata that the teacher reads (in this order; absent ones are skipped)."""
 
     backend: Literal["hf_local"] = "hf_local"
@@ -54,7 +54,7 @@ class HfLocalTeacher:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests greedily, in request order."""
-        prompts = [self.prompt.teacher(r.question, metadata_json(r.metadata, self.config.fields)) for r in requests]
+        prompts = [self.prompt.teacher(r.question, reading(r, self.config.fields)) for r in requests]
         # By turn, then by prompt length: rows of a batch end at about the same token, so little is decoded past the end.
         order = sorted(range(len(requests)), key=lambda i: (requests[i].turn, len(prompts[i]), requests[i].key))
         answers: dict[int, Answer] = {}

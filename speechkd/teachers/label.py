@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from speechkd.core.config import Config
 from speechkd.models.prompt import Prompt
-from speechkd.teachers.base import Answer, Request
+from speechkd.teachers.base import Answer, Request, TeacherConfig
 
 
-class LabelConfig(Config):
+class LabelConfig(TeacherConfig):
     """Nothing to set: the answers are the card's label fields."""
 
     backend: Literal["label"] = "label"

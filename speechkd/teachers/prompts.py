@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from speechkd.core.config import Config
 from speechkd.core.seeds import derive
 from speechkd.core.types import Metadata
 from speechkd.data.cards import Task
+from speechkd.models.prompt import metadata_json
 from speechkd.teachers.base import Request
 
 
@@ -25,6 +26,11 @@ class PromptConfig(Config):
     per_clip: float = Field(1.0, ge=0)
     """0.5: every other clip gets one, by its key"""
     tasks: bool = True
+
+
+def reading(request: Request, fields: Iterable[str]) -> str:
+    """What stands in the audio span of the teacher's prompt: the request's own text, else `fields` of the metadata as JSON."""
+    return metadata_json(request.metadata, fields) if request.reads is None else request.reads
 
 
 def task_applies(task: Task, metadata: Metadata) -> bool:

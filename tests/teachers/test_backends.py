@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -12,12 +15,18 @@ from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import Request, Teacher
+from speechkd.teachers.hf_local import HfLocalTeacher
 from speechkd.teachers.prompts import PromptConfig, requests
+from tests.teachers.endpoint import Reply, chat, scripted
 
 ROOT = Path(__file__).parents[2]
 LLM = str(ROOT / "standins/llm")
 FIELDS = ["language", "gender", "rate", "transcript"]
-SETTINGS = {"hf_local": {"model": LLM, "fields": FIELDS, "max_new_tokens": 24, "batch_size": 8, "dtype": "float32"}, "label": {}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hf_local": {"model": LLM, "fields": FIELDS, "max_new_tokens": 24, "batch_size": 8, "dtype": "float32"},
+    "label": {},
+    "openai_http": {"model": "standin", "fields": FIELDS, "max_new_tokens": 24},
+}
 TASKS = {
     "language": Task(instruction="What language is spoken?", field="language", kind="choice"),
     "gender": Task(instruction="Is the speaker male or female?", field="gender", kind="choice"),
@@ -31,12 +40,36 @@ def prompt() -> Prompt:
     return Prompt((ROOT / "shards/prompts/meta_prompt.j2").read_text(encoding="utf-8").rstrip("\n"), load_tokenizer(LLM))
 
 
-@pytest.fixture(scope="module", params=list(TEACHERS))
-def teacher(request: pytest.FixtureRequest, prompt: Prompt) -> Teacher:
-    """Each backend once."""
-    part = TEACHERS.get(request.param)
+def make(name: str, prompt: Prompt, **changes: Any) -> Teacher:
+    """A backend with the settings of these tests."""
+    part = TEACHERS.get(name)
     assert part.SIGNALS <= set(SIGNALS)
-    return part(part.Config.model_validate({"backend": request.param, **SETTINGS[request.param]}), prompt)
+    return part(part.Config.model_validate({"backend": name, **SETTINGS[name], **changes}), prompt)
+
+
+@contextmanager
+def served(prompt: Prompt) -> Iterator[str]:
+    """The stand-in LLM behind a chat endpoint that applies the model's own chat template; yields its address."""
+    model = cast(HfLocalTeacher, make("hf_local", prompt))
+
+    def answer(body: Any) -> Reply:
+        ids = prompt.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, return_dict=False)
+        [tokens] = model._generate([list(ids)])
+        ended = prompt.end_of_turn in tokens
+        return chat(prompt.decode(tokens[: tokens.index(prompt.end_of_turn)] if ended else tokens), "stop" if ended else "length")
+
+    with scripted(answer, ["standin"]) as endpoint:
+        yield endpoint.url
+
+
+@pytest.fixture(scope="module", params=list(TEACHERS))
+def teacher(request: pytest.FixtureRequest, prompt: Prompt) -> Iterator[Teacher]:
+    """Each backend once."""
+    if request.param != "openai_http":
+        yield make(request.param, prompt)
+        return
+    with served(prompt) as url:
+        yield make(request.param, prompt, url=url)
 
 
 def _asked() -> list[Request]:
@@ -63,8 +96,7 @@ def test_one_answer_per_request_in_order(teacher: Teacher, prompt: Prompt) -> No
 
 
 def test_an_answer_that_does_not_end_is_said_to_be_cut(prompt: Prompt) -> None:
-    part = TEACHERS.get("hf_local")
-    short = part(part.Config.model_validate({**SETTINGS["hf_local"], "max_new_tokens": 2}), prompt)
+    short = make("hf_local", prompt, max_new_tokens=2)
     open_question = next(request for request in _asked() if request.turn.startswith("open"))
     assert short.answer([open_question])[0].stop == "length"
 

@@ -1,0 +1,97 @@
+"""What an OpenAI-compatible server says, read with suspicion: replies as answers, prompt log-probs as top-k, waits, refusals."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from speechkd.models.prompt import Prompt
+from speechkd.teachers.base import Answer
+
+TEXT_SHOWN = 200
+STOPS = {"stop": "eos", "length": "length", "max_tokens": "length"}
+"""finish_reason -> stop reason; any other (content_filter, tool_calls, ...) is no answer"""
+
+
+class BadReply(ValueError):
+    """A reply that is not one: cut, not JSON, or without what was asked for. The request may be sent again."""
+
+
+def read_answer(reply: Any, prompt: Prompt, prompt_tokens: int) -> Answer:
+    """The answer in a chat or completion reply, as tokens of the student's tokenizer. Raises BadReply."""
+    try:
+        choice = reply["choices"][0]
+        message = choice["message"]["content"] if "message" in choice else choice["text"]
+        reason = str(choice["finish_reason"])
+    except (KeyError, IndexError, TypeError):
+        raise BadReply("the reply has no choices") from None
+    if message is not None and not isinstance(message, str):
+        raise BadReply("the reply's content is no text")
+    text = clean(message or "").strip()
+    stop = STOPS.get(reason)
+    if stop is None:
+        return Answer(text, [], prompt_tokens, "error", f"stopped by the server: {clean(reason)[:TEXT_SHOWN]}")
+    if stop == "length":
+        tokens = prompt.answer(text, ended=False)
+        return Answer(text, tokens, prompt_tokens, "length", f"cut by the limit after {len(tokens)} tokens")
+    if not text:
+        return Answer("", [], prompt_tokens, "error", "the answer is empty")
+    return Answer(text, prompt.answer(text), prompt_tokens, "eos")
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates become `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def read_top_k(reply: Any, first: int, tokens: list[int], top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids_TK (int64), logp_TK and tail_logp_T (float32) of the response `tokens` at prompt positions `first` .., from `prompt_logprobs`.
+
+    Form of vLLM: one entry a prompt position, a mapping token id -> {logprob, ...} with the K most probable ids and the token itself; the
+    first entry is null. The tail is log(1 - sum of the K probabilities), -inf where nothing is left. Raises BadReply.
+    """
+    try:
+        entries = reply["choices"][0]["prompt_logprobs"][first : first + len(tokens)]
+        ids_TK, logp_TK = np.zeros((len(tokens), top_k), np.int64), np.zeros((len(tokens), top_k), np.float32)
+        if len(entries) != len(tokens):
+            raise BadReply(f"log-probs of {len(entries)} positions for {len(tokens)} tokens: the server splits text into other tokens")
+        for row, (entry, token) in enumerate(zip(entries, tokens, strict=True)):
+            if str(token) not in entry:
+                raise BadReply("the server scored other tokens than were sent")
+            best = sorted(((float(value["logprob"]), int(name)) for name, value in entry.items()), key=lambda pair: (-pair[0], pair[1]))
+            if len(best) < top_k or not all(logp <= 1e-4 for logp, _ in best):
+                raise BadReply(f"{len(best)} log-probs at a position, {top_k} were asked for")
+            logp_TK[row], ids_TK[row] = [logp for logp, _ in best[:top_k]], [name for _, name in best[:top_k]]
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise error if isinstance(error, BadReply) else BadReply("the reply has no prompt_logprobs of the usual form") from None
+    rest_T = 1.0 - np.exp(logp_TK.astype(np.float64)).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        return ids_TK, logp_TK, np.log(np.clip(rest_T, 0.0, 1.0)).astype(np.float32)
+
+
+def error_text(body: Any) -> str:
+    """What an error reply says, in one short line."""
+    found = body
+    for name in ("error", "message", "detail"):
+        if isinstance(found, dict) and name in found:
+            found = found[name]
+    text = found if isinstance(found, str) else ""
+    return " ".join(clean(text).split())[:TEXT_SHOWN]
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds that a `Retry-After` header asks for, as a number or as a date; None without a usable one."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        date = email.utils.parsedate_tz(header)
+        if date is None:
+            return None
+        seconds = email.utils.mktime_tz(date) - time.time()
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,135 @@
+"""`speechkd teach` on a server: journal, retries of failed rows, two writers, bad input; on text-only samples, which need no audio."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from speechkd import cli
+from speechkd.recipe import load_recipe
+from speechkd.stages.shard import shard
+from speechkd.stages.teach import teach
+from tests.data.corpus import write_card
+from tests.teachers.endpoint import Reply, chat, error, scripted
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 text-only samples in 3 shards."""
+    folder = tmp_path_factory.mktemp("room")
+    rows = [{"id": f"c{i:02d}", "part": "train", "transcript": f"word {i}", "language": "german"} for i in range(30)]
+    tasks = {"language": {"instruction": "What language is spoken?", "field": "language", "kind": "choice", "choices": ["german"]}}
+    shard(write_card(folder, rows, shard_samples=10, tasks=tasks, fields={}), folder / "data", quiet=True)
+    return folder
+
+
+@pytest.fixture
+def recipe(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """The embedded recipe with a server as its teacher; each test's own `revision` gives it its own column."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("speechkd.teachers.openai_http.FIRST_WAIT_S", 0.02)
+
+    def make(url: str, **changes: Any) -> Path:
+        data = yaml.safe_load((ROOT / "pipelines/meta_prompt_kd.yaml").read_text(encoding="utf-8"))
+        data["data"] = {"root": str(room / "data"), "corpora": [{"card": str(room / "card.yaml")}]}
+        settings = {"backend": "openai_http", "url": url, "model": "tiny", "fields": ["language", "transcript"], "timeout_s": 5.0}
+        data["teachers"]["kd"] = settings | {"revision": tmp_path.name, "concurrency": 4, "retries": 1} | changes
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(data), encoding="utf-8")
+        return path
+
+    return make
+
+
+def word(body: Any) -> int:
+    return int(re.findall(r"word (\d+)", body["messages"][0]["content"])[0])
+
+
+def test_failed_and_cut_answers_are_rows_and_are_asked_again_on_request(recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    healed = False
+
+    def answer(body: Any) -> Reply:
+        if not healed and word(body) % 10 == 3:
+            return error(400, "no")
+        return chat(f"it is {word(body)}", "length" if not healed and word(body) == 14 else "stop")
+
+    with scripted(answer, ["tiny"]) as endpoint:
+        loaded = load_recipe(recipe(endpoint.url))
+        [column] = teach(loaded)
+        assert column is not None and len(endpoint.calls) == 60
+        totals = column.manifest["totals"]
+        assert (totals["stop_error"], totals["stop_length"], totals["stop_eos"]) == (6, 2, 52)
+        assert "6 failed and 2 cut answers of 60" in capsys.readouterr().err
+        failed = [column.read(row) for row, stop in enumerate(column.table["stop"].to_pylist()) if stop == "error"]
+        assert all(turn.reason == "400 no" and not turn.tokens for turn in failed)
+        healed = True
+        [again] = teach(loaded)
+        assert again is not None and again.digest == column.digest and len(endpoint.calls) == 60, "nothing is retried unasked"
+        [mended] = teach(loaded, retry_failed=True)
+        assert mended is not None and len(endpoint.calls) == 68, "only the eight are asked again"
+        assert mended.manifest["totals"]["stop_eos"] == 60 and mended.digest != column.digest and not list(mended.verify())
+        assert {mended.read(row).text for row in range(60)} == {f"it is {i}" for i in range(30)}
+        [last] = teach(loaded, retry_failed=True)
+        assert last is not None and last.digest == mended.digest and len(endpoint.calls) == 68
+
+
+def test_two_writers_share_the_work(recipe: Make) -> None:
+    """Both start on every shard; each shard is done by one of them, and nothing is asked twice."""
+
+    def slowly(body: Any) -> Reply:
+        reply = chat(f"it is {word(body)}")
+        reply.delay = 0.02
+        return reply
+
+    with scripted(slowly, ["tiny"]) as endpoint:
+        loaded = load_recipe(recipe(endpoint.url))
+        writers = [threading.Thread(target=teach, args=(loaded,)) for _ in range(2)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(60)
+        [column] = teach(loaded)
+        asked = Counter(call.json()["messages"][0]["content"] for call in endpoint.calls)
+    assert column is not None and len(column) == 60 and not list(column.verify())
+    assert len(asked) == 60 and set(asked.values()) == {1}
+
+
+def test_where_the_server_is_changes_no_column(recipe: Make) -> None:
+    with scripted(lambda body: chat("x"), ["tiny"]) as endpoint:
+        [column] = teach(load_recipe(recipe(endpoint.url)))
+    [same] = teach(load_recipe(recipe("http://127.0.0.1:1/v1", concurrency=9, timeout_s=1, patience_s=1)))
+    assert column is not None and same is not None and same.digest == column.digest
+    assert "127.0.0.1" not in json.dumps(column.manifest)
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"model": "tyny"}, ["unknown model `tyny`", "did you mean `tiny`", "/v1 lists these"]),
+        ({"key_env": "SPEECHKD_TEST_ABSENT"}, ["environment variable `SPEECHKD_TEST_ABSENT` is not set"]),
+        ({"url": "http://127.0.0.1:1/v1"}, ["cannot reach the teacher's server", "http://127.0.0.1:1/v1"]),
+        ({"key_env": "sk-canary-5f1e9c"}, ["key_env", "never the key itself"]),
+    ],
+)
+def test_bad_input(
+    changes: dict[str, str], parts: list[str], recipe: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scripted(lambda body: chat("x"), ["tiny"]) as endpoint:
+        path = recipe(**{"url": endpoint.url, **changes})
+        monkeypatch.setattr("sys.argv", ["speechkd", "teach", str(path)])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+    said = capsys.readouterr().err.strip()
+    assert leaving.value.code == 2 and said.count("\n") == 0 and all(part in said for part in parts), said
+    assert "sk-canary" not in said

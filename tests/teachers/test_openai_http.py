@@ -1,0 +1,217 @@
+"""The client against a server that misbehaves: nothing lost, nothing doubled, nothing mistaken for another's answer, nothing told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speechkd.core.errors import InputError
+from speechkd.models.exported import load_tokenizer
+from speechkd.models.prompt import Prompt
+from speechkd.teachers.base import Request
+from speechkd.teachers.openai_http import OpenAIHttpConfig, OpenAIHttpTeacher
+from tests.teachers.endpoint import Endpoint, Reply, chat, error, scripted
+
+ROOT = Path(__file__).parents[2]
+CANARY = "sk-canary-5f1e9c"
+
+
+@pytest.fixture(scope="module")
+def prompt() -> Prompt:
+    """The product's template with the stand-in's tokenizer."""
+    return Prompt(
+        (ROOT / "shards/prompts/meta_prompt.j2").read_text(encoding="utf-8").rstrip("\n"), load_tokenizer(str(ROOT / "standins/llm"))
+    )
+
+
+def asked(count: int) -> list[Request]:
+    return [Request(f"c{i}", "open-0", f"Question {i}?", {"language": "german", "n": i}) for i in range(count)]
+
+
+def echo(body: Any) -> Reply:
+    """An answer that only its own question can have."""
+    return chat("re " + re.findall(r"Question (\d+)", body["messages"][0]["content"])[0])
+
+
+def teacher(endpoint: Endpoint | str, prompt: Prompt, **changes: Any) -> OpenAIHttpTeacher:
+    url = endpoint if isinstance(endpoint, str) else endpoint.url
+    settings = {"url": url, "model": "tiny", "fields": ["language", "n"], "timeout_s": 0.5, "patience_s": 5.0, "concurrency": 8}
+    return OpenAIHttpTeacher(OpenAIHttpConfig.model_validate(settings | changes), prompt)
+
+
+@pytest.fixture(autouse=True)
+def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speechkd.teachers.openai_http.FIRST_WAIT_S", 0.02)
+
+
+def test_answers_come_in_request_order_within_the_concurrency(prompt: Prompt) -> None:
+    def slow(body: Any) -> Reply:
+        reply = echo(body)
+        reply.delay = 0.01
+        return reply
+
+    with scripted(slow, ["tiny"]) as endpoint:
+        answers = teacher(endpoint, prompt).answer(asked(60))
+    assert [a.text for a in answers] == [f"re {i}" for i in range(60)]
+    assert all(a.stop == "eos" and a.tokens == prompt.answer(a.text) and a.prompt_tokens > 5 for a in answers)
+    assert len(endpoint.calls) == 60 and 2 <= endpoint.most_open <= 8
+    bodies = [call.json() for call in endpoint.calls]
+    assert all(body["temperature"] == 0 and body["model"] == "tiny" for body in bodies)
+    sent = {body["messages"][0]["content"] for body in bodies}
+    assert sent == {prompt.message(f"Question {i}?", json.dumps({"language": "german", "n": i})) for i in range(60)}
+
+
+def test_what_shares_a_prefix_goes_out_together(prompt: Prompt) -> None:
+    requests = [Request(f"c{i}", "open-0", ("What is said?", "Who speaks?")[i % 2], {"n": i}) for i in range(20)]
+    with scripted(lambda body: chat("x"), ["tiny"]) as endpoint:
+        teacher(endpoint, prompt, concurrency=1).answer(requests)
+    firsts = [call.json()["messages"][0]["content"].split("?")[0] for call in endpoint.calls]
+    assert firsts == ["What is said"] * 10 + ["Who speaks"] * 10
+
+
+FAULTS: dict[str, Callable[[Reply], Reply]] = {
+    "429 with Retry-After": lambda reply: error(429, "slow down", {"Retry-After": "0.05"}),
+    "500": lambda reply: error(500, "oops"),
+    "cut body": lambda reply: Reply(reply.body, keep=20),
+    "no reply in time": lambda reply: Reply(reply.body, delay=5),
+    "not JSON": lambda reply: Reply(b"<html>busy</html>"),
+    "no choices": lambda reply: Reply(b'{"choices": []}'),
+    "another call's reply": lambda reply: Reply(chat("re 999").body, headers={"X-Request-Id": "not-yours"}),
+    "garbled compression": lambda reply: Reply(reply.body, headers={"Content-Encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_a_fault_costs_one_more_call_and_no_answer(name: str, prompt: Prompt) -> None:
+    failed: set[str] = set()
+
+    def once(body: Any) -> Reply:
+        message = body["messages"][0]["content"]
+        if int(re.findall(r"Question (\d+)", message)[0]) % 3 or message in failed:
+            return echo(body)
+        failed.add(message)
+        return FAULTS[name](echo(body))
+
+    with scripted(once, ["tiny"]) as endpoint:
+        answers = teacher(endpoint, prompt, timeout_s=0.3).answer(asked(12))
+    assert [a.text for a in answers] == [f"re {i}" for i in range(12)] and len(endpoint.calls) == 16
+
+
+def test_a_reply_sent_twice_is_never_the_next_calls_answer(prompt: Prompt) -> None:
+    """On a kept connection the second copy would be read as the reply to whatever is asked next."""
+
+    def twice(body: Any) -> Reply:
+        reply = echo(body)
+        reply.copies = 2
+        return reply
+
+    with scripted(twice, ["tiny"]) as endpoint:
+        answers = teacher(endpoint, prompt, concurrency=2).answer(asked(40))
+    assert [a.text for a in answers] == [f"re {i}" for i in range(40)]
+
+
+def test_what_cannot_be_answered_is_a_row_with_a_reason(prompt: Prompt) -> None:
+    def answer(body: Any) -> Reply:
+        number = int(re.findall(r"Question (\d+)", body["messages"][0]["content"])[0])
+        wrong = {0: error(400, "too long a prompt"), 1: error(500, "crashed"), 2: chat("and then", "length"), 3: chat("", "stop")}
+        return wrong.get(number) or (chat("no", "content_filter") if number == 4 else echo(body))
+
+    with scripted(answer, ["tiny"]) as endpoint:
+        answers = teacher(endpoint, prompt, retries=2).answer(asked(8))
+    assert [a.stop for a in answers] == ["error", "error", "length", "error", "error", "eos", "eos", "eos"]
+    assert "400 too long a prompt" in answers[0].reason and "500 crashed (after 3 calls)" in answers[1].reason
+    assert answers[2].reason and answers[2].tokens == prompt.answer("and then", ended=False) and prompt.end_of_turn not in answers[2].tokens
+    assert "empty" in answers[3].reason and "content_filter" in answers[4].reason
+    assert all(not a.reason for a in answers[5:])
+
+
+def test_a_server_that_goes_away_stops_the_stage_and_makes_no_rows(prompt: Prompt) -> None:
+    given: list[str] = []
+    with scripted(echo, ["tiny"]) as endpoint:
+        one = teacher(endpoint, prompt, patience_s=0.5, concurrency=1)
+        stream = one.stream(asked(5), ())
+        given += [answer.text for _, answer in next(stream)]
+    with pytest.raises(ConnectionError, match="no answer from the teacher's server"):
+        given += [answer.text for batch in stream for _, answer in batch]
+    assert given and set(given) <= {f"re {i}" for i in range(5)}
+
+
+def test_a_slot_asks_on_only_when_its_answer_is_committed(prompt: Prompt) -> None:
+    with scripted(echo, ["tiny"]) as endpoint:
+        stream = teacher(endpoint, prompt, concurrency=3).stream(asked(30), {0, 1})
+        taken = 0
+        for batch in stream:
+            taken += len(batch)
+            assert len(endpoint.calls) <= taken + 3
+    assert taken == 28 and len(endpoint.calls) == 28
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"model": "tyny"}, ["tyny", "did you mean `tiny`", "other"]),
+        ({"key_env": "SPEECHKD_TEST_ABSENT"}, ["`SPEECHKD_TEST_ABSENT` is not set", "key_env"]),
+        ({"url": "http://127.0.0.1:1/v1"}, ["cannot reach", "127.0.0.1:1"]),
+    ],
+)
+def test_bad_input_is_one_line(changes: dict[str, Any], parts: list[str], prompt: Prompt) -> None:
+    with scripted(echo, ["tiny", "other"]) as endpoint, pytest.raises(InputError) as said:
+        teacher(endpoint, prompt, **changes)
+    assert all(part in str(said.value) for part in parts) and "\n" not in str(said.value), said.value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"key_env": CANARY}, {"url": f"http://me:{CANARY}@host/v1"}, {"url": f"https://host/v1?key={CANARY}"}, {"url": "file:///etc/x"}],
+)
+def test_a_key_in_the_recipe_is_refused_without_repeating_it(changes: dict[str, str]) -> None:
+    from speechkd.core.config import build
+
+    with pytest.raises(InputError) as said:
+        build(OpenAIHttpConfig, {"url": "http://host/v1", "model": "m", "fields": [], **changes}, "recipe.yaml")
+    assert CANARY not in str(said.value) and next(iter(changes)) in str(said.value)
+
+
+def test_the_key_is_sent_and_never_told(
+    prompt: Prompt, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that repeats the key in every error, at the most talkative log level: rows, errors and tracebacks hold a mask."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("SPEECHKD_TEST_KEY", CANARY)
+    said: list[str] = []
+
+    def answer(body: Any) -> Reply:
+        if "Question 0?" in body["messages"][0]["content"]:
+            return error(400, f"key {CANARY} may not ask this")
+        if "Question 1?" in body["messages"][0]["content"]:
+            return error(503, f"key {CANARY} is over quota")
+        return echo(body)
+
+    with scripted(answer, ["tiny"]) as endpoint:
+        one = teacher(endpoint, prompt, key_env="SPEECHKD_TEST_KEY", retries=1)
+        said += [repr(a) for a in one.answer(asked(4))]
+        said += [repr(one.config), repr(vars(one)), str(one.config.model_dump())]
+    assert endpoint.calls and all(call.headers["authorization"] == f"Bearer {CANARY}" for call in endpoint.calls)
+    with scripted(lambda body: error(401, f"no such key: {CANARY}"), ["tiny"]) as endpoint:
+        try:
+            teacher(endpoint, prompt, key_env="SPEECHKD_TEST_KEY").answer(asked(1))
+        except InputError as problem:
+            said += ["".join(traceback.format_exception(problem))]
+    assert any("refuses the key of `SPEECHKD_TEST_KEY`" in text and "***" in text for text in said)
+    everything = "\n".join(said) + caplog.text + "".join(capsys.readouterr())
+    assert CANARY not in everything, [line for line in everything.splitlines() if CANARY in line]
+
+
+def test_redirects_are_not_followed(prompt: Prompt) -> None:
+    with scripted(echo, ["tiny"]) as other:
+        with scripted(lambda body: Reply(status=307, headers={"Location": other.url + "/chat/completions"}), ["tiny"]) as endpoint:
+            with pytest.raises(InputError, match="307"):
+                teacher(endpoint, prompt).answer(asked(1))
+    assert not other.calls
