@@ -207,7 +207,7 @@ class OpenAIHttpTeacher:
                         raise InputError(f"cannot reach the teacher's server: {problem} ({url}: teachers.url)") from None
                     if not problem.away:  # it lives, and does not list models
                         return
-                    await asyncio.sleep(1.0)
+                    await asyncio.sleep(2 * FIRST_WAIT_S)
                 except _Rejected:
                     return
         entries = listed.get("data")
