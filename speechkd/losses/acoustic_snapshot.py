@@ -9,11 +9,14 @@ The snapshot has the student's architecture and hears the same clip, so position
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
-from speechkd.core.types import LossOut
-from speechkd.losses.layer_wise import Reduction, layer_states
+from speechkd.core.types import LossOut, Need
+from speechkd.losses.base import LayerConfig, LayerLoss, Layers, Place
+from speechkd.losses.layer_wise import Reduction, layer_map, layer_states
 
 
 def acoustic_snapshot(
@@ -29,3 +32,30 @@ def acoustic_snapshot(
     Raises InputError for shapes, unpaired layers and an unknown distance.
     """
     return layer_states(student_LAD, snapshot_LAD, mask_A, distance, reduction)
+
+
+class Config(LayerConfig):
+    """Recipe block of `acoustic_snapshot`; its teacher is the snapshot."""
+
+    weight: float = Field(default=0.05, ge=0.0, allow_inf_nan=False)
+    at: Place = "audio"
+    every: int = Field(default=1, ge=1)
+    distance: Literal["jsd", "mse", "cosine"] = "jsd"
+    reduction: Reduction = "mean"
+
+    def pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+        """Every `every`-th layer with itself. Raises InputError where the student has none such."""
+        return list(layer_map(student_layers, teacher_layers, self.every))
+
+    @property
+    def lens(self) -> bool:
+        """Never: states as they are."""
+        return False
+
+
+def _loss(student: Layers, teacher: Layers, mask_A: Tensor, shared_W: Tensor | None, config: Config, part: nn.Module | None) -> LossOut:
+    return acoustic_snapshot(student.states, teacher.states, mask_A, config.distance, config.reduction)
+
+
+NEED = Need(signals=frozenset({"hidden"}), student=frozenset({"hidden"}))
+LOSS = LayerLoss(NEED=NEED, Config=Config, loss=_loss)

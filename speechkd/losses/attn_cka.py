@@ -9,12 +9,15 @@ literal one. CKA is taken within each utterance over its valid positions, then a
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut
+from speechkd.core.types import LossOut, Need
 from speechkd.kernels import weighted_cka
 from speechkd.kernels.logits import wide
+from speechkd.losses.base import ClipFacts, ClipLoss, Clips, TaughtConfig, given
 
 
 def audio_attention(attention_BHRQ: Tensor, response_mask_BR: Tensor, audio_mask_BQ: Tensor) -> Tensor:
@@ -55,5 +58,33 @@ def attn_cka_loss(student_BTD: Tensor, teacher_BTE: Tensor, weights_BT: Tensor, 
     All weights equal gives plain CKA, the paper's ablation.
     """
     cka_B = attention_weighted_cka(student_BTD, teacher_BTE, weights_BT, mask_BT, mode)
-    keep_B = (mask_BT.sum(dim=1) >= 2).to(cka_B.dtype)
+    keep_B = comparable(mask_BT).to(cka_B.dtype)
     return LossOut(((1.0 - cka_B) * keep_B).sum(), keep_B.sum())
+
+
+def comparable(mask_BT: Tensor) -> Tensor:
+    """The utterances that count, boolean [B]: fewer than two positions have no geometry."""
+    return mask_BT.sum(dim=1) >= 2
+
+
+class Config(TaughtConfig):
+    """Recipe block of `attn_cka`."""
+
+    mode: Literal["pre_w", "pre_sqrt_w", "weighted_hsic"] = "pre_w"
+    attention: bool = True
+    """weigh positions by the teacher's attention; False is plain CKA, the paper's ablation"""
+
+
+def _loss(student: Clips, teacher: Clips | None, facts: ClipFacts, config: Config) -> LossOut:
+    projected_CQE = given(teacher.projected_CQD if teacher else None, "attn_cka", "projected")
+    mask_CQ = facts.mask_CQ & facts.keep_C.unsqueeze(1)
+    weights_CQ = given(teacher.attention_CQ if teacher else None, "attn_cka", "projected") if config.attention else wide(mask_CQ)
+    return attn_cka_loss(student.projected_CQD, projected_CQE, weights_CQ, mask_CQ, config.mode)
+
+
+def _keeps(facts: ClipFacts, config: Config) -> Tensor:
+    return facts.keep_C & comparable(facts.mask_CQ)
+
+
+NEED = Need(signals=frozenset({"projected"}), student=frozenset({"projected"}))
+LOSS = ClipLoss(NEED=NEED, Config=Config, loss=_loss, keeps=_keeps)

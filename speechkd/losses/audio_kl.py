@@ -8,10 +8,12 @@ and the teacher's larger vocabulary cut to the shared ids and renormalised (`sha
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 
-from speechkd.core.types import LossOut
+from speechkd.core.types import LossOut, Need
 from speechkd.kernels import linear_kl
+from speechkd.losses.base import HeadLoss, Place, Supervision, TaughtConfig, given
 from speechkd.losses.divergences import forward_kl
 
 TEMPERATURE = 2.0
@@ -56,3 +58,32 @@ def linear_audio_kl(
         teacher_softcap=teacher_softcap,
         impl=impl,
     )
+
+
+class Config(TaughtConfig):
+    """Recipe block of `audio_kl`."""
+
+    weight: float = Field(default=0.8, ge=0.0, allow_inf_nan=False)
+    at: Place = "audio"
+    temperature: float = Field(default=TEMPERATURE, gt=0.0, allow_inf_nan=False)
+    t2_scale: bool = False
+
+
+def _loss(hidden_AD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
+    return linear_audio_kl(
+        hidden_AD,
+        weight_VD,
+        given(supervision.teacher_TE, "audio_kl", "dense"),
+        given(supervision.teacher_weight_UE, "audio_kl", "dense"),
+        supervision.mask_T,
+        temperature=config.temperature,
+        t2_scale=config.t2_scale,
+        shared_W=supervision.shared_W,
+        softcap=softcap,
+        teacher_softcap=supervision.teacher_softcap,
+        impl=config.impl,
+    )
+
+
+NEED = Need(signals=frozenset({"dense"}), student=frozenset({"head"}))
+LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)

@@ -104,6 +104,8 @@ class Layers:
     """the same through the model's own final norm, where the config asks for it"""
     weight_VD: Tensor | None = None
     softcap: float | None = None
+    owner_T: Tensor | None = None
+    """a number for each row's example (any rising numbers below T), for similarities within an utterance"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,14 +146,20 @@ class ClipFacts:
     words_mask_CN: Tensor | None = None
 
 
+def _all_of_them(facts: ClipFacts, config: Any) -> Tensor:
+    return facts.keep_C
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipLoss:
-    """A loss on whole clips; count = clips that count."""
+    """A loss on whole clips; count = clips that `keeps` keeps of those with audio and of the loss's roles."""
 
     NEED: Need
     Config: type[LossConfig]
     loss: Callable[[Clips, Clips | None, ClipFacts, Any], LossOut]
     """(student, teacher, facts, config) -> LossOut"""
+    keeps: Callable[[ClipFacts, Any], Tensor] = _all_of_them
+    """(facts, config) -> boolean [C]; from the batch alone, never from a model"""
 
 
 Loss = HeadLoss | LayerLoss | ClipLoss

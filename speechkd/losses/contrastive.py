@@ -8,12 +8,19 @@ mean, and no tau^2 factor. alpha = 1 was best for accuracy, 2 for the "shift" me
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from pydantic import Field
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut
-from speechkd.kernels import linear_cross_entropy, linear_kl
+from speechkd.core.types import LossOut, Need
+from speechkd.kernels import linear_cross_entropy
+from speechkd.kernels.linear_kl import divergence_from, frozen_logits
+from speechkd.kernels.linear_kl.divergence import Divergence
+from speechkd.kernels.linear_kl.reference import Logits
 from speechkd.kernels.logits import FLOOR, masked_rows, wide
+from speechkd.losses.base import HeadLoss, Supervision, TaughtConfig, given
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.response_ce import response_ce
 
@@ -23,7 +30,6 @@ ALPHA, KL_WEIGHT, TEMPERATURE = 1.0, 0.7, 2.0
 def contrastive_target(positive_TU: Tensor, negative_TU: Tensor, alpha: float = ALPHA) -> Tensor:
     """z_pos + alpha (z_pos - z_neg), wide, without gradient; alpha = 0 is the plain teacher.
 
-    On logits, or, where the head has no soft cap, on the hidden states that it reads: the head is linear, so both give the same target.
     An id that z_pos rules out (-inf) stays ruled out; one that only z_neg rules out is not pushed. Raises InputError for shapes and a
     negative alpha.
     """
@@ -62,6 +68,18 @@ def contrastive_kd(
     return LossOut(kl_weight * kl.total + (1.0 - kl_weight) * ce.total, ce.count)
 
 
+class Contrast(NamedTuple):
+    """A teacher that heard and one that did not, as one: logits of a few rows at a time."""
+
+    positive: Logits
+    negative: Logits
+    alpha: float
+
+    def logits(self, part: slice = slice(None)) -> Tensor:
+        """z^ of some rows."""
+        return contrastive_target(self.positive.logits(part), self.negative.logits(part), self.alpha)
+
+
 def linear_contrastive_kd(
     hidden_TD: Tensor,
     weight_VD: Tensor,
@@ -75,19 +93,14 @@ def linear_contrastive_kd(
     temperature: float = TEMPERATURE,
     shared_W: Tensor | None = None,
     softcap: float | None = None,
+    teacher_softcap: float | None = None,
     impl: str = "auto",
 ) -> LossOut:
-    """The same from hidden states and heads, logits never whole: the extrapolation is made on the teacher's hidden states.
-
-    Exact for a teacher without soft cap (`contrastive_target`); one with it needs `contrastive_kd`. Errors as there and
-    `kernels.linear_kl`.
-    """
+    """The same from hidden states and heads, logits never whole; errors as there and as `kernels.linear_kl`."""
     check_share(kl_weight)
-    positive_TE, negative_TE = masked_rows(positive_hidden_TE, mask_T), masked_rows(negative_hidden_TE, mask_T)
-    target_TE = contrastive_target(positive_TE, negative_TE, alpha).to(positive_hidden_TE.dtype)
-    kl = linear_kl(
-        hidden_TD, weight_VD, target_TE, teacher_weight_UE, mask_T, temperature=temperature, shared_W=shared_W, softcap=softcap, impl=impl
-    )
+    paths = [frozen_logits(hidden, teacher_weight_UE, mask_T, teacher_softcap) for hidden in (positive_hidden_TE, negative_hidden_TE)]
+    how = Divergence(name="forward_kl", temperature=temperature, shared_W=shared_W)
+    kl = divergence_from(hidden_TD, weight_VD, Contrast(paths[0], paths[1], alpha), mask_T, how, softcap, impl)
     ce = linear_cross_entropy(hidden_TD, weight_VD, targets_T, mask_T, impl=impl, softcap=softcap)
     return LossOut(kl_weight * kl.total + (1.0 - kl_weight) * ce.total, ce.count)
 
@@ -96,3 +109,35 @@ def check_share(kl_weight: float) -> None:
     """Raises InputError unless the KL's share lies in [0, 1]."""
     if not 0.0 <= kl_weight <= 1.0:
         raise InputError(f"kl_weight must be between 0 and 1, given {kl_weight}")
+
+
+class Config(TaughtConfig):
+    """Recipe block of `contrastive`."""
+
+    alpha: float = Field(default=ALPHA, ge=0.0, allow_inf_nan=False)
+    kl_weight: float = Field(default=KL_WEIGHT, ge=0.0, le=1.0)
+    """share of the KL; the rest is the CE's"""
+    temperature: float = Field(default=TEMPERATURE, gt=0.0, allow_inf_nan=False)
+
+
+def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
+    return linear_contrastive_kd(
+        hidden_TD,
+        weight_VD,
+        given(supervision.teacher_TE, "contrastive", "dense"),
+        given(supervision.negative_TE, "contrastive", "dense"),
+        given(supervision.teacher_weight_UE, "contrastive", "dense"),
+        given(supervision.targets_T, "contrastive", "response"),
+        supervision.mask_T,
+        alpha=config.alpha,
+        kl_weight=config.kl_weight,
+        temperature=config.temperature,
+        shared_W=supervision.shared_W,
+        softcap=softcap,
+        teacher_softcap=supervision.teacher_softcap,
+        impl=config.impl,
+    )
+
+
+NEED = Need(signals=frozenset({"response", "dense"}), student=frozenset({"head"}))
+LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)

@@ -6,18 +6,21 @@ lambda = 0.5, tau = 2; y is the teacher's own answer ("Teacher CE", the paper's 
 formula for both channels: which one a row belongs to depends on what the student was given, so a channel is a mask.
 
 Reconstructed: KL direction (forward, as printed), token mean over response positions under teacher forcing on the same answer, and
-channels mixed in their natural proportion of rows.
+channels mixed in their natural proportion of rows. The table's `cross_modal` is for a live teacher; from stored log-probs it is the sum of
+`response_ce` and of `topk_kl` with weight lambda, temperature tau and `t2_scale` (`topk_cross_modal_kd`).
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut
+from speechkd.core.types import LossOut, Need
 from speechkd.kernels import linear_cross_entropy, linear_kl, linear_topk_kl
+from speechkd.losses.base import HeadLoss, Supervision, TaughtConfig, given
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.response_ce import response_ce
 
@@ -111,3 +114,31 @@ def joined(ce: LossOut, kl: LossOut, kl_weight: float, temperature: float) -> Lo
     if not kl_weight >= 0.0:
         raise InputError(f"kl_weight must be at least 0, given {kl_weight}")
     return LossOut(ce.total + kl_weight * temperature**2 * kl.total, ce.count)
+
+
+class Config(TaughtConfig):
+    """Recipe block of `cross_modal`; `roles` picks the channel, one block with both mixes them in their natural proportion."""
+
+    kl_weight: float = Field(default=KL_WEIGHT, ge=0.0, allow_inf_nan=False)
+    temperature: float = Field(default=TEMPERATURE, gt=0.0, allow_inf_nan=False)
+
+
+def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
+    return linear_cross_modal_kd(
+        hidden_TD,
+        weight_VD,
+        given(supervision.teacher_TE, "cross_modal", "dense"),
+        given(supervision.teacher_weight_UE, "cross_modal", "dense"),
+        given(supervision.targets_T, "cross_modal", "response"),
+        supervision.mask_T,
+        kl_weight=config.kl_weight,
+        temperature=config.temperature,
+        shared_W=supervision.shared_W,
+        softcap=softcap,
+        teacher_softcap=supervision.teacher_softcap,
+        impl=config.impl,
+    )
+
+
+NEED = Need(signals=frozenset({"response", "dense"}), student=frozenset({"head"}))
+LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)

@@ -12,11 +12,16 @@ All raise InputError for shapes, temperature, beta or alpha out of range and voc
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
 from torch import Tensor
 
-from speechkd.core.types import LossOut
+from speechkd.core.types import LossOut, Need
+from speechkd.kernels import linear_kl
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
+from speechkd.losses.base import HeadLoss, Supervision, TaughtConfig, given
 
 
 def _total(student_logits_TV: Tensor, teacher_logits_TU: Tensor, mask_T: Tensor, how: Divergence) -> LossOut:
@@ -99,3 +104,38 @@ def skew_reverse_kl(
         name="skew_reverse_kl", temperature=temperature, alpha=alpha, t2_scale=t2_scale, shared_W=shared_W, detach_mixture=detach_mixture
     )
     return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+
+
+class Config(TaughtConfig):
+    """Recipe block of `divergence`: to a live teacher's whole distribution."""
+
+    name: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"] = "forward_kl"
+    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    beta: float = Field(default=0.5, ge=0.0, le=1.0)
+    """jsd only: weight of the teacher"""
+    alpha: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """skew forms only"""
+    t2_scale: bool = False
+
+
+def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
+    return linear_kl(
+        hidden_TD,
+        weight_VD,
+        given(supervision.teacher_TE, "divergence", "dense"),
+        given(supervision.teacher_weight_UE, "divergence", "dense"),
+        supervision.mask_T,
+        divergence=config.name,
+        temperature=config.temperature,
+        beta=config.beta,
+        alpha=config.alpha,
+        t2_scale=config.t2_scale,
+        shared_W=supervision.shared_W,
+        softcap=softcap,
+        teacher_softcap=supervision.teacher_softcap,
+        impl=config.impl,
+    )
+
+
+NEED = Need(signals=frozenset({"dense"}), student=frozenset({"head"}))
+LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)

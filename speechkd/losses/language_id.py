@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from speechkd.core.types import LossOut
+from speechkd.core.types import LossOut, Need
 from speechkd.kernels.linear_cross_entropy.reference import cross_entropy_rows
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
+from speechkd.losses.base import ClipFacts, ClipLoss, Clips, LossConfig, given
 
 
 def language_id(gate_logits_BK: Tensor, language_B: Tensor, mask_B: Tensor) -> LossOut:
@@ -24,3 +25,20 @@ def language_id(gate_logits_BK: Tensor, language_B: Tensor, mask_B: Tensor) -> L
     """
     check_rows(mask_B, {"gate_logits_BK": gate_logits_BK, "language_B": language_B})
     return sum_rows(cross_entropy_rows(masked_rows(gate_logits_BK, mask_B), masked_rows(language_B, mask_B)), mask_B)
+
+
+class Config(LossConfig):
+    """Recipe block of `language_id`; needs a projector with a language gate."""
+
+
+def _loss(student: Clips, teacher: Clips | None, facts: ClipFacts, config: Config) -> LossOut:
+    gate_CK = given(student.gate_CK, "language_id", "gate")
+    return language_id(gate_CK, given(facts.language_C, "language_id", "language"), _keeps(facts, config))
+
+
+def _keeps(facts: ClipFacts, config: Config) -> Tensor:
+    return facts.keep_C & (given(facts.language_C, "language_id", "language") >= 0)
+
+
+NEED = Need(student=frozenset({"projected"}))
+LOSS = ClipLoss(NEED=NEED, Config=Config, loss=_loss, keeps=_keeps)

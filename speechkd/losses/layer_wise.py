@@ -17,11 +17,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut
-from speechkd.kernels import linear_kl, weighted_cka
+from speechkd.core.types import LossOut, Need
+from speechkd.kernels import linear_kl
+from speechkd.losses.base import LayerConfig, LayerLoss, Layers, given
+from speechkd.losses.flat_cka import flat_cka
 from speechkd.losses.states import state_distance
 
 Reduction = Literal["sum", "mean"]
@@ -102,29 +105,12 @@ def layer_states(
 
 
 def layer_cka(
-    student_LBTD: Sequence[Tensor], teacher_LBTE: Sequence[Tensor], mask_BT: Tensor, reduction: Reduction = "sum", impl: str = "auto"
+    student_LTD: Sequence[Tensor], teacher_LTE: Sequence[Tensor], mask_T: Tensor, owner_T: Tensor, reduction: Reduction = "sum"
 ) -> LossOut:
-    """1 - linear CKA (Kornblith et al., arXiv 1905.00414) within each utterance, over mapped pairs of layers; widths may differ.
-
-    Args:
-        student_LBTD, teacher_LBTE: states [B, T, width] at each utterance's response positions, padded on the right.
-        mask_BT: boolean, False for padding.
-    Count is utterances with at least two valid positions: fewer have no geometry. Similarity is taken within an utterance, never across a
-    batch, so that its neighbours do not matter. Raises InputError for shapes and unpaired lists.
-    """
-    _check_pairs(student_LBTD, teacher_LBTE)
-    keep_B = mask_BT.sum(dim=1) >= 2
-    outs = []
-    for student_BTD, teacher_BTE in zip(student_LBTD, teacher_LBTE, strict=True):
-        cka_B = weighted_cka(student_BTD, teacher_BTE.detach(), torch.ones_like(mask_BT, dtype=cka_dtype(student_BTD)), mask_BT, impl=impl)
-        keep = keep_B.to(cka_B.dtype)
-        outs.append(LossOut(((1.0 - cka_B) * keep).sum(), keep.sum()))
+    """`flat_cka.flat_cka` (1 - CKA within each utterance) over mapped pairs of layers, widths may differ; count is rows. Raises as it."""
+    _check_pairs(student_LTD, teacher_LTE)
+    outs = [flat_cka(s, t, mask_T, owner_T) for s, t in zip(student_LTD, teacher_LTE, strict=True)]
     return _over_layers(outs, reduction)
-
-
-def cka_dtype(states: Tensor) -> torch.dtype:
-    """float64 for float64 states, float32 for all others."""
-    return torch.float64 if states.dtype == torch.float64 else torch.float32
 
 
 class LayerBridges(nn.Module):
@@ -147,3 +133,65 @@ def _check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
 def _over_layers(outs: Sequence[LossOut], reduction: Reduction) -> LossOut:
     total = torch.stack([out.total for out in outs]).sum()
     return LossOut(total / len(outs) if reduction == "mean" else total, outs[0].count)
+
+
+class Config(LayerConfig):
+    """Recipe block of `layer_wise`."""
+
+    weight: float = Field(default=0.05, ge=0.0, allow_inf_nan=False)
+    every: int = Field(default=1, ge=1)
+    """1: each student layer; n: each n-th (the paper's skip on 28 layers: 7)"""
+    map: list[tuple[int, int]] | None = None
+    """pairs (student layer, teacher layer), from 1, in place of the proportional map"""
+    representation: Literal["logit_lens", "linear", "hidden", "cka"] = "logit_lens"
+    """`linear` learns one map a layer to the teacher's width; `hidden` needs equal widths"""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"] = "jsd"
+    """of logit_lens"""
+    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """of logit_lens"""
+    distance: Literal["jsd", "mse", "cosine"] = "cosine"
+    """of linear and hidden"""
+    reduction: Reduction = "sum"
+    """over layers"""
+
+    def pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+        """(student layer, teacher layer), from 1. Raises InputError for a layer that one of them does not have."""
+        pairs = layer_map(student_layers, teacher_layers, self.every) if self.map is None else tuple(self.map)
+        check_layer_map(pairs, student_layers, teacher_layers)
+        return list(pairs)
+
+    @property
+    def lens(self) -> bool:
+        """Whether the loss reads layers through norm and head."""
+        return self.representation == "logit_lens"
+
+
+def _loss(student: Layers, teacher: Layers, mask_T: Tensor, shared_W: Tensor | None, config: Config, part: nn.Module | None) -> LossOut:
+    if config.representation == "logit_lens":
+        return logit_lens(
+            student.lens,
+            given(student.weight_VD, "layer_wise", "hidden"),
+            teacher.lens,
+            given(teacher.weight_VD, "layer_wise", "hidden"),
+            mask_T,
+            divergence=config.divergence,
+            temperature=config.temperature,
+            shared_W=shared_W,
+            softcap=student.softcap,
+            teacher_softcap=teacher.softcap,
+            reduction=config.reduction,
+            impl=config.impl,
+        )
+    if config.representation == "cka":
+        owner_T = given(student.owner_T, "layer_wise", "hidden")
+        return layer_cka(student.states, teacher.states, mask_T, owner_T, config.reduction)
+    states = student.states if part is None else part(student.states)
+    return layer_states(states, teacher.states, mask_T, config.distance, config.reduction)
+
+
+def _part(config: Config, pairs: int, width_in: int, width_out: int) -> nn.Module | None:
+    return LayerBridges(pairs, width_in, width_out) if config.representation == "linear" else None
+
+
+NEED = Need(signals=frozenset({"hidden"}), student=frozenset({"hidden"}))
+LOSS = LayerLoss(NEED=NEED, Config=Config, loss=_loss, part=_part)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut
+from speechkd.core.types import LossOut, Need
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
+from speechkd.losses.base import HeadLoss, Place, Supervision, TaughtConfig, given
 from speechkd.losses.states import distance_rows
 
 
@@ -28,3 +29,17 @@ def output_alignment(student_BD: Tensor, teacher_BD: Tensor, mask_B: Tensor) -> 
     if student_BD.shape != teacher_BD.shape:
         raise InputError(f"output alignment compares one LLM with itself: widths {student_BD.shape[-1]} and {teacher_BD.shape[-1]} differ")
     return sum_rows(distance_rows(masked_rows(student_BD, mask_B), masked_rows(teacher_BD, mask_B)), mask_B)
+
+
+class Config(TaughtConfig):
+    """Recipe block of `output_alignment`; the teacher reads the transcript where the student hears it."""
+
+    at: Place = "prompt_end"
+
+
+def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
+    return output_alignment(hidden_TD, given(supervision.teacher_TE, "output_alignment", "dense"), supervision.mask_T)
+
+
+NEED = Need(signals=frozenset({"dense"}), student=frozenset({"head"}))
+LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)

@@ -42,11 +42,13 @@ class Config(LossConfig):
 
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """must equal the column's capture temperature"""
+    t2_scale: bool = False
+    """multiply by temperature squared"""
     tail: Literal["bucket", "renormalise", "ignore"] = "bucket"
 
 
 def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
-    return linear_topk_kl(
+    out = linear_topk_kl(
         hidden_TD,
         weight_VD,
         given(supervision.ids_TK, "topk_kl", "topk"),
@@ -58,6 +60,7 @@ def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config
         tail=config.tail,
         softcap=softcap,
     )
+    return LossOut(out.total * config.temperature**2, out.count) if config.t2_scale else out
 
 
 NEED = Need(signals=frozenset({"response", "topk"}), student=frozenset({"head"}))

@@ -101,7 +101,7 @@ class Case:
 
     shape: tuple[int, ...]
     loss: Loss
-    truth: Truth
+    truth: Truth | None
     equal: Callable[[Given], Tensor] | None = None
     given_equal: Callable[[Given], Given] = lambda s: s
 
@@ -186,6 +186,11 @@ def two_layers(x: Tensor) -> list[Tensor]:
     return [flat(x[..., :D]), flat(x[..., D:])]
 
 
+def owner(x: Tensor) -> Tensor:
+    """The utterance of each flat row."""
+    return torch.arange(x.shape[0], device=x.device).repeat_interleave(S)
+
+
 def lens(x: Tensor, g: Given, impl: str) -> LossOut:
     own, other, shared = heads(x)
     teacher = [flat(g.hidden), flat(g.other_hidden)]
@@ -216,10 +221,11 @@ def cka_truth(mode: str) -> Truth:
 def layer_cka_truth(x: Array, g: Given) -> list[float]:
     one = np.ones(S)
     pairs = [(x[..., :D], array(g.hidden)), (x[..., D:], array(g.other_hidden))]
-    return [sum(1 - cka(s[b, :n], t[b, :n], one[:n], "pre_w") for s, t in pairs) for b, n in enumerate(LENGTHS) if n >= 2]
+    each = [sum(1 - cka(s[b, :n], t[b, :n], one[:n], "pre_w") for s, t in pairs) if n >= 2 else 0.0 for b, n in enumerate(LENGTHS)]
+    return rows(g, lambda b, t: each[b])
 
 
-def input_truth(overlong: str, per: str) -> Truth:
+def input_truth(overlong: str) -> Truth:
     def values(x: Array, g: Given) -> list[float]:
         out: list[float] = []
         for b, (positions, tokens) in enumerate(zip(LENGTHS, TEXT_LENGTHS, strict=True)):
@@ -231,7 +237,7 @@ def input_truth(overlong: str, per: str) -> Truth:
                 continue
             tail = x[b, :positions][positions - len(y) :]
             distances = [float(np.sqrt(((s - e) ** 2).sum())) for s, e in zip(tail, y, strict=True)]
-            out += distances if per == "token" else [sum(distances) / len(distances)]
+            out.append(sum(distances) / len(distances))
         return out
 
     return values
@@ -265,7 +271,7 @@ def cases() -> dict[str, Case]:
         "topk_cross_modal": Case((B, S, D), topk_cross_modal, per_row(topk_cross_modal_row)),
         "layer_cka": Case(
             (B, S, 2 * D),
-            lambda x, g: layer_cka([x[..., :D], x[..., D:]], [g.hidden, g.other_hidden], g.mask),
+            lambda x, g: layer_cka(two_layers(x), [flat(g.hidden), flat(g.other_hidden)], flat(g.mask), owner(x)),
             layer_cka_truth,
             lambda g: torch.cat([3 * g.hidden.flip(2) - 1, g.other_hidden], 2),  # CKA sees neither rotation nor scale nor shift
             first_rows,
@@ -308,13 +314,12 @@ def cases() -> dict[str, Case]:
             first_rows,
         )
     for overlong in ("truncate", "drop"):
-        for per in ("utterance", "token"):
-            out[f"input_alignment-{overlong}-{per}"] = Case(
-                (B, S, D),
-                lambda x, g, o=overlong, p=per: input_alignment(x, g.mask, g.text, g.text_mask, o, p),  # type: ignore[misc]
-                input_truth(overlong, per),
-                aligned_text,
-            )
+        out[f"input_alignment-{overlong}"] = Case(
+            (B, S, D),
+            lambda x, g, o=overlong: input_alignment(x, g.mask, g.text, g.text_mask, o),  # type: ignore[misc]
+            input_truth(overlong),
+            aligned_text,
+        )
     for impl in ("reference", "chunked"):
         out |= head_cases(impl)
     return out | divergence_cases() | topk_cases()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechkd.core.errors import InputError
-from speechkd.losses.contrastive import contrastive_kd, contrastive_target
+from speechkd.losses.contrastive import contrastive_kd, contrastive_target, linear_contrastive_kd
 from speechkd.losses.divergences import forward_kl
 from tests.losses.method_cases import HEAD, D, V, draw
 
@@ -26,9 +26,13 @@ def test_what_hearing_makes_likelier_becomes_likelier_still() -> None:
     assert torch.equal(contrastive_target(pos, pos, 2.0), pos)
 
 
-def test_linear_heads_let_hidden_states_be_pushed() -> None:
-    pos, neg = draw(3, D, seed=4), draw(3, D, seed=5)
-    torch.testing.assert_close(contrastive_target(pos, neg, 1.5) @ HEAD.T, contrastive_target(pos @ HEAD.T, neg @ HEAD.T, 1.5))
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_soft_capped_teachers_are_pushed_after_the_cap(impl: str) -> None:
+    """Hidden states and head with caps on both sides give what capped logits give."""
+    x, pos, neg, targets = draw(3, D, seed=4), draw(3, D, seed=5), draw(3, D, seed=6), torch.tensor([1, 2, 3])
+    capped = [2.5 * torch.tanh(h @ HEAD.T / 2.5) for h in (x, pos, neg)]
+    out = linear_contrastive_kd(x, HEAD, pos, neg, HEAD, targets, MASK, softcap=2.5, teacher_softcap=2.5, impl=impl)
+    torch.testing.assert_close(out.total, contrastive_kd(*capped, targets, MASK).total)
 
 
 def test_minus_infinity_is_no_nan() -> None:

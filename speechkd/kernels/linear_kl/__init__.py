@@ -47,10 +47,29 @@ def linear_kl(
     Raises:
         InputError: shapes, vocabularies, divergence and its parameters, soft cap or `impl`.
     """
-    check_rows(mask_T, {"hidden_TD": hidden_TD, "teacher_hidden_TE": teacher_hidden_TE})
-    check_softcap(softcap)
-    check_softcap(teacher_softcap)
     how = Divergence(name=divergence, temperature=temperature, beta=beta, alpha=alpha, t2_scale=t2_scale, shared_W=shared_W)
+    teacher = frozen_logits(teacher_hidden_TE, teacher_weight_UE, mask_T, teacher_softcap)
+    return divergence_from(hidden_TD, weight_VD, teacher, mask_T, how, softcap, impl)
+
+
+def frozen_logits(hidden_TE: Tensor, weight_UE: Tensor, mask_T: Tensor, softcap: float | None = None) -> reference.Head:
+    """A teacher's logits, made when they are asked for, without gradient. Raises InputError for rows and soft cap."""
+    check_rows(mask_T, {"teacher_hidden_TE": hidden_TE})
+    check_softcap(softcap)
+    return reference.Head(masked_rows(hidden_TE, mask_T).detach(), weight_UE.detach(), softcap)
+
+
+def divergence_from(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    teacher: reference.Logits,
+    mask_T: Tensor,
+    how: Divergence,
+    softcap: float | None = None,
+    impl: str = "auto",
+) -> LossOut:
+    """`linear_kl` to a teacher whose logits of a few rows are any function of them, never given a gradient (`losses.contrastive`)."""
+    check_rows(mask_T, {"hidden_TD": hidden_TD})
+    check_softcap(softcap)
     run = dispatch.pick("linear_kl", impl, _IMPLEMENTATIONS, hidden_TD, weight_VD)
-    teacher = reference.Head(masked_rows(teacher_hidden_TE, mask_T).detach(), teacher_weight_UE.detach(), teacher_softcap)
     return run(reference.Head(masked_rows(hidden_TD, mask_T), weight_VD, softcap), teacher, mask_T, how)

@@ -8,10 +8,10 @@ from torch import Tensor
 from speechkd.core.types import LossOut
 from speechkd.kernels.chunks import frozen_head_total
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.linear_kl.reference import Head
+from speechkd.kernels.linear_kl.reference import Head, Logits
 
 
-def linear_kl(student: Head, teacher: Head, mask_T: Tensor, how: Divergence) -> LossOut:
+def linear_kl(student: Head, teacher: Logits, mask_T: Tensor, how: Divergence) -> LossOut:
     """See the package; masked-out rows have been zeroed."""
 
     def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> tuple[Tensor, Tensor | None]:
