@@ -88,5 +88,5 @@ def _keeps(facts: ClipFacts, config: Config) -> Tensor:
     return facts.keep_C & comparable(facts.mask_CQ, mask_CN, config.overlong)
 
 
-NEED = Need(student=frozenset({"projected"}))
+NEED = Need(student=frozenset({"projected", "words"}))
 LOSS = ClipLoss(NEED=NEED, Config=Config, loss=_loss, keeps=_keeps)

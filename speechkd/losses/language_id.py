@@ -40,5 +40,5 @@ def _keeps(facts: ClipFacts, config: Config) -> Tensor:
     return facts.keep_C & (given(facts.language_C, "language_id", "language") >= 0)
 
 
-NEED = Need(student=frozenset({"projected"}))
+NEED = Need(student=frozenset({"projected", "gate"}))
 LOSS = ClipLoss(NEED=NEED, Config=Config, loss=_loss, keeps=_keeps)

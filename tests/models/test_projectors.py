@@ -1,35 +1,219 @@
-"""Every projector of the table: lengths, padding, state round-trip."""
+"""Every projector of the table: lengths, trailing frames, neighbours, seeds, module calls, state; and each one's formula."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
-from speechkd.models.projectors import PROJECTORS
+from speechkd.core.config import build
+from speechkd.core.errors import InputError
+from speechkd.core.seeds import torch_seed
+from speechkd.models.projectors import PROJECTORS, Hint
 
-SMALL = {"mlp_stack": {"stack": 4, "hidden": 8}}
+SMALL: dict[str, dict[str, Any]] = {
+    "gated_mlp": {"stack": 4, "hidden": 8},
+    "linear": {"pool": 4},
+    "mlp_stack": {"stack": 4, "hidden": 8},
+    "qformer": {"queries": 3, "layers": 2, "heads": 2},
+    "query_bank": {"queries": 3, "layers": 2, "heads": 2, "languages": ["en", "de"], "gate_hidden": 4},
+    "windowed_qformer": {"window": 4, "queries": 2, "layers": 1, "heads": 2, "width": 8},
+}
+POSITIONS = {"gated_mlp": (1, 1, 2, 8), "linear": (1, 1, 2, 8), "mlp_stack": (1, 1, 2, 8), "windowed_qformer": (2, 2, 4, 16)}
+FRAMES = (1, 4, 7, 30)
+every_kind = pytest.mark.parametrize("kind", list(PROJECTORS))
 
 
-@pytest.mark.parametrize("kind", list(PROJECTORS))
-@pytest.mark.parametrize("frames", [1, 4, 7, 30])
-def test_length_contract_and_state(kind: str, frames: int) -> None:
+def make(kind: str, seed: int = 0, width_in: int = 6, width_out: int = 5, **keys: Any) -> Any:
     part = PROJECTORS.get(kind)
-    config = part.Config.model_validate({"kind": kind, **SMALL[kind]})
-    torch.manual_seed(0)
-    projector, other = part(config, 6, 5), part(config, 6, 5)
-    states_BFD = torch.randn(2, frames, 6)
-    out = projector(states_BFD)
-    assert out.shape == (2, projector.positions(frames), 5)
-    other.load_state_dict(projector.state_dict())
-    assert torch.equal(other(states_BFD), out)
+    with torch_seed(seed, "test"):
+        return part(part.Config.model_validate({"kind": kind, **SMALL[kind], **keys}), width_in, width_out)
+
+
+def project(projector: Any, states_BFD: Tensor) -> Tensor:
+    """Positions alone, from a projector with or without a gate."""
+    if not getattr(projector, "gated", False):
+        return projector(states_BFD)  # type: ignore[no-any-return]
+    return projector(states_BFD, Hint(language_B=None, progress=1.0)).states_BQE  # type: ignore[no-any-return]
+
+
+def states(B: int, F: int, seed: int = 1) -> Tensor:
+    return torch.randn(B, F, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_projector_is_swept() -> None:
+    assert set(SMALL) == set(PROJECTORS)
+
+
+@every_kind
+@pytest.mark.parametrize("index", range(len(FRAMES)))
+def test_lengths(kind: str, index: int) -> None:
+    projector, frames = make(kind), FRAMES[index]
+    expected = POSITIONS.get(kind, (3,) * len(FRAMES))[index]
+    assert projector.positions(frames) == expected
+    assert project(projector, states(2, frames)).shape == (2, expected, 5)
+
+
+@every_kind
+@pytest.mark.parametrize("frames", [1, 5, 6, 7, 8])
+def test_the_last_frame_is_never_dropped(kind: str, frames: int) -> None:
+    projector, before = make(kind), states(1, frames)
+    after = before.clone()
+    after[:, -1] += torch.randn(6, generator=torch.Generator().manual_seed(2))
+    assert not torch.allclose(project(projector, before)[:, -1], project(projector, after)[:, -1])
+
+
+@pytest.mark.parametrize("kind", list(POSITIONS))
+def test_what_is_padded_is_as_if_it_were_not_there(kind: str) -> None:
+    """7 frames of groups of 4: the first group does not see the second, and the second not what memory held behind it."""
+    projector, long = make(kind), states(1, 8)
+    whole, cut = project(projector, long), project(projector, long[:, :7])
+    first = whole.shape[1] // 2
+    torch.testing.assert_close(whole[:, :first], cut[:, :first])
+    assert not torch.allclose(whole[:, first:], cut[:, first:])
+
+
+@every_kind
+def test_clips_do_not_see_their_neighbours(kind: str) -> None:
+    projector, batch = make(kind), states(3, 7)
+    together = project(projector, batch)
+    for index in range(3):
+        torch.testing.assert_close(together[index : index + 1], project(projector, batch[index : index + 1]))
+    torch.testing.assert_close(project(projector, batch.flip(0)), together.flip(0))
+
+
+@every_kind
+def test_state_round_trip_and_seeds(kind: str) -> None:
+    one, same, other = make(kind), make(kind), make(kind, seed=1)
+    for (name, a), (_, b) in zip(one.named_parameters(), same.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    out = project(one, states(2, 7))
+    assert not torch.allclose(project(other, states(2, 7)), out)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(project(other, states(2, 7)), out)
+
+
+@every_kind
+def test_every_parameter_learns(kind: str) -> None:
+    projector, batch = make(kind), states(2, 7).requires_grad_()
+    project(projector, batch).square().sum().backward()
+    dead = [name for name, p in projector.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+    assert batch.grad is not None and batch.grad[:, -1].any()
+
+
+@every_kind
+def test_module_calls_are_the_same_whatever_the_batch(kind: str) -> None:
+    """ZeRO-3 gathers module by module on all ranks together: one clip, many, a dummy of zeros, forced or not, all call alike."""
+    projector = make(kind)
+    calls: list[str] = []
+    names = {module: name for name, module in projector.named_modules()}
+    for module in projector.modules():
+        module.register_forward_pre_hook(lambda m, _: calls.append(names[m]))
+    seen = set()
+    for batch in (states(1, 7), states(4, 8), torch.zeros(1, 7, 6)):
+        hints: list[tuple[Hint, ...]] = [()]
+        if getattr(projector, "gated", False):
+            known, unknown = torch.zeros(len(batch), dtype=torch.long), torch.full((len(batch),), -1)
+            hints = [(Hint(language_B=x, progress=p),) for x in (None, known, unknown) for p in (0.0, 0.4, 1.0)]
+        for hint in hints:
+            calls.clear()
+            projector(batch, *hint)
+            seen.add(tuple(calls))
+    assert len(seen) == 1 and "" in next(iter(seen))
+
+
+@every_kind
+def test_half_precision_and_wider_states(kind: str) -> None:
+    """States come in the encoder's dtype, weights may be another: the projector computes in its own."""
+    projector = make(kind)
+    exact = project(projector, states(2, 7).bfloat16().float())
+    assert torch.equal(project(projector, states(2, 7).bfloat16()), exact)
+    half = project(projector.bfloat16(), states(2, 7).bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.02
+
+
+@every_kind
+def test_runs_without_memory_and_without_waiting(kind: str) -> None:
+    with torch.device("meta"):
+        projector = make(kind)
+        out = project(projector, torch.zeros(2, 7, 6))
+    assert out.is_meta and out.shape == (2, projector.positions(7), 5)
 
 
 def test_mlp_stack_equals_the_paper_formula_and_keeps_the_last_frames() -> None:
     """Linear(SiLU(Linear(stacked))) by hand; 7 frames of stack 4 are two positions, the second filled up with zeros."""
-    part = PROJECTORS.get("mlp_stack")
-    torch.manual_seed(0)
-    projector = part(part.Config.model_validate({"stack": 4, "hidden": 8}), 6, 5)
-    states = torch.randn(1, 7, 6)
-    padded = torch.cat([states, torch.zeros(1, 1, 6)], 1).reshape(2, 24)
-    by_hand = torch.nn.functional.silu(padded @ projector.in_weight.T + projector.in_bias) @ projector.out_weight.T + projector.out_bias
-    torch.testing.assert_close(projector(states)[0], by_hand)
+    projector, frames = make("mlp_stack"), states(1, 7)
+    padded = torch.cat([frames, torch.zeros(1, 1, 6)], 1).reshape(2, 24)
+    by_hand = nn.functional.silu(padded @ projector.in_weight.T + projector.in_bias) @ projector.out_weight.T + projector.out_bias
+    torch.testing.assert_close(projector(frames)[0], by_hand)
+
+
+def test_gated_mlp_equals_the_released_form() -> None:
+    projector, frames = make("gated_mlp"), states(1, 7)
+    with torch.no_grad():
+        projector.norm.weight.uniform_(0.5, 2.0)
+        projector.norm.bias.normal_()
+    normed = nn.functional.layer_norm(frames, (6,), projector.norm.weight, projector.norm.bias)
+    padded = torch.cat([normed, torch.zeros(1, 1, 6)], 1).reshape(2, 24)
+
+    def linear(x: Tensor, layer: nn.Linear) -> Tensor:
+        return x @ layer.weight.T + layer.bias
+
+    z = nn.functional.silu(linear(padded, projector.linear_in))
+    gated = nn.functional.silu(linear(z, projector.gate)) * linear(z, projector.pool)
+    torch.testing.assert_close(projector(frames)[0], linear(gated, projector.linear_out))
+
+
+def test_gated_mlp_has_meralions_size() -> None:
+    with torch.device("meta"):
+        part = PROJECTORS.get("gated_mlp")
+        sizes = {tuple(p.shape) for p in part(part.Config(), 1280, 3584).parameters()}  # type: ignore[attr-defined]
+    assert {(6400, 19200), (6400, 6400), (3584, 6400), (1280,)} <= sizes
+
+
+def test_linear_is_qwen2_audios_pooling_and_projection() -> None:
+    projector, frames = make("linear", pool=2), states(2, 8)
+    pooled = nn.AvgPool1d(2, stride=2)(frames.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(projector(frames), projector.linear(pooled))
+    torch.testing.assert_close(projector(frames[:, :7])[:, -1], projector.linear(frames[:, 6]))
+    assert [name for name, part in projector.named_modules() if isinstance(part, nn.Linear)] == ["linear"]
+
+
+def test_windows_are_read_alone_and_in_order() -> None:
+    projector, frames = make("windowed_qformer"), states(1, 12)
+    out = projector(frames)
+    for window in range(3):
+        torch.testing.assert_close(out[:, 2 * window : 2 * window + 2], projector(frames[:, 4 * window : 4 * window + 4]))
+
+
+def test_salmonns_window_keeps_the_rest_as_a_window_of_its_own() -> None:
+    assert make("windowed_qformer", window=17, queries=1).positions(1500) == 89
+
+
+@pytest.mark.parametrize("kind", ["qformer", "query_bank"])
+def test_causal_queries_do_not_see_later_ones(kind: str) -> None:
+    for causal in (True, False):
+        projector = make(kind, causal=causal)
+        before = project(projector, states(1, 7))
+        with torch.no_grad():
+            projector.decoder.embed_positions[-1] += torch.randn(6, generator=torch.Generator().manual_seed(5))
+        after = project(projector, states(1, 7))
+        assert torch.equal(before[:, :-1], after[:, :-1]) == causal
+        assert not torch.allclose(before[:, -1], after[:, -1])
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(InputError, match="width 6 cannot have 4 heads"):
+        make("qformer", heads=4)
+
+
+def test_languages_stand_once() -> None:
+    config = PROJECTORS.get("query_bank").Config
+    with pytest.raises(InputError, match="`en` stands more often"):
+        build(config, {"kind": "query_bank", "languages": ["en", "de", "en"]}, "recipe")
+    with pytest.raises(InputError, match="languages"):
+        build(config, {"kind": "query_bank", "languages": ["en"]}, "recipe")

@@ -58,4 +58,14 @@ class ProjectorType(Protocol):
     def __call__(self, config: Any, width_in: int, width_out: int) -> Projector | GatedProjector: ...
 
 
-PROJECTORS: Table[ProjectorType] = Table("projector", {"mlp_stack": "speechkd.models.projectors.mlp_stack:MlpStack"})
+PROJECTORS: Table[ProjectorType] = Table(
+    "projector",
+    {
+        "gated_mlp": "speechkd.models.projectors.gated_mlp:GatedMlp",
+        "linear": "speechkd.models.projectors.linear:LinearProjector",
+        "mlp_stack": "speechkd.models.projectors.mlp_stack:MlpStack",
+        "qformer": "speechkd.models.projectors.qformer:QFormer",
+        "query_bank": "speechkd.models.projectors.query_bank:QueryBank",
+        "windowed_qformer": "speechkd.models.projectors.windowed_qformer:WindowedQFormer",
+    },
+)

@@ -53,6 +53,7 @@ class MlpStack(nn.Module):
 
     def forward(self, states_BFD: Tensor) -> Tensor:
         """[B, F, D] -> [B, ceil(F / k), E]."""
+        states_BFD = states_BFD.to(self.in_weight.dtype)
         return stack_norm_mlp(
             states_BFD, self.stack, self.in_weight, self.in_bias, self.out_weight, self.out_bias, self.norm_weight, self.norm_bias
         )

@@ -1,0 +1,48 @@
+"""Pooling and one Linear: the projector of Qwen2-Audio, and so of PL-Distill's teacher and student (arXiv 2602.01547).
+
+    S = W mean(h_1 .. h_k) + b,   k = 2
+The layer is called `linear`, as in those models, so that a LoRA target names it. Its pooling is part of their encoder; here it stands with
+the projector, because what a position is follows from both.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from speechkd.core.config import Config
+from speechkd.kernels.stack_norm_mlp.reference import stack_frames
+
+
+class LinearConfig(Config):
+    """`pool` frames become one position."""
+
+    kind: Literal["linear"] = "linear"
+    pool: int = Field(2, ge=1)
+
+
+class LinearProjector(nn.Module):
+    """Mean of k frames, Linear. A last partial group is the mean of the frames that it has, never dropped: Q = ceil(F / k)."""
+
+    Config = LinearConfig
+
+    def __init__(self, config: LinearConfig, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.pool = config.pool
+        self.linear = nn.Linear(width_in, width_out)
+
+    def positions(self, frames: int) -> int:
+        """Q for F frames: ceil(F / k)."""
+        return -(-frames // self.pool)
+
+    def forward(self, states_BFD: Tensor) -> Tensor:
+        """[B, F, D] -> [B, ceil(F / k), E]."""
+        states_BFD = states_BFD.to(self.linear.weight.dtype)
+        B, F, D = states_BFD.shape
+        pooled_BQD = stack_frames(states_BFD, self.pool).view(B, -1, self.pool, D).sum(2)
+        size_Q1 = states_BFD.new_full((pooled_BQD.shape[1], 1), self.pool)
+        size_Q1[-1] = F - (len(size_Q1) - 1) * self.pool
+        out: Tensor = self.linear(pooled_BQD / size_Q1)
+        return out
