@@ -50,10 +50,16 @@ def _losses(value: Any) -> Any:
 
 
 class CorpusConfig(Config):
-    """One corpus: its card, the split to train on, and the splits to evaluate."""
+    """One corpus: its card, the split to train on, and how much it weighs."""
 
     card: str
     train_split: str = "train"
+    mix: dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """by teacher role, times the phase's passes; 1 for a role that is not named, and a role at 0 does not read this corpus"""
+
+    def weight(self, role: str) -> float:
+        """Of a role's examples of this corpus."""
+        return self.mix.get(role, 1.0)
 
 
 class DataConfig(Config):
@@ -111,6 +117,17 @@ class Recipe(Config):
                         f"loss `{name}` needs {_list(missing)}, but teacher `{role}` ({backend}) gives {_list(gives)}; "
                         f"losses that it can feed: {', '.join(others)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _corpora_weigh_known_roles(self) -> Recipe:
+        for corpus in self.data.corpora:
+            for role in corpus.mix:
+                if role not in self.teachers:
+                    raise ValueError(unknown_name("teacher role", role, self.teachers, f"data.corpora, mix of {corpus.card}"))
+        for role in self.train.roles:
+            if all(not corpus.weight(role) for corpus in self.data.corpora):
+                raise ValueError(f"teacher role `{role}` of regime `{self.train.regime}` is at 0 in the mix of every corpus")
         return self
 
     @property

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from speechkd.core.errors import DataError
 from speechkd.data.sources.base import RawClip, Rejected
 
 if TYPE_CHECKING:
@@ -105,17 +104,3 @@ def encode_flac(samples_T: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, pcm_T, RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
-
-
-def decode_flac(data: bytes | memoryview, where: str) -> np.ndarray:
-    """A shard's FLAC member -> float32 [T] in [-1, 1] at 16 kHz. Raises DataError naming `where`."""
-    import soundfile
-
-    try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise DataError(f"{where}: cannot be decoded ({str(error).splitlines()[0]})") from None
-    if rate != RATE or samples.ndim != 1:
-        raise DataError(f"{where}: must be {RATE} Hz mono, is {rate} Hz with shape {samples.shape}")
-    out_T: np.ndarray = samples
-    return out_T

@@ -1,9 +1,12 @@
 """The order of training, as a pure function of (seed, epoch, digests, position): nothing is streamed, so anything can be resumed anywhere.
 
-In each pass over a source, shards are permuted and examples shuffled within blocks of `block_shards` shards, so that reading stays near.
-Sources are merged in proportion, and the merged order is cut into windows. In a window, examples are sorted by length and cut into
-micro-batches of a fixed budget, and the micro-batches are shuffled. A global step is the next M micro-batches; the last step of an epoch is
-filled up with empty ones.
+An epoch is a sequence of windows. In each pass over a source its shards are permuted and dealt out evenly to the windows, about
+`block_shards` to a window, so that reading stays near; a source of few shards is dealt out in parts of shards, so that small sources
+spread over the epoch as large ones do. In a window, examples are shuffled and go to their length buckets (data/buckets.py); a bucket that
+holds a full micro-batch emits it, and what it holds at the window's end waits for the next. The micro-batches of a window are shuffled.
+A global step is the next M micro-batches; the last step of an epoch is filled up with empty ones.
+
+How many micro-batches a window emits follows from counts, so any step of any epoch is found without planning what comes before it.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from pydantic import Field
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest
-from speechkd.core.seeds import derive
+from speechkd.data.buckets import CHUNK, Buckets, Budget, Lengths, make_buckets
+from speechkd.data.windows import Deal, Frame, Shards, Units
 
-EPOCHS_KEPT = 2
+MOST_BUCKETS = 256
+BATCHES_PER_BUCKET = 2
+"""At least, in an epoch: more buckets would pad less and leave more half-filled ones at its end"""
 
 
 class PlanConfig(Config):
@@ -74,56 +80,53 @@ class PlanSource:
     row_N: np.ndarray | None = None
     """what ExampleRef.row says; 0 .. N-1 if not given"""
 
-    def rows(self) -> np.ndarray:
-        """int64 [N]."""
-        return np.arange(len(self.shard_N)) if self.row_N is None else np.asarray(self.row_N, dtype=np.int64)
+    def __len__(self) -> int:
+        return len(self.shard_N)
+
+    def row(self, index: int) -> int:
+        """What ExampleRef.row says of example number `index`."""
+        return index if self.row_N is None else int(self.row_N[index])
 
     def content_digest(self) -> str:
-        """sha256 of everything that the order depends on."""
+        """sha256 of everything that the order depends on, whatever the arrays' types."""
         hasher = hashlib.sha256()
-        arrays = ((self.shard_N, "<i8"), (self.seconds_N, "<f8"), (self.tokens_N, "<i8"), (self.rows(), "<i8"))
-        for array_N, kind in arrays:
-            hasher.update(np.ascontiguousarray(array_N, dtype=kind).tobytes())
-        return digest([self.role, self.digest, str(Fraction(str(self.passes))), len(self.shard_N), hasher.hexdigest()])
-
-
-@dataclass(frozen=True, slots=True)
-class _Epoch:
-    """source_X, row_X: the epoch's visits in order; micro-batch b is visits [start_B[b], start_B[b + 1])."""
-
-    source_X: np.ndarray
-    row_X: np.ndarray
-    start_B: np.ndarray
+        for start in range(0, len(self), CHUNK):
+            end = min(start + CHUNK, len(self))
+            row_N = np.arange(start, end) if self.row_N is None else self.row_N[start:end]
+            parts = (
+                (self.shard_N[start:end], "<i8"),
+                (self.seconds_N[start:end], "<f8"),
+                (self.tokens_N[start:end], "<i8"),
+                (row_N, "<i8"),
+            )
+            for values, kind in parts:
+                hasher.update(np.ascontiguousarray(values, dtype=kind).data)
+        return digest([self.role, self.digest, str(Fraction(str(self.passes))), len(self), hasher.hexdigest()])
 
 
 class Epoch:
     """The steps of one epoch: `len`, `[i]`, iteration."""
 
-    def __init__(self, plan: _Epoch, micro_batches: int) -> None:
-        self._plan, self._micro_batches = plan, micro_batches
+    def __init__(self, plan: Plan, epoch: int) -> None:
+        self._plan, self._epoch, self._steps = plan, epoch, plan.steps_per_epoch(epoch)
 
     def __len__(self) -> int:
-        return -(-(len(self._plan.start_B) - 1) // self._micro_batches)
+        return self._steps
 
     def __getitem__(self, step: int) -> list[list[ExampleRef]]:
         if not 0 <= step < len(self):
             raise IndexError(step)
-        first = step * self._micro_batches
-        return [self._micro_batch(first + i) for i in range(self._micro_batches)]
+        return self._plan.micro_batches(self._epoch, step, range(self._plan.config.micro_batches))
 
     def __iter__(self) -> Iterator[list[list[ExampleRef]]]:
         return (self[step] for step in range(len(self)))
 
-    def _micro_batch(self, number: int) -> list[ExampleRef]:
-        plan = self._plan
-        if number >= len(plan.start_B) - 1:
-            return []
-        span = slice(plan.start_B[number], plan.start_B[number + 1])
-        return [ExampleRef(source, row) for source, row in zip(plan.source_X[span].tolist(), plan.row_X[span].tolist(), strict=True)]
-
 
 class Plan:
-    """Which examples each micro-batch of each global step holds. The state of a run is the global step and `digest`."""
+    """Which examples each micro-batch of each global step holds. The state of a run is the global step and `digest`.
+
+    Memory grows with the number of examples by what `sources` hold and two bytes an example (six where shards are not sorted).
+    """
 
     def __init__(self, config: PlanConfig, sources: list[PlanSource], seed: int) -> None:
         """Raises InputError if there is nothing to deal out, or a source is never visited."""
@@ -131,12 +134,15 @@ class Plan:
         for source in sources:
             if not source.passes > 0:
                 raise InputError(f"passes of role `{source.role}` must be above 0, given {source.passes}")
-        if not any(len(source.shard_N) for source in sources):
+        if not any(len(source) for source in sources):
             raise InputError("the plan has no examples")
-        self._contents = [source.content_digest() for source in sources]
-        self.digest: str = digest({"config": config.model_dump(mode="json"), "sources": self._contents, "seed": seed, "order": 1})
-        self._planned = lru_cache(maxsize=EPOCHS_KEPT)(self._plan_epoch)
-        self._steps: list[int] = []
+        contents = [source.content_digest() for source in sources]
+        self.digest: str = digest({"config": config.model_dump(mode="json"), "sources": contents, "seed": seed, "order": 2})
+        self.buckets, self._units = self._prepare()
+        self._deal = Deal(seed, contents, self._units, self.buckets, config.block_shards)
+        self._passes = [Fraction(str(source.passes)) for source in sources]
+        self._turns = lru_cache(maxsize=1024)(self._turns_of)
+        self._steps: dict[tuple[int, ...], int] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {"config": self.config, "sources": self.sources, "seed": self.seed}
@@ -144,19 +150,46 @@ class Plan:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
+    def _prepare(self) -> tuple[Buckets, list[Units]]:
+        config = self.config
+        lengths = [Lengths(s.seconds_N, s.tokens_N, max(1, round(1000 * s.passes))) for s in self.sources]
+        shards = [Shards.of(np.asarray(source.shard_N)) for source in self.sources]
+        visited = sum(len(each) * source.passes for each, source in zip(shards, self.sources, strict=True))
+        windows = max(1, round(visited / config.block_shards))
+        batches = self._fewest_batches()
+        most = int(min(MOST_BUCKETS, batches / windows / 2, batches / BATCHES_PER_BUCKET))
+        buckets = make_buckets(lengths, Budget(config.max_examples, config.max_seconds, config.max_tokens), max(1, most))
+        units = []
+        for source, each, bucket_N in zip(self.sources, shards, buckets.of, strict=True):
+            parts = -(-windows // max(1, len(each) * max(1, int(source.passes))))
+            units.append(Units(each, parts, bucket_N, len(buckets.capacity_K)))
+        return buckets, units
+
+    def _fewest_batches(self) -> float:
+        """Micro-batches of an epoch if they were filled to the budget."""
+        config, total = self.config, 0.0
+        for source in self.sources:
+            for start in range(0, len(source), CHUNK):
+                span = slice(start, start + CHUNK)
+                share = np.maximum(source.seconds_N[span] / config.max_seconds, source.tokens_N[span] / config.max_tokens)
+                total += source.passes * float(np.cumsum(np.clip(share, 1 / config.max_examples, 1))[-1])
+        return total
+
     def epoch(self, epoch: int) -> Epoch:
         """The steps of epoch `epoch`."""
-        return Epoch(self._planned(epoch), self.config.micro_batches)
+        return Epoch(self, epoch)
 
     def steps_per_epoch(self, epoch: int) -> int:
-        """Global steps of epoch `epoch`; may differ from epoch to epoch (fractional passes, other packing)."""
-        while len(self._steps) <= epoch:
-            self._steps.append(len(self.epoch(len(self._steps))))
-        return self._steps[epoch]
-
-    def total_steps(self, epochs: int) -> int:
-        """Global steps of the first `epochs` epochs."""
-        return sum(self.steps_per_epoch(epoch) for epoch in range(epochs))
+        """Global steps of epoch `epoch`; differs from epoch to epoch only where passes are not whole."""
+        turns = tuple(map(len, self._turns(epoch)))
+        if turns not in self._steps:
+            capacity_K = self.buckets.capacity_K
+            count_K = np.zeros(len(capacity_K), dtype=np.int64)
+            for visits, units in zip(turns, self._units, strict=True):
+                count_K += visits * units.count_UK.sum(axis=0, dtype=np.int64)
+            batches = int((count_K // capacity_K).sum()) + len(self.buckets.leftovers(count_K % capacity_K))
+            self._steps[turns] = -(-batches // self.config.micro_batches)
+        return self._steps[turns]
 
     def position(self, step: int) -> tuple[int, int]:
         """(epoch, step within it) of a global step."""
@@ -168,8 +201,7 @@ class Plan:
 
     def step(self, step: int) -> list[list[ExampleRef]]:
         """The M micro-batches of global step `step`."""
-        epoch, index = self.position(step)
-        return self.epoch(epoch)[index]
+        return self.micro_batches(*self.position(step), range(self.config.micro_batches))
 
     def indices(self, rank: int, world: int) -> range:
         """Which of a step's M micro-batches rank `rank` takes. Raises InputError if `world` ranks cannot take equal shares."""
@@ -178,80 +210,24 @@ class Plan:
 
     def share(self, step: int, rank: int, world: int) -> list[list[ExampleRef]]:
         """Rank `rank`'s M / world micro-batches of global step `step`."""
-        batches = self.step(step)
-        return [batches[i] for i in self.indices(rank, world)]
+        return self.micro_batches(*self.position(step), self.indices(rank, world))
 
-    def _plan_epoch(self, epoch: int) -> _Epoch:
-        streams = [self._stream(number, epoch) for number in range(len(self.sources))]
-        length = [len(order) for order, _ in streams]
-        windows = max(1, max(blocks for _, blocks in streams))
-        source_X = np.repeat(np.arange(len(streams)), length)
-        index_X = np.concatenate([order for order, _ in streams])
-        # Visit i of n stands at (i + 1/2) / n of the epoch: small sources are spread over it as evenly as large ones.
-        place_X = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in length])
-        merged_X = np.argsort(place_X, kind="stable")
-        source_X, index_X = source_X[merged_X], index_X[merged_X]
-        seconds_X, tokens_X = np.empty(len(index_X)), np.empty(len(index_X), dtype=np.int64)
-        row_X = np.empty(len(index_X), dtype=np.int64)
-        for number, source in enumerate(self.sources):
-            mine_X = source_X == number
-            chosen = index_X[mine_X]
-            seconds_X[mine_X] = np.asarray(source.seconds_N, dtype=np.float64)[chosen]
-            tokens_X[mine_X] = np.asarray(source.tokens_N, dtype=np.int64)[chosen]
-            row_X[mine_X] = source.rows()[chosen]
-        bounds = np.linspace(0, len(index_X), windows + 1).astype(np.int64)
-        order, sizes = [], []
-        for window, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-            if start == end:
-                continue
-            sorted_W = start + np.lexsort((tokens_X[start:end], seconds_X[start:end]))
-            cuts = self._cut(seconds_X[sorted_W], tokens_X[sorted_W])
-            batches = np.split(sorted_W, cuts)
-            for index in _permutation(len(batches), derive(self.seed, "batches", epoch, window, *self._contents)):
-                order.append(batches[index])
-                sizes.append(len(batches[index]))
-        order_X = np.concatenate(order) if order else np.empty(0, dtype=np.int64)
-        start_B = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        return _Epoch(source_X[order_X], row_X[order_X], start_B)
+    def micro_batches(self, epoch: int, step: int, numbers: range) -> list[list[ExampleRef]]:
+        """Some of the M micro-batches of a step of an epoch."""
+        frame = self._deal.frame(epoch, self._turns(epoch))
+        first = step * self.config.micro_batches
+        return [self._micro_batch(frame, epoch, first + number) for number in numbers]
 
-    def _stream(self, number: int, epoch: int) -> tuple[np.ndarray, int]:
-        """(indices of one source's visits in this epoch, how many blocks of shards they span)."""
-        source = self.sources[number]
-        passes = Fraction(str(source.passes))
-        first, end = int(epoch * passes), int((epoch + 1) * passes)
-        shard_N = np.asarray(source.shard_N, dtype=np.int64)
-        names, shard_N = np.unique(shard_N, return_inverse=True)
-        orders, blocks = [], 0
-        for turn in range(first, end) if len(shard_N) else ():
-            # `number` counts too: the same column in two roles has two orders.
-            seed = derive(self.seed, "examples", number, turn, self._contents[number])
-            rank_S = np.empty(len(names), dtype=np.int64)
-            rank_S[_permutation(len(names), derive(seed, "shards"))] = np.arange(len(names))
-            block_N = rank_S[shard_N] // self.config.block_shards
-            orders.append(np.lexsort((_keys(len(shard_N), derive(seed, "within")), block_N)))
-            blocks += int(block_N.max()) + 1
-        return (np.concatenate(orders) if orders else np.empty(0, dtype=np.int64)), blocks
+    def _micro_batch(self, frame: Frame, epoch: int, number: int) -> list[ExampleRef]:
+        if number >= frame.done_W[-1]:
+            return []
+        window = int(np.searchsorted(frame.done_W, number, side="right")) - 1
+        emitted = self._deal.window(frame, epoch, window)
+        batch = number - int(frame.done_W[window])
+        span = slice(emitted.start_B[batch], emitted.end_B[batch])
+        pairs = zip(emitted.source_X[span].tolist(), emitted.index_X[span].tolist(), strict=True)
+        return [ExampleRef(source, self.sources[source].row(index)) for source, index in pairs]
 
-    def _cut(self, seconds_W: np.ndarray, tokens_W: np.ndarray) -> list[int]:
-        """Where to cut a window, sorted by seconds, into micro-batches within budget: greedy, every one at least one example."""
-        config, cuts, start = self.config, [], 0
-        count_M = np.arange(1, config.max_examples + 1)
-        while start < len(seconds_W):
-            span = slice(start, start + config.max_examples)
-            seconds_M = seconds_W[span]  # ascending: the last is the longest
-            tokens_M = np.maximum.accumulate(tokens_W[span])
-            count = count_M[: len(seconds_M)]
-            over_M = (count * seconds_M > config.max_seconds) | (count * tokens_M > config.max_tokens)
-            over_M[0] = False
-            start += int(over_M.argmax()) if over_M.any() else len(seconds_M)
-            cuts.append(start)
-        return cuts[:-1]
-
-
-def _keys(count: int, seed: int) -> np.ndarray:
-    """`count` random uint64. The raw output of Philox is fixed for ever; numpy's own shuffles are not."""
-    return np.random.Philox(key=seed).random_raw(count) if count else np.empty(0, dtype=np.uint64)
-
-
-def _permutation(count: int, seed: int) -> np.ndarray:
-    return np.argsort(_keys(count, seed), kind="stable")
+    def _turns_of(self, epoch: int) -> tuple[range, ...]:
+        """Which passes over each source an epoch makes, counted from the beginning of training."""
+        return tuple(range(int(epoch * passes), int((epoch + 1) * passes)) for passes in self._passes)

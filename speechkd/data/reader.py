@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.core.types import Metadata
-from speechkd.data.audio import decode_flac
 from speechkd.data.columns import Column
+from speechkd.data.flac import decode_flac
 from speechkd.data.index import ShardSet, tar_path
 from speechkd.data.plan import PlanSource
 from speechkd.data.tar import Member

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import derive
@@ -35,6 +36,8 @@ def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
     for role in recipe.train.roles:
         spec = column_spec(recipe, role, prompt)
         for corpus in corpora:
+            if not corpus.config.weight(role):
+                continue
             if spec.name not in corpus.shards.column_names():
                 raise InputError(
                     f"corpus `{corpus.card.name}` lacks column `{spec.name}` of teacher `{role}`: run `speechkd teach` on this recipe"
@@ -48,27 +51,30 @@ def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
 
 
 def make_schedule(recipe: Recipe, supplies: Sequence[Supply]) -> Schedule:
-    """The phases' plans over the supplies of their roles."""
+    """The phases' plans over the supplies of their roles: passes of the phase times the weight of the corpus."""
     segments = []
     for number, phase in enumerate(recipe.train.phases):
-        used = [i for i, supply in enumerate(supplies) if phase.mix.get(supply.role, 0) > 0]
-        sources = [replace(supplies[i].source, passes=phase.mix[supplies[i].role]) for i in used]
+        passes = [phase.mix.get(supply.role, 0) * supply.corpus.config.weight(supply.role) for supply in supplies]
+        used = [i for i, count in enumerate(passes) if count > 0]
+        sources = [replace(supplies[i].source, passes=passes[i]) for i in used]
         plan = Plan(recipe.plan, sources, derive(recipe.seed, "plan", number, phase.name))
         segments.append(Segment(phase, plan, used))
     return Schedule(segments)
 
 
 def make_loader(supplies: Sequence[Supply], prompt: Prompt, collator: Collator) -> Callable[[Sequence[ExampleRef]], Batch]:
-    """A function from one micro-batch of the plan to a collated batch. Questions repeat, so their ids are kept."""
+    """A function from one micro-batch of the plan to a collated batch, for any number of threads. Questions repeat: their ids are kept."""
     asked: dict[str, StudentPrompt] = {}
+    asking = Lock()  # a tokenizer serves one thread at a time
 
     def load(refs: Sequence[ExampleRef]) -> Batch:
         rows = []
         for ref in refs:
             example = supplies[ref.source].reader.read(ref.row)
-            if example.question not in asked:
-                asked[example.question] = prompt.student(example.question)
-            around = asked[example.question]
+            with asking:
+                if example.question not in asked:
+                    asked[example.question] = prompt.student(example.question)
+                around = asked[example.question]
             rows.append(Row(around.before, around.after, example.tokens, example.samples_T))
         return collator(rows)
 

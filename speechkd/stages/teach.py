@@ -33,7 +33,8 @@ def teach(
         raise InputError(f"partition {part}/{parts}: must be 0/{parts} to {parts - 1}/{parts}")
     prompt = open_prompt(recipe)
     corpora = open_corpora(recipe)
-    works = [_Work(recipe, role, corpus, prompt, partition) for role in roles or recipe.train.roles for corpus in corpora]
+    wanted = [(role, corpus) for role in roles or recipe.train.roles for corpus in corpora if corpus.config.weight(role)]
+    works = [_Work(recipe, role, corpus, prompt, partition) for role, corpus in wanted]
     return [work.column(retry_failed) for work in works]
 
 

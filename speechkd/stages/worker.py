@@ -103,7 +103,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         save=keep,
         preemption=preemption,
     )
-    fed = feed(schedule, load, dist.rank(), world, start, recipe.train.prefetch)
+    fed = feed(schedule, load, dist.rank(), world, start, recipe.train.prefetch, recipe.train.workers)
     outcome = loop.run(progress(fed, "train", total=schedule.steps, start=start, quiet=dist.rank() != 0))
     if outcome is Outcome.PREEMPTED and dist.rank() == 0:
         write_json(folder / REQUEUE, {"reason": "preempted", "steps": schedule.steps})

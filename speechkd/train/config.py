@@ -29,7 +29,9 @@ class TrainConfig(Config):
     max_nonfinite: int = Field(10, gt=0)
     """consecutive steps with a non-finite loss or gradient after which the run stops"""
     prefetch: int = Field(2, ge=1)
-    """global steps that a background thread reads ahead"""
+    """global steps that are read ahead"""
+    workers: int = Field(2, ge=0)
+    """threads of each rank that read, decode and collate ahead; 0: the training thread itself"""
 
     @model_validator(mode="after")
     def _known_regime(self) -> TrainConfig:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from queue import Queue
-from threading import Event, Thread
 from time import monotonic
 
 from speechkd.core.files import digest
 from speechkd.core.types import Batch
+from speechkd.data.ahead import in_order
 from speechkd.data.plan import ExampleRef, Plan
 from speechkd.train.config import Phase
 
@@ -39,11 +38,20 @@ class Schedule:
             step -= segment.phase.steps
         raise IndexError("step past the last phase")
 
-    def share(self, step: int, rank: int, world: int) -> list[list[ExampleRef]]:
-        """This rank's micro-batches of a global step, in terms of the run's own source numbers."""
+    def indices(self, step: int, rank: int, world: int) -> range:
+        """Which of a global step's M micro-batches a rank takes. Raises InputError if `world` ranks cannot take equal shares."""
+        return self.locate(step)[0].plan.indices(rank, world)
+
+    def micro_batch(self, step: int, number: int) -> list[ExampleRef]:
+        """Micro-batch `number` of the M of a global step, in terms of the run's own source numbers."""
         segment, local = self.locate(step)
-        share = segment.plan.share(local, rank, world)
-        return [[ExampleRef(segment.sources[ref.source], ref.row) for ref in micro] for micro in share]
+        epoch, place = segment.plan.position(local)
+        (refs,) = segment.plan.micro_batches(epoch, place, range(number, number + 1))
+        return [ExampleRef(segment.sources[ref.source], ref.row) for ref in refs]
+
+    def share(self, step: int, rank: int, world: int) -> list[list[ExampleRef]]:
+        """A rank's micro-batches of a global step."""
+        return [self.micro_batch(step, number) for number in self.indices(step, rank, world)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +63,20 @@ class Fed:
     waited: float
 
 
-def feed(schedule: Schedule, load: Callable[[Sequence[ExampleRef]], Batch], rank: int, world: int, start: int, depth: int) -> Iterator[Fed]:
-    """Steps from `start` to the end, read and collated by a background thread that stays at most `depth` steps ahead.
+def feed(
+    schedule: Schedule, load: Callable[[Sequence[ExampleRef]], Batch], rank: int, world: int, start: int, depth: int, workers: int = 1
+) -> Iterator[Fed]:
+    """Steps from `start` to the end, planned, read and collated by `workers` threads that stay at most `depth` steps ahead.
 
-    An exception in the thread (a digest that differs, say) is raised here, at the step that needs the data.
+    The order is the schedule's, whatever the threads do; `load` must be safe to call from several at once. An exception in one (a digest
+    that differs, say) is raised here, at the step that needs the data.
     """
-    queue: Queue[list[Batch] | BaseException] = Queue(maxsize=depth)
-    stop = Event()
-
-    def work() -> None:
-        try:
-            for step in range(start, schedule.steps):
-                queue.put([load(refs) for refs in schedule.share(step, rank, world)])
-                if stop.is_set():
-                    return
-        except BaseException as error:  # noqa: BLE001  (handed to the loop, which raises it)
-            queue.put(error)
-
-    Thread(target=work, name="feed", daemon=True).start()
+    places = ((step, number) for step in range(start, schedule.steps) for number in schedule.indices(step, rank, world))
+    loaded = in_order(lambda place: load(schedule.micro_batch(*place)), places, workers, depth * len(schedule.indices(0, rank, world)))
     try:
         for step in range(start, schedule.steps):
             began = monotonic()
-            item = queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield Fed(step, item, monotonic() - began)
+            batches = [next(loaded) for _ in schedule.indices(step, rank, world)]
+            yield Fed(step, batches, monotonic() - began)
     finally:
-        stop.set()
-        while not queue.empty():
-            queue.get_nowait()
+        loaded.close()

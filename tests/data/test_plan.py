@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -12,43 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from speechkd.core.errors import InputError
-from speechkd.data.plan import ExampleRef, Plan, PlanConfig, PlanSource
-
-
-def source(count: int, shards: int, seed: int = 0, passes: float = 1.0, role: str = "kd", digest: str = "d") -> PlanSource:
-    draw = np.random.default_rng(seed)
-    shard_N, seconds_N = np.sort(draw.integers(0, shards, count)), np.round(draw.uniform(0, 12, count), 2)
-    return PlanSource(role, digest, shard_N, seconds_N, draw.integers(1, 200, count), passes)
-
+from speechkd.data.plan import ExampleRef, Plan, PlanConfig
+from tests.data.plans import plans, source
 
 CONFIG = PlanConfig(micro_batches=12, max_examples=5, max_seconds=30, max_tokens=400, block_shards=3)
 
-plans = st.builds(
-    Plan,
-    st.builds(
-        PlanConfig,
-        micro_batches=st.sampled_from([1, 4, 12, 60, 64]),
-        max_examples=st.integers(1, 9),
-        max_seconds=st.floats(1, 60),
-        max_tokens=st.integers(1, 900),
-        block_shards=st.integers(1, 5),
-    ),
-    st.lists(
-        st.builds(
-            source,
-            count=st.integers(1, 120),
-            shards=st.integers(1, 12),
-            seed=st.integers(0, 99),
-            passes=st.sampled_from([0.3, 0.5, 1.0, 1.5, 2.0]),
-        ),
-        min_size=1,
-        max_size=3,
-    ),
-    st.integers(0, 2**31),
-)
+SOME = plans([1, 4, 12, 60, 64], 9)
 
 
 def visits(plan: Plan, epoch: int) -> Counter[ExampleRef]:
@@ -56,7 +26,7 @@ def visits(plan: Plan, epoch: int) -> Counter[ExampleRef]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(plans)
+@given(SOME)
 def test_each_pass_visits_every_example_exactly_once(plan: Plan) -> None:
     done = [0] * len(plan.sources)
     for epoch in range(4):
@@ -69,7 +39,7 @@ def test_each_pass_visits_every_example_exactly_once(plan: Plan) -> None:
 
 
 @settings(max_examples=120, deadline=None)
-@given(plans)
+@given(SOME)
 def test_micro_batches_keep_the_budget_and_steps_are_full(plan: Plan) -> None:
     config = plan.config
     steps = list(plan.epoch(1))
@@ -84,28 +54,10 @@ def test_micro_batches_keep_the_budget_and_steps_are_full(plan: Plan) -> None:
         assert len(batch) == 1 or (within and len(batch) <= config.max_examples)
 
 
-@settings(max_examples=120, deadline=None)
-@given(plans, st.data())
-def test_any_world_and_any_resume_see_the_same_steps(plan: Plan, data: st.DataObject) -> None:
-    total = plan.total_steps(3)
-    whole = [batch for step in range(total) for batch in plan.step(step)]
-    worlds = st.sampled_from([n for n in range(1, plan.config.micro_batches + 1) if plan.config.micro_batches % n == 0])
-    seen: list[list[ExampleRef]] = []
-    step = 0
-    while step < total:  # killed and resumed at another world size, from a fresh plan, again and again
-        again: Plan = pickle.loads(pickle.dumps(plan))
-        assert again.digest == plan.digest
-        world, until = data.draw(worlds), data.draw(st.integers(step + 1, total))
-        for number in range(step, until):
-            seen += [batch for rank in range(world) for batch in again.share(number, rank, world)]
-        step = until
-    assert seen == whole
-
-
 def test_every_rank_has_the_same_number_of_micro_batches() -> None:
     plan = Plan(CONFIG, [source(100, 7)], seed=1)
     assert [list(plan.indices(rank, 4)) for rank in range(4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
-    assert all(len(plan.share(plan.total_steps(1) - 1, rank, 6)) == 2 for rank in range(6))
+    assert all(len(plan.share(plan.steps_per_epoch(0) - 1, rank, 6)) == 2 for rank in range(6))
 
 
 @pytest.mark.parametrize("world, near", [(5, "4 or 6"), (13, "12"), (8, "6 or 12"), (0, "1")])

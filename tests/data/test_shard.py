@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from speechkd.core.errors import InputError
-from speechkd.data.audio import decode_flac
+from speechkd.data.flac import decode_flac
 from speechkd.data.index import open_shards
 from speechkd.data.reader import Reader
 from speechkd.stages.shard import shard

@@ -1,0 +1,222 @@
+"""An epoch as a sequence of windows: which shards each gets, what waits between them, and which micro-batches each emits.
+
+How many micro-batches a window emits follows from counts. Only the window that a step lies in is put in order, and of the earlier ones
+those that hold what it finds waiting.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import RLock
+from typing import NamedTuple
+
+import numpy as np
+
+from speechkd.core.seeds import derive
+from speechkd.data.buckets import Buckets
+
+EPOCHS_KEPT, WINDOWS_KEPT = 2, 4
+UNITS_AT_A_TIME = 256
+
+
+class Shards(NamedTuple):
+    """Where each shard's examples begin [S + 1], and their order by shard (None: they are sorted)."""
+
+    order_N: np.ndarray | None
+    start_S: np.ndarray
+
+    @classmethod
+    def of(cls, shard_N: np.ndarray) -> Shards:
+        """Only the equality of shard numbers matters; the sort keeps the order within a shard."""
+        order_N = None if bool((shard_N[1:] >= shard_N[:-1]).all()) else np.argsort(shard_N, kind="stable")
+        ordered_N = shard_N if order_N is None else shard_N[order_N]
+        edges = np.flatnonzero(ordered_N[1:] != ordered_N[:-1]) + 1
+        return cls(order_N, np.array([0, *edges.tolist(), len(ordered_N)], dtype=np.int64)[: None if len(ordered_N) else 1])
+
+    def __len__(self) -> int:
+        return len(self.start_S) - 1
+
+
+class Units:
+    """One source cut into what is dealt out whole: shards, or `parts` of each shard."""
+
+    def __init__(self, shards: Shards, parts: int, bucket_N: np.ndarray, buckets: int) -> None:
+        self.shards, self.bucket_N = len(shards), bucket_N
+        order_N, start_U = shards
+        if parts > 1 and len(bucket_N):  # part p of a shard: its examples p, p + parts, ...
+            size_S = np.diff(start_U)
+            place_N = np.arange(len(bucket_N)) - np.repeat(start_U[:-1], size_S)
+            unit_N = np.repeat(np.arange(len(shards)) * parts, size_S) + place_N % parts
+            by_part = np.argsort(unit_N, kind="stable")
+            order_N = by_part if order_N is None else order_N[by_part]
+            sizes = np.bincount(unit_N)
+            start_U = np.concatenate([[0], np.cumsum(sizes[sizes > 0])]).astype(np.int64)
+        self._order_N = None if order_N is None else order_N.astype(np.int32 if len(order_N) < 2**31 else np.int64)
+        self._start_U = start_U
+        self.count_UK = np.zeros((len(self), buckets), dtype=np.int32)
+        for first in range(0, len(self), UNITS_AT_A_TIME):
+            last = min(first + UNITS_AT_A_TIME, len(self))
+            unit = np.repeat(np.arange(last - first), np.diff(start_U[first : last + 1]))
+            place = unit * buckets + bucket_N[self.of(np.arange(first, last))]
+            self.count_UK[first:last] = np.bincount(place, minlength=(last - first) * buckets).reshape(last - first, buckets)
+
+    def __len__(self) -> int:
+        return len(self._start_U) - 1
+
+    def of(self, unit_V: np.ndarray) -> np.ndarray:
+        """Numbers of the examples of some units, int64, in the units' order."""
+        place = ranges(self._start_U[unit_V], self._start_U[unit_V + 1] - self._start_U[unit_V])
+        return place if self._order_N is None else self._order_N[place].astype(np.int64)
+
+
+class _Examples(NamedTuple):
+    """Examples grouped by bucket; within one, in order of their coming."""
+
+    source_X: np.ndarray
+    index_X: np.ndarray
+    count_K: np.ndarray
+
+    def last(self, take_K: np.ndarray) -> _Examples:
+        """The last `take_K` of each bucket."""
+        spot_X = ranges(np.cumsum(self.count_K) - take_K, take_K)
+        return _Examples(self.source_X[spot_X], self.index_X[spot_X], take_K)
+
+    def then(self, later: _Examples) -> _Examples:
+        """Both, bucket by bucket."""
+        parts = (self, later)
+        bucket_X = np.concatenate([np.repeat(np.arange(len(part.count_K), dtype=np.uint16), part.count_K) for part in parts])
+        order_X = np.argsort(bucket_X, kind="stable")
+        source_X, index_X = (np.concatenate([part[i] for part in parts])[order_X] for i in (0, 1))
+        return _Examples(source_X, index_X, self.count_K + later.count_K)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a window emits: micro-batch b is examples start_B[b] .. end_B[b] - 1, `index_X` of source `source_X`."""
+
+    source_X: np.ndarray
+    index_X: np.ndarray
+    start_B: np.ndarray
+    end_B: np.ndarray
+    waiting: _Examples
+    """for the next window"""
+
+
+class Frame:
+    """What is known of an epoch without putting its examples in order."""
+
+    def __init__(
+        self, turns: Sequence[range], units: Sequence[Units], seeds: Sequence[Sequence[int]], buckets: Buckets, block: int
+    ) -> None:
+        """turns: of each source, the passes over it; seeds: one for each of them; block: shards of a window."""
+        self.windows = max(1, round(sum(len(turn) * each.shards for turn, each in zip(turns, units, strict=True)) / block))
+        self._unit_V: list[np.ndarray] = []
+        self._start_W: list[np.ndarray] = []
+        count_WK = np.zeros((self.windows + 1, len(buckets.capacity_K)), dtype=np.int64)
+        for own, each in zip(seeds, units, strict=True):
+            unit_V = np.concatenate([permutation(len(each), seed) for seed in own] or [np.empty(0, np.int64)])
+            # Visit i of n stands at (i + 1/2) / n of the epoch; window w holds what stands in [w, w + 1) / windows of it.
+            window_V = (2 * np.arange(len(unit_V)) + 1) * self.windows // max(1, 2 * len(unit_V))
+            start_W = np.searchsorted(window_V, np.arange(self.windows + 1))
+            self._unit_V.append(unit_V)
+            self._start_W.append(start_W)
+            for window in range(self.windows):
+                count_WK[window + 1] += each.count_UK[unit_V[start_W[window] : start_W[window + 1]]].sum(axis=0)
+        self.before_WK = np.cumsum(count_WK, axis=0)
+        """examples of each bucket that came before window w"""
+        self.groups = buckets.leftovers(self.before_WK[-1] % buckets.capacity_K)
+        self.done_W = (self.before_WK // buckets.capacity_K).sum(axis=1)
+        """micro-batches that are emitted before window w; the last number is the epoch's"""
+        self.done_W[-1] += len(self.groups)
+
+    def units(self, source: int, window: int) -> np.ndarray:
+        """Units of a source that a window gets, in order."""
+        return self._unit_V[source][self._start_W[source][window] : self._start_W[source][window + 1]]
+
+
+class Deal:
+    """The windows of every epoch, by number; the last few are kept. Safe to ask from several threads."""
+
+    def __init__(self, seed: int, contents: Sequence[str], units: Sequence[Units], buckets: Buckets, block: int) -> None:
+        """contents: digests that the order depends on, one a source."""
+        self._seed, self._contents, self._units, self._buckets, self._block = seed, list(contents), units, buckets, block
+        self._frames = lru_cache(maxsize=EPOCHS_KEPT)(self._frame)
+        self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
+        self._lock = RLock()
+
+    def frame(self, epoch: int, turns: tuple[range, ...]) -> Frame:
+        """What is known of an epoch in which the sources are passed over by `turns`."""
+        return self._frames(epoch, turns)
+
+    def _frame(self, epoch: int, turns: tuple[range, ...]) -> Frame:
+        # `number` counts too: the same column in two roles has two orders.
+        seeds = [
+            [derive(self._seed, "shards", number, turn, content) for turn in turns[number]] for number, content in enumerate(self._contents)
+        ]
+        return Frame(turns, self._units, seeds, self._buckets, self._block)
+
+    def window(self, frame: Frame, epoch: int, window: int) -> Window:
+        """What a window of an epoch emits."""
+        with self._lock:
+            found = self._windows.get((epoch, window)) or self._emit(frame, epoch, window)
+            self._windows[epoch, window] = found
+            self._windows.move_to_end((epoch, window))
+            if len(self._windows) > WINDOWS_KEPT:
+                self._windows.popitem(last=False)
+            return found
+
+    def _emit(self, frame: Frame, epoch: int, window: int) -> Window:
+        capacity_K = self._buckets.capacity_K
+        came = self._waiting(frame, epoch, window).then(self._shuffled(frame, epoch, window))
+        full_K = came.count_K // capacity_K
+        size = np.repeat(capacity_K, full_K)
+        start = np.repeat(np.cumsum(came.count_K) - came.count_K, full_K) + ranges(np.zeros_like(full_K), full_K) * size
+        waiting = came.last(came.count_K % capacity_K)
+        source_X, index_X = came.source_X, came.index_X
+        if window == frame.windows - 1:  # what is left goes behind all others, where the buckets of a group lie side by side
+            group = [int(waiting.count_K[buckets].sum()) for buckets in frame.groups]
+            start = np.concatenate([start, len(index_X) + np.cumsum([0, *group])[:-1]]).astype(np.int64)
+            size = np.concatenate([size, group]).astype(np.int64)
+            source_X, index_X = np.concatenate([source_X, waiting.source_X]), np.concatenate([index_X, waiting.index_X])
+        shuffle = permutation(len(start), derive(self._seed, "batches", epoch, window, *self._contents))
+        return Window(source_X, index_X, start[shuffle], (start + size)[shuffle], waiting)
+
+    def _shuffled(self, frame: Frame, epoch: int, window: int) -> _Examples:
+        """The examples that a window gets, shuffled, then by bucket."""
+        index = [each.of(frame.units(number, window)) for number, each in enumerate(self._units)]
+        source_X = np.repeat(np.arange(len(index), dtype=np.int32), [len(part) for part in index])
+        bucket_X = np.concatenate([each.bucket_N[part] for each, part in zip(self._units, index, strict=True)])
+        shuffle = permutation(len(source_X), derive(self._seed, "examples", epoch, window, *self._contents))
+        order_X = shuffle[np.argsort(bucket_X[shuffle], kind="stable")]
+        count_K = np.bincount(bucket_X, minlength=len(self._buckets.capacity_K))
+        return _Examples(source_X[order_X], np.concatenate(index)[order_X], count_K)
+
+    def _waiting(self, frame: Frame, epoch: int, window: int) -> _Examples:
+        """What earlier windows left: kept from the one before, or else gathered from as few of them as hold it."""
+        kept = self._windows.get((epoch, window - 1))
+        if kept is not None:
+            return kept.waiting
+        wanted_K = frame.before_WK[window] % self._buckets.capacity_K
+        found = _Examples(np.empty(0, np.int32), np.empty(0, np.int64), np.zeros_like(wanted_K))
+        while (found.count_K < wanted_K).any():
+            window -= 1
+            take_K = np.minimum(wanted_K - found.count_K, frame.before_WK[window + 1] - frame.before_WK[window])
+            if take_K.any():
+                found = self._shuffled(frame, epoch, window).last(take_K).then(found)
+        return found
+
+
+def ranges(start_K: np.ndarray, count_K: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of each k, `count` of them, one after the other; int64."""
+    end_K = np.cumsum(count_K)
+    within = np.arange(int(end_K[-1]) if len(end_K) else 0) - np.repeat(end_K - count_K, count_K)
+    return np.repeat(start_K, count_K) + within
+
+
+def permutation(count: int, seed: int) -> np.ndarray:
+    """Of 0 .. count - 1. The raw output of Philox is fixed for ever; numpy's own shuffles are not."""
+    keys = np.random.Philox(key=seed).random_raw(count) if count else np.empty(0, dtype=np.uint64)
+    return np.argsort(keys, kind="stable")
