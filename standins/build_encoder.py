@@ -1,9 +1,11 @@
-"""Build the encoder stand-in: a small Whisper encoder, pre-trained with CTC on the characters of transcripts, on nothing else.
+"""Build the encoder stand-in: a small Whisper encoder, pre-trained with CTC on the characters of transcripts and with its own input.
 
     python standins/build_encoder.py --out standins/encoder
 
-Its clips are the card's reserved splits: no clip, transcript or voice of the test splits, and no attribute label. The CTC head, kept beside
-it with its characters, is there to measure what the encoder itself understands.
+Its clips are the card's reserved splits: no clip, transcript or voice of the test splits, and no attribute label. From CTC alone the upper
+layers forget how a voice sounds, which published encoders, trained on far more than words, do not: so every frame also learns to give back its
+clip's mean log-mel spectrum, a target made from the input. The CTC head, kept beside it with its characters, is there to measure what the
+encoder itself understands.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jiwer
@@ -36,6 +39,7 @@ WIDTH, LAYERS, HEADS, INNER, MELS, SECONDS = 128, 3, 4, 512, 80, 3
 STEPS, BATCH, PEAK_LR, WARMUP = 1600, 32, 2e-3, 150
 PACKED_SHARE, PACKED_UNTIL = 0.75, 0.8
 """Most training windows hold several clips in a row (a clip is a third of a window); the last steps see single clips only, as in use."""
+SPECTRUM_WEIGHT = 0.5
 BLANK = 0
 
 
@@ -82,7 +86,8 @@ def train(
     """CTC from random weights; (model, head). Products are bfloat16 where the processor has them: twice as fast; weights stay float32."""
     torch.manual_seed(0)
     model, head = WhisperModel(_config()), nn.Linear(WIDTH, len(alphabet) + 1)
-    trained = [p for p in (*model.encoder.parameters(), *head.parameters()) if p.requires_grad]
+    spectrum = nn.Linear(WIDTH, MELS)  # of use here only, not saved
+    trained = [p for p in (*model.encoder.parameters(), *head.parameters(), *spectrum.parameters()) if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
     number = {letter: index + 1 for index, letter in enumerate(alphabet)}
@@ -91,11 +96,12 @@ def train(
     for step in range(steps):
         packed = PACKED_SHARE if step < PACKED_UNTIL * steps else 0.0
         windows = [_window(clips, texts, draw, extractor.n_samples, packed) for _ in range(BATCH)]
-        labels = [[number[letter] for letter in text] for _, text in windows]
-        features_BMT = log_mel(extractor, [samples for samples, _ in windows])
+        labels = [[number[letter] for letter in window.text] for window in windows]
+        features_BMT = log_mel(extractor, [window.samples for window in windows])
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            logits_BFC = head(model.encoder(features_BMT).last_hidden_state)
-        loss = ctc_loss(
+            states_BFD = model.encoder(features_BMT).last_hidden_state
+            logits_BFC, spectra_BFM = head(states_BFD), spectrum(states_BFD)
+        reading = ctc_loss(
             logits_BFC.float().log_softmax(-1).transpose(0, 1),
             torch.tensor([n for row in labels for n in row]),
             torch.full((BATCH,), logits_BFC.shape[1]),
@@ -103,22 +109,50 @@ def train(
             blank=BLANK,
             zero_infinity=True,
         )
+        loss = reading + SPECTRUM_WEIGHT * spectrum_loss(spectra_BFM.float(), features_BMT, windows)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         schedule.step()
         if step % 50 == 49 or step == steps - 1:
-            print(f"encoder step {step + 1}/{steps} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
+            seconds = time.monotonic() - began
+            print(f"encoder step {step + 1}/{steps} loss {loss.item():.3f}, of CTC {reading.item():.3f}, {seconds:.0f} s", flush=True)
     return model.eval(), head
 
 
-def _window(
-    clips: Sequence[np.ndarray], texts: Sequence[str], draw: np.random.Generator, room: int, packed: float
-) -> tuple[np.ndarray, str]:
-    """(samples [T], text): one clip, or with probability `packed` as many as fit, with short pauses between."""
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Clips in a row: samples [T], what they say, and where each begins and ends, in samples."""
+
+    samples: np.ndarray
+    text: str
+    spans: list[tuple[int, int]]
+
+
+def spectrum_loss(spectra_BFM: Tensor, features_BMT: Tensor, windows: Sequence[Window]) -> Tensor:
+    """How far each frame's [M] is from the mean log-mel spectrum of the clip that it lies in; 1 for a guess that is the same for all clips.
+
+    Squared error per mel band over that band's variance between clips; pauses and padding count nothing.
+    """
+    frame = RATE * SECONDS // spectra_BFM.shape[1]  # samples that an encoder frame stands for
+    mels = features_BMT.shape[2] // spectra_BFM.shape[1]  # log-mel frames, likewise
+    given, wanted = [], []
+    for row, window in enumerate(windows):
+        for begin, end in window.spans:
+            first, last = begin // frame, max(begin // frame + 1, end // frame)
+            given.append(spectra_BFM[row, first:last])
+            wanted.append(features_BMT[row, :, first * mels : last * mels].mean(1))
+    targets_NM = torch.stack(wanted)
+    errors_NM = torch.stack([(spectra_FM - target_M).square().mean(0) for spectra_FM, target_M in zip(given, targets_NM, strict=True)])
+    return (errors_NM / targets_NM.var(0)).mean()
+
+
+def _window(clips: Sequence[np.ndarray], texts: Sequence[str], draw: np.random.Generator, room: int, packed: float) -> Window:
+    """One clip, or with probability `packed` as many as fit, with short pauses between."""
     first = int(draw.integers(len(clips)))
     parts, text, used = [clips[first]], texts[first], len(clips[first])
+    spans = [(0, used)]
     more = draw.random() < packed
     while more:
         pause, chosen = int(draw.uniform(0.05, 0.3) * RATE), int(draw.integers(len(clips)))
@@ -127,7 +161,8 @@ def _window(
         if more:
             parts += [np.zeros(pause, np.int16), clips[chosen]]
             text += " " + texts[chosen]
-    return np.concatenate(parts), text
+            spans.append((used - len(clips[chosen]), used))
+    return Window(np.concatenate(parts), text, spans)
 
 
 @torch.inference_mode()

@@ -35,11 +35,6 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def any_rank(flag: bool) -> bool:
-    """True on every rank if it is true on one."""
-    return bool(sum_over_ranks(torch.tensor(int(flag))).item()) if _live() else flag
-
-
 def from_rank_zero(value: Any) -> Any:
     """A small JSON-like value of rank 0, on every rank (encoded as UTF-8 JSON, never pickled)."""
     if not _live():

@@ -34,6 +34,11 @@ class Net(nn.Module):
         return ((self.head(torch.tanh(self.base(torch.tanh(self.projector(x_BD))))) - y_BD) ** 2).sum()
 
 
+def _any_rank(flag: bool) -> bool:
+    """True on every rank if it is true on one."""
+    return bool(dist.sum_over_ranks(torch.tensor(int(flag))).item())
+
+
 def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step * 1000 + index)
     x_BD = torch.randn(3 + (step + index) % 5, 33, generator=generator)
@@ -95,7 +100,7 @@ def nan(folder: Path, memory: str) -> None:
     before, norm = weights(engine), engine.grad_norm()
     run_step(engine, 1, poison=True)
     same, bad_norm, counts = (weights(engine) == before, engine.grad_norm(), [engine.skipped, engine.skipped_in_a_row, engine.adam_step()])
-    assert not dist.any_rank(engine.skipped != 1), "ranks disagree about the skipped step"
+    assert not _any_rank(engine.skipped != 1), "ranks disagree about the skipped step"
     run_step(engine, 2)
     finite = all(all(map(lambda v: v == v, values)) for values in weights(engine).values())
     answer(folder, {"same": same, "norm": norm, "bad": repr(bad_norm), "counts": counts, "finite": finite, "row": engine.skipped_in_a_row,
@@ -117,7 +122,7 @@ def keep(folder: Path) -> None:
         failed = False
     except OSError:
         failed = True
-    assert not dist.any_rank(not failed), "a rank did not hear of the failure"
+    assert not _any_rank(not failed), "a rank did not hear of the failure"
     found = checkpoint.latest(folder / "checkpoints")
     answer(folder, {"failed": failed, "latest": found.name if found else None})
 
@@ -143,7 +148,7 @@ def load(folder: Path, lm: str, whisper: str, dtype: str) -> None:
         reference = dict(theirs.named_buffers())
         differ += [n for n, b in ours.named_buffers() if not torch.equal(b, reference[n]) or b.dtype != reference[n].dtype]
         differ += [n for n, p in ours.named_parameters() if not is_partitioned(p)] + (["training mode"] if ours.training else [])
-    flag = dist.any_rank(bool(differ))
+    flag = _any_rank(bool(differ))
     answer(folder, {"differ": differ, "available": available, "any": flag})
 
 
