@@ -54,7 +54,8 @@ def main() -> None:
         ["user", "assistant"] * 50 + [part for one in sample for part in (*_plain(one), " " + one.answer)], args.out
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(_config(tokenizer))
+    # eager: the fused attention takes 0.27 s a backward pass in bfloat16 on a CPU, this 0.11 s (measured)
+    model: LlamaForCausalLM = AutoModelForCausalLM.from_config(_config(tokenizer), attn_implementation="eager")
     for number, phase in enumerate(PHASES):
         train(model, tokenizer, texts, tasks, number, *phase)
     model.eval()
