@@ -14,13 +14,13 @@ from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, merge,
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.core.table import Table
-from speechkd.core.types import SIGNALS
 from speechkd.data.plan import PlanConfig
+from speechkd.data.signals import SignalsConfig
 from speechkd.evaluation.task import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
-from speechkd.teachers.base import TeacherConfig
+from speechkd.teachers.base import TeacherConfig, gives, quoted
 from speechkd.teachers.prompts import PromptConfig
 from speechkd.tracking import TrackingConfig
 from speechkd.train.config import TrainConfig
@@ -108,15 +108,22 @@ class Recipe(Config):
             if role not in self.teachers:
                 raise ValueError(unknown_name("teacher role", role, self.teachers, f"train.regimes.{self.train.regime}"))
             backend = self.teachers[role].backend  # type: ignore[attr-defined]
-            gives = TEACHERS.get(backend).SIGNALS
-            for name in self.losses:
-                missing = LOSSES.get(name).NEED.signals - gives
-                if missing:
-                    others = sorted(n for n in LOSSES if not LOSSES.get(n).NEED.signals - gives)
+            can = TEACHERS.get(backend).SIGNALS
+            given = gives(self.teachers[role], backend, can)
+            for name, config in self.losses.items():
+                missing = LOSSES.get(name).NEED.signals - given
+                if missing & can:
                     raise ValueError(
-                        f"loss `{name}` needs {_list(missing)}, but teacher `{role}` ({backend}) gives {_list(gives)}; "
+                        f"loss `{name}` needs {quoted(missing)}, which teacher `{role}` ({backend}) can give but does not store: "
+                        f"declare `teachers.{role}.signals`"
+                    )
+                if missing:
+                    others = sorted(n for n in LOSSES if not LOSSES.get(n).NEED.signals - given)
+                    raise ValueError(
+                        f"loss `{name}` needs {quoted(missing)}, but teacher `{role}` ({backend}) gives {quoted(given)}; "
                         f"losses that it can feed: {', '.join(others)}"
                     )
+                _same_temperature(role, self.teachers[role].stores(), name, config)
         return self
 
     @model_validator(mode="after")
@@ -144,8 +151,15 @@ class Recipe(Config):
         return digest(data)
 
 
-def _list(names: frozenset[str]) -> str:
-    return ", ".join(f"`{name}`" for name in SIGNALS if name in names) or "nothing"
+def _same_temperature(role: str, stored: SignalsConfig, loss: str, config: LossConfig) -> None:
+    """Stored log-probs are at the capture temperature already; the student's must be at the same one."""
+    for signal in sorted(LOSSES.get(loss).NEED.signals & stored.names):
+        captured, wanted = getattr(getattr(stored, signal), "temperature", None), getattr(config, "temperature", None)
+        if captured is not None and wanted is not None and captured != wanted:
+            raise ValueError(
+                f"loss `{loss}` has temperature {wanted:g}, but teacher `{role}` stores `{signal}` at {captured:g}: "
+                f"set `losses.{loss}.temperature` or `teachers.{role}.signals.{signal}.temperature`"
+            )
 
 
 def resolve(path: Path, sets: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:

@@ -49,11 +49,36 @@ def read_header(path: Path) -> dict[str, Stored]:
             size = os.fstat(stream.fileno()).st_size
             if not 2 <= length <= min(HEADER_LIMIT, size - 8):
                 raise DataError(f"not a safetensors file: header of {length} bytes in a file of {size} ({path})")
-            header = json.loads(stream.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        return {name: _stored(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+            return _parse(path, stream.read(length), size)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise error if isinstance(error, DataError) else DataError(f"not a safetensors file: {error!r} ({path})") from None
+
+
+def _parse(path: Path, header: bytes, size: int) -> dict[str, Stored]:
+    entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+    return {name: _stored(path, name, entry, 8 + len(header), size) for name, entry in entries.items()}
+
+
+def tensors_in(data: bytes, prefix: str, label: str) -> dict[str, torch.Tensor]:
+    """From a safetensors file in memory, the tensors whose names begin with `prefix`, by what follows it; the others are not touched.
+
+    Raises DataError naming `label` if header and bytes do not agree.
+    """
+    where, length = Path(label), int.from_bytes(data[:8], "little")
+    try:
+        if not 2 <= length <= min(HEADER_LIMIT, len(data) - 8):
+            raise DataError(f"not a safetensors file: header of {length} bytes in {len(data)} ({label})")
+        found = _parse(where, data[8 : 8 + length], len(data))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise error if isinstance(error, DataError) else DataError(f"not a safetensors file: {error!r} ({label})") from None
+    return {name.removeprefix(prefix): _tensor(data, stored) for name, stored in found.items() if name.startswith(prefix)}
+
+
+def _tensor(data: bytes, stored: Stored) -> torch.Tensor:
+    if not stored.numel:
+        return torch.empty(stored.shape, dtype=stored.dtype)
+    end = stored.offset + stored.numel * stored.dtype.itemsize
+    return torch.frombuffer(bytearray(data[stored.offset : end]), dtype=stored.dtype).view(stored.shape)
 
 
 def _stored(path: Path, name: str, entry: dict[str, Any], start: int, size: int) -> Stored:

@@ -46,6 +46,19 @@ class Origin:
     temperature: float = 1.0
     """stored log-probs are already at this temperature"""
 
+    def unfit_for(self, student: Origin) -> str | None:
+        """Why signals of this origin cannot teach a student whose tokenizer, output width and loss temperature `student` says, or None.
+
+        A student whose output is wider (more padding) can be taught: the ids beyond are part of the tail.
+        """
+        if self.tokenizer != student.tokenizer:
+            return "was made with another tokenizer than the student's"
+        if self.vocab_size > student.vocab_size:
+            return f"has ids up to {self.vocab_size - 1}, the student's output ends at {student.vocab_size - 1}"
+        if self.temperature != student.temperature:
+            return f"holds log-probs at temperature {self.temperature:g}, the loss has temperature {student.temperature:g}"
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:

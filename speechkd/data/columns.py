@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,8 @@ import speechkd
 from speechkd.core.config import NAME_PATTERN, Config, build
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import digest, fsync_folder, read_json, write_json
+from speechkd.core.tensors import tensors_in
+from speechkd.core.types import Origin
 from speechkd.data.cards import is_name
 from speechkd.data.index import ShardSet, tar_path
 from speechkd.data.manifest import (
@@ -36,7 +38,11 @@ from speechkd.data.manifest import (
     write_parquet,
 )
 from speechkd.data.mapped import MappedTars
+from speechkd.data.signals import SignalsConfig, decode
 from speechkd.data.tar import ABSENT, Member, publishing_tar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Stop = Literal["eos", "length", "error"]
 STOPS: tuple[str, ...] = get_args(Stop)
@@ -78,6 +84,10 @@ class Turn:
     """why, where `stop` is "error" """
 
 
+TurnSignals = Mapping[tuple[str, str], Mapping[str, "Tensor"]]
+"""By (key, turn) and signal: tensors as `data.signals` encodes them."""
+
+
 class ColumnSpec(Config):
     """What a column is made with. Its digest is part of every receipt: another spec is another column."""
 
@@ -89,15 +99,47 @@ class ColumnSpec(Config):
     tokenizer: str
     """sha256 of the tokenizer's vocabulary and rules"""
     vocab_size: int = Field(ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    signals: list[str] = []
-    """names of the tensors that a turn may have beside its response"""
+    """ids are 0 .. vocab_size - 1: the width of the teacher's output, which may be padded beyond the tokenizer's"""
+    signals: SignalsConfig = SignalsConfig()
+    """what every finished or cut turn has beside its response, and in which precision"""
     settings: dict[str, Any] = {}
 
     @property  # not cached: a changed copy of a model would carry the old one along
     def digest(self) -> str:
         """sha256 over the whole spec."""
         return digest(self.model_dump(mode="json"))
+
+    def differs_from(self, wanted: ColumnSpec) -> list[str]:
+        """Each setting in which this column is not the `wanted` one, in words; long ones (template, tokenizer) by name only."""
+        out = []
+        mine, other = _flat(self.model_dump(mode="json", exclude={"name"})), _flat(wanted.model_dump(mode="json", exclude={"name"}))
+        for key in sorted(mine.keys() | other.keys()):
+            have, want = mine.get(key), other.get(key)
+            if have == want:
+                continue
+            short = isinstance(have, (int, float, bool, type(None))) and isinstance(want, (int, float, bool, type(None)))
+            out.append(f"`{key}` {_said(have)}, the recipe has {_said(want)}" if short else f"another `{_WORDS.get(key, key)}`")
+        return out
+
+    def origin(self, signal: str) -> Origin:
+        """What the stored log-probs of `signal` are bound to."""
+        temperature = getattr(getattr(self.signals, signal), "temperature", 1.0)
+        return Origin(tokenizer=self.tokenizer, vocab_size=self.vocab_size, temperature=temperature)
+
+
+_WORDS = {"prompt": "template", "teacher.fingerprint": "teacher.model"}
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; lists are values."""
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        out |= _flat(inner, f"{before}{key}.") if isinstance(inner, Mapping) else {f"{before}{key}": inner}
+    return out
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class ColumnWriter:
@@ -143,24 +185,24 @@ class ColumnWriter:
         self,
         shard: int,
         turns: Mapping[str, Sequence[Turn]],
-        signals: Mapping[tuple[str, str], Mapping[str, np.ndarray]] | None = None,
+        signals: TurnSignals | None = None,
     ) -> None:
-        """Publish one shard: `turns` by sample key, `signals` by (key, turn) and name. Samples without turns are simply absent.
+        """Publish one shard: `turns` by sample key, `signals` of every turn that is no error. Samples without turns are simply absent.
 
-        Raises ValueError for a key that the base shard does not have, a turn given twice, ids outside the vocabulary, an undeclared signal.
+        Raises ValueError for a key that the base shard does not have, a turn given twice, ids outside the vocabulary, signals that are not
+        the declared ones.
         """
         first, end = self.shards.starts[shard], self.shards.starts[shard + 1]
         keys: list[str] = self.shards.table["key"].slice(first, end - first).to_pylist()
         self._check(shard, keys, turns, signals or {})
         self._receipts.do(shard, lambda: self._write(shard, keys, turns, signals or {}))
 
-    def _check(
-        self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
-    ) -> None:
+    def _check(self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: TurnSignals) -> None:
         strange = set(turns) - set(keys)
         if strange:
             raise ValueError(f"column {self.spec.name}, shard {shard}: `{min(strange)}` is no key of this shard")
-        examples = set()
+        examples: set[tuple[str, str]] = set()
+        answered: set[tuple[str, str]] = set()
         for key, answers in turns.items():
             for turn in answers:
                 where = f"column {self.spec.name}, `{key}`, turn `{turn.turn}`"
@@ -171,14 +213,15 @@ class ColumnWriter:
                 if turn.tokens and not (0 <= min(turn.tokens) and max(turn.tokens) < self.spec.vocab_size):
                     raise ValueError(f"{where}: a token id is outside 0 .. {self.spec.vocab_size - 1}")
                 examples.add((key, turn.turn))
-        for example, tensors in signals.items():
-            if example not in examples or not set(tensors) <= set(self.spec.signals):
-                raise ValueError(f"column {self.spec.name}: signals {sorted(tensors)} of {example} have no turn or are not declared")
+                if turn.stop != "error" and turn.tokens:
+                    answered.add((key, turn.turn))
+        for example in set(signals) | examples:
+            tensors = signals.get(example, {})
+            if example not in examples or set(tensors) != (self.spec.signals.names if example in answered else set()):
+                raise ValueError(f"column {self.spec.name}: {sorted(tensors)} of {example} are not the declared ones, or of no turn")
 
-    def _write(
-        self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
-    ) -> None:
-        from safetensors.numpy import save
+    def _write(self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: TurnSignals) -> None:
+        from safetensors.torch import save
 
         rows: list[dict[str, Any]] = []
         tar_name, parquet_name = (f"{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet"))
@@ -189,7 +232,7 @@ class ColumnWriter:
                     continue
                 response = tar.add(key, "response.json", json_bytes([asdict(turn) for turn in answers]))
                 tensors = {
-                    f"{turn.turn}.{name}": np.ascontiguousarray(value)
+                    f"{turn.turn}.{name}": value.contiguous()
                     for turn in answers
                     for name, value in sorted(signals.get((key, turn.turn), {}).items())
                 }
@@ -198,6 +241,7 @@ class ColumnWriter:
             tar_entry = {"sha256": tar.close(), "bytes": tar.bytes}
         parquet_entry = write_parquet(self.root / parquet_name, pa.Table.from_pylist(rows, schema=COLUMN_SCHEMA))
         facts = {"examples": len(rows), "tokens": sum(row["tokens"] for row in rows)}
+        facts["signals_bytes"] = sum(size for _, size in {(row["signals_offset"], row["signals_bytes"]) for row in rows})
         facts |= {f"stop_{stop}": sum(row["stop"] == stop for row in rows) for stop in STOPS}
         self._receipts.write(shard, {tar_name: tar_entry, parquet_name: parquet_entry}, facts)
 
@@ -263,9 +307,8 @@ def _row(key: str, row: int, position: int, turn: Turn, response: Member, signal
 
 
 def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Path) -> str:
-    one, other = present.model_dump(mode="json"), given.model_dump(mode="json")
-    keys = ", ".join(f"`{key}`" for key in one if one[key] != other[key])
-    return f"column `{given.name}` was made with another {keys}: give this one another name, or remove `{root}`"
+    changes = "; ".join(present.differs_from(given))
+    return f"column `{given.name}` was made with {changes}: give this one another name, or remove `{root}`"
 
 
 def open_column(shards: ShardSet, name: str) -> Column:
@@ -328,15 +371,21 @@ class Column:
         turns = json.loads(data)
         return Turn(**turns[self._places["position"][row]])
 
-    def signals(self, row: int) -> dict[str, np.ndarray]:
-        """The tensors of example `row`, by signal name; empty where there are none. Raises DataError naming tar and member."""
-        from safetensors.numpy import load
+    def signals(self, row: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """What example `row` has beside its response, as losses are given it (`data.signals.decode`); only `names` where given.
 
-        if not self._places["signals_bytes"][row]:
+        Empty for a turn that is an error or has no token. Raises DataError naming tar and member.
+        """
+        wanted = self.spec.signals.names if names is None else self.spec.signals.names.intersection(names)
+        if not wanted or self.table["stop"][row].as_py() == "error" or not self.table["tokens"][row].as_py():
             return {}
-        prefix = f"{self.table['turn'][row].as_py()}."
-        tensors = load(self._member(row, "signals_", "signals.safetensors"))
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        label = f"{self.root}/{shard_name(self._places['shard'][row])}.tar: member `{self.key_of(row)}.signals.safetensors`"
+        turn = self.table["turn"][row].as_py()
+        try:
+            tensors = tensors_in(self._member(row, "signals_", "signals.safetensors"), f"{turn}.", label)
+            return decode(self.spec.signals, wanted, tensors, self.table["tokens"][row].as_py(), self.spec.vocab_size)
+        except DataError as error:
+            raise error if str(self.root) in str(error) else DataError(f"{label}: turn `{turn}` {error}") from None
 
     def _member(self, row: int, part: str, suffix: str) -> bytes:
         place = self._places

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from speechkd.data.flac import decode_flac
 from speechkd.data.index import ShardSet, tar_path
 from speechkd.data.plan import PlanSource
 from speechkd.data.tar import Member
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +38,21 @@ class Example:
     text: str
     tokens: list[int]
     stop: str
-    signals: dict[str, np.ndarray]
+    signals: dict[str, Tensor]
+    """at the predicting positions, one row per token; names are fields of `losses.Supervision`"""
 
 
 class Reader:
     """Random access to the samples of a version and the examples of one column. Opens nothing before the first read; pickles small."""
 
-    def __init__(self, shards: ShardSet, column: Column | None = None) -> None:
+    def __init__(self, shards: ShardSet, column: Column | None = None, signals: frozenset[str] | None = None) -> None:
+        """`signals`: those of the column that are read; None: all that it has."""
         if column is not None and column.manifest["base"] != shards.digest:
             raise InputError(f"column `{column.name}` belongs to other shards than {shards.dataset}/{shards.version}")
-        self.shards, self.column = shards, column
+        self.shards, self.column, self.signals = shards, column, signals
 
-    def __getstate__(self) -> dict[str, ShardSet | Column | None]:
-        return {"shards": self.shards, "column": self.column}
+    def __getstate__(self) -> dict[str, ShardSet | Column | frozenset[str] | None]:
+        return {"shards": self.shards, "column": self.column, "signals": self.signals}
 
     @cached_property
     def _places(self) -> dict[str, np.ndarray]:
@@ -79,7 +85,7 @@ class Reader:
             text=turn.text,
             tokens=turn.tokens,
             stop=turn.stop,
-            signals=self.column.signals(row),
+            signals=self.column.signals(row, self.signals),
         )
 
     def source(

@@ -17,6 +17,7 @@ LOSSES: Table[Loss] = Table(
         "layer_wise": "speechkd.losses.layer_wise:LOSS",
         "output_alignment": "speechkd.losses.output_alignment:LOSS",
         "response_ce": "speechkd.losses.response_ce:LOSS",
+        "sampled_kd": "speechkd.losses.sampled_kd:LOSS",
         "topk_kl": "speechkd.losses.topk_kd:LOSS",
     },
 )

@@ -71,9 +71,11 @@ class Supervision:
     logp_TK: Tensor | None = None
     """signal `topk`, at the capture temperature"""
     tail_logp_T: Tensor | None = None
-    ids_TN: Tensor | None = None
-    weights_TN: Tensor | None = None
-    """signal `sampled`"""
+    sampled_ids_TN: Tensor | None = None
+    sampled_weights_TN: Tensor | None = None
+    """signal `sampled`: different ids in a row; a slot of weight 0 is empty"""
+    hidden_TLE: Tensor | None = None
+    """signal `hidden`, as stored: layers in the order of the column's settings"""
     teacher_TE: Tensor | None = None
     teacher_weight_UE: Tensor | None = None
     """signal `dense`: the teacher's final hidden states and its head; its logits are rebuilt chunk by chunk"""

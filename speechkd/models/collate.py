@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ class Row:
     response: Sequence[int]
     samples_T: np.ndarray | None
     """16 kHz mono float32; None for a text-only example"""
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """teacher signals by `losses.Supervision` field, one row per response token"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Collator:
     positions: Callable[[int], int]
     window_frames: int
     sample_rate: int = 16_000
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """of each signal that batches carry, one row [1, ...] of zeros: stands in where a batch, or an example in it, has none"""
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Collate; no rows give an empty micro-batch (dummy clip, dummy token, count 0)."""
@@ -69,7 +73,23 @@ class Collator:
             audio_from_A=torch.cat(audio_from) if audio_from else none,
             response_T=torch.cat(response),
             mask_T=torch.full((max(1, supervised),), supervised > 0),
-            signals={},
+            signals={name: self._signal(name, zero, rows) for name, zero in self.signals.items()},
             examples=len(rows),
             seconds=sum(c.size for c in clips) / self.sample_rate,
         )
+
+    def _signal(self, name: str, zero: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Rows of all examples under each other, narrower ones (fewer sampled ids) filled up with zeros."""
+        parts = [row.signals.get(name, zero.expand(len(row.response), *zero.shape[1:])) for row in rows if row.response]
+        if not parts:
+            return zero
+        if zero.dim() == 1:
+            return torch.cat(parts)
+        width = max(part.shape[1] for part in parts)
+        whole = [part if part.shape[1] == width else torch.nn.functional.pad(part, _pad_second(part, width)) for part in parts]
+        return torch.cat(whole)
+
+
+def _pad_second(tensor: Tensor, width: int) -> tuple[int, ...]:
+    """`pad`'s argument (from the last dimension backwards) that makes dimension 1 `width` wide."""
+    return (0, 0) * (tensor.dim() - 2) + (0, width - tensor.shape[1])

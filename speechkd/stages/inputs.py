@@ -12,7 +12,7 @@ from speechkd.data.columns import ColumnSpec
 from speechkd.data.index import ShardSet, open_shards
 from speechkd.evaluation.task import Question, questions
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.pretrained import fingerprint
+from speechkd.models.pretrained import fingerprint, read_config, resolve
 from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import CorpusConfig, Recipe
 
@@ -70,21 +70,43 @@ def open_prompt(recipe: Recipe) -> Prompt:
     return Prompt(path.read_text(encoding="utf-8").rstrip("\n"), load_tokenizer(recipe.student.llm), str(path))
 
 
+def student_vocabulary(recipe: Recipe) -> int:
+    """Width of the student's output, from its configuration alone."""
+    width: int = read_config(resolve(recipe.student.llm, weights=False)).get_text_config().vocab_size
+    return width
+
+
+def other_column(corpus: Corpus, role: str, spec: ColumnSpec) -> str:
+    """One line on why a corpus has no column of this spec: what the nearest one of the same role was made with instead."""
+    found = []
+    for name in corpus.shards.column_names():
+        if name.startswith(f"{role}-"):
+            changes = corpus.shards.column(name).spec.differs_from(spec)
+            found.append((len(changes), name, changes))
+    todo = "run `speechkd teach` on this recipe"
+    if not found:
+        return f"corpus `{corpus.card.name}` lacks column `{spec.name}` of teacher `{role}`: {todo}"
+    _, name, changes = min(found)
+    return f"corpus `{corpus.card.name}` has column `{name}` of teacher `{role}`, made with {'; '.join(changes)}: {todo}, or change it back"
+
+
 def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
     """What the column of a teacher role is made of; its name ends in a digest of all of it, so other settings are another column."""
     config = recipe.teachers[role]
-    teacher = config.identity()
-    backend = teacher["backend"]
+    identity = config.identity()
+    backend, signals = identity["backend"], config.stores()
+    teacher = {name: value for name, value in identity.items() if name != "signals"}
     if "model" in teacher and not config.REMOTE:
         teacher["fingerprint"] = fingerprint(teacher["model"])
     asked = recipe.prompt.model_dump(mode="json", exclude={"template"})
     tokenizer = tokenizer_digest(prompt.tokenizer)
-    made_of = digest([teacher, asked, prompt.text, tokenizer])[:8]
+    made_of = digest([teacher, signals.model_dump(mode="json"), asked, prompt.text, tokenizer])[:8]
     return ColumnSpec(
         name=f"{role}-{backend}-{Path(recipe.prompt.template).stem}-{made_of}",
         teacher=teacher,
         prompt=prompt.text,
         tokenizer=tokenizer,
-        vocab_size=len(prompt.tokenizer),
+        vocab_size=max(len(prompt.tokenizer), config.output_width()),
+        signals=signals,
         settings=asked,
     )

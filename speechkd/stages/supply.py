@@ -6,15 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
+import torch
+from torch import Tensor
+
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import derive
-from speechkd.core.types import Batch
+from speechkd.core.types import Batch, Origin
+from speechkd.data.columns import Column
 from speechkd.data.plan import ExampleRef, Plan, PlanSource
 from speechkd.data.reader import Reader
+from speechkd.losses import LOSSES
 from speechkd.models.collate import Collator, Row
 from speechkd.models.prompt import Prompt, StudentPrompt, tokenizer_digest
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import Corpus, column_spec, open_corpora
+from speechkd.stages.inputs import Corpus, column_spec, open_corpora, other_column, student_vocabulary
 from speechkd.train.schedule import Schedule, Segment
 
 
@@ -30,24 +35,40 @@ class Supply:
 
 
 def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
-    """The columns of the chosen regime. Raises InputError where one is missing or bound to another tokenizer."""
+    """The columns of the chosen regime, reading the signals that its losses need.
+
+    Raises InputError where one is missing, is not what the recipe describes, or is bound to another student.
+    """
     supplies = []
     corpora = open_corpora(recipe)
     for role in recipe.train.roles:
         spec = column_spec(recipe, role, prompt)
+        signals = spec.signals.names & frozenset(name for loss in recipe.losses for name in LOSSES.get(loss).NEED.signals)
         for corpus in corpora:
             if not corpus.config.weight(role):
                 continue
             if spec.name not in corpus.shards.column_names():
-                raise InputError(
-                    f"corpus `{corpus.card.name}` lacks column `{spec.name}` of teacher `{role}`: run `speechkd teach` on this recipe"
-                )
+                raise InputError(other_column(corpus, role, spec))
             column = corpus.shards.column(spec.name)
-            if column.spec.tokenizer != tokenizer_digest(prompt.tokenizer):
-                raise InputError(f"column `{spec.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`)")
-            reader = Reader(corpus.shards, column)
+            if changes := column.spec.differs_from(spec):
+                raise InputError(f"column `{spec.name}` of corpus `{corpus.card.name}` was made with {'; '.join(changes)}")
+            _check_origin(recipe, column, prompt)
+            reader = Reader(corpus.shards, column, signals)
             supplies.append(Supply(role, corpus, reader, reader.source(role, corpus.config.train_split, stops=("eos",))))
     return supplies
+
+
+def _check_origin(recipe: Recipe, column: Column, prompt: Prompt) -> None:
+    """Log-probs over other ids, or at another temperature, than the student's would train in silence."""
+    tokenizer = tokenizer_digest(prompt.tokenizer)
+    if column.spec.tokenizer != tokenizer:
+        raise InputError(f"column `{column.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`)")
+    for loss, config in recipe.losses.items():
+        for signal in sorted(LOSSES.get(loss).NEED.signals & column.spec.signals.names & {"topk", "sampled"}):
+            width = student_vocabulary(recipe)
+            student = Origin(tokenizer=tokenizer, vocab_size=width, temperature=getattr(config, "temperature", 1.0))
+            if reason := column.spec.origin(signal).unfit_for(student):
+                raise InputError(f"column `{column.name}`: signal `{signal}` {reason} (loss `{loss}`)")
 
 
 def make_schedule(recipe: Recipe, supplies: Sequence[Supply]) -> Schedule:
@@ -66,6 +87,7 @@ def make_loader(supplies: Sequence[Supply], prompt: Prompt, collator: Collator) 
     """A function from one micro-batch of the plan to a collated batch, for any number of threads. Questions repeat: their ids are kept."""
     asked: dict[str, StudentPrompt] = {}
     asking = Lock()  # a tokenizer serves one thread at a time
+    collator = replace(collator, signals=_zeros(supplies))
 
     def load(refs: Sequence[ExampleRef]) -> Batch:
         rows = []
@@ -75,7 +97,22 @@ def make_loader(supplies: Sequence[Supply], prompt: Prompt, collator: Collator) 
                 if example.question not in asked:
                     asked[example.question] = prompt.student(example.question)
                 around = asked[example.question]
-            rows.append(Row(around.before, around.after, example.tokens, example.samples_T))
+            rows.append(Row(around.before, around.after, example.tokens, example.samples_T, example.signals))
         return collator(rows)
 
     return load
+
+
+def _zeros(supplies: Sequence[Supply]) -> dict[str, Tensor]:
+    """One row of zeros of every signal that is read, so that a batch without examples has the same tensors as one with."""
+    zeros: dict[str, Tensor] = {}
+    for supply in supplies:
+        column = supply.reader.column
+        assert column is not None, "a supply reads a column"
+        for name, tensor in column.signals(int(supply.source.rows()[0]), supply.reader.signals).items():
+            zero = torch.zeros(1, *tensor.shape[1:], dtype=tensor.dtype)
+            if name in zeros and zeros[name].shape != zero.shape and not name.startswith("sampled"):
+                shapes = f"{list(zeros[name].shape[1:])} and {list(zero.shape[1:])} a token"
+                raise InputError(f"columns of one recipe must store equal shapes of `{name}`, have {shapes}")
+            zeros[name] = zero
+    return zeros

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import claimed
 from speechkd.core.log import progress, say
-from speechkd.data.columns import Column, ColumnSpec, ColumnWriter, Turn
+from speechkd.data.columns import Column, ColumnSpec, ColumnWriter, Turn, TurnSignals
 from speechkd.data.manifest import shard_name
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import Corpus, column_spec, open_corpora, open_prompt
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
-from speechkd.teachers.base import Answer, Request, Teacher, TeacherConfig
+from speechkd.teachers.base import Answer, Request, Scoring, Teacher, TeacherConfig
 from speechkd.teachers.prompts import reading, requests
 
 
@@ -82,7 +82,10 @@ class _Work:
         mine = [shard for shard in self.writer.missing() if shard % parts == part]
         total = self.corpus.shards.shards
         for shard in progress(self._claimable(mine), f"teach {self.role}", total=total, start=total - len(mine)):
-            self.writer.write_shard(shard, self._answers(shard))
+            asked = self._asked(shard)
+            answers = answer_all(self.teacher, [request for request, _ in asked], [key for _, key in asked], self._journal(shard))
+            answered = [(request, answer) for (request, _), answer in zip(asked, answers, strict=True)]
+            self.writer.write_shard(shard, _turns(answered), self._signals(answered))
         left = self.writer.missing()
         if left:
             say(f"teach: column {self.spec.name} still lacks {len(left)} shards; the partition that writes the last one publishes")
@@ -117,14 +120,14 @@ class _Work:
             if self.teacher.accepts(request)
         ]
 
-    def _answers(self, shard: int) -> dict[str, list[Turn]]:
-        asked = self._asked(shard)
-        answers = answer_all(self.teacher, [request for request, _ in asked], [key for _, key in asked], self._journal(shard))
-        turns: dict[str, list[Turn]] = {}
-        for (request, _), answer in zip(asked, answers, strict=True):
-            turn = Turn(request.turn, request.question, answer.text, answer.tokens, answer.prompt_tokens, answer.stop, answer.reason)
-            turns.setdefault(request.key, []).append(turn)
-        return turns
+    def _signals(self, answered: Sequence[tuple[Request, Answer]]) -> TurnSignals:
+        """What the recipe stores beside the responses, scored again at every attempt: one forward pass is cheaper than journaling it."""
+        if not self.spec.signals.names:
+            return {}
+        teacher = self.teacher
+        assert isinstance(teacher, Scoring), "the recipe lets only backends that score declare signals"
+        scored = teacher.score([request for request, _ in answered], [answer for _, answer in answered])
+        return {(request.key, request.turn): tensors for (request, _), tensors in zip(answered, scored, strict=True) if tensors}
 
     def _journal(self, shard: int) -> AnswerJournal:
         return AnswerJournal(self.writer.root / "answers" / f"{shard_name(shard)}.jsonl")
@@ -148,3 +151,12 @@ class _Work:
             journal.forget_failed([key for _, key in asked])
         self.writer.withdraw(failed)
         say(f"teach: column {column.name}: asking again for what failed or was cut in {len(failed)} shards")
+
+
+def _turns(answered: Sequence[tuple[Request, Answer]]) -> dict[str, list[Turn]]:
+    """Answers by sample key, as a column stores them."""
+    turns: dict[str, list[Turn]] = {}
+    for request, answer in answered:
+        turn = Turn(request.turn, request.question, answer.text, answer.tokens, answer.prompt_tokens, answer.stop, answer.reason)
+        turns.setdefault(request.key, []).append(turn)
+    return turns

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from speechkd.core.config import Config
-from speechkd.core.types import Metadata
+from speechkd.core.errors import InputError
+from speechkd.core.types import SIGNALS, Metadata
+from speechkd.data.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Stop = Literal["eos", "length", "error"]
 
@@ -24,6 +29,14 @@ class TeacherConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What the answers depend on, as JSON."""
         return self.model_dump(mode="json", exclude=set(self.OPERATIONAL))
+
+    def stores(self) -> SignalsConfig:
+        """What is stored beside the response."""
+        return SignalsConfig()
+
+    def output_width(self) -> int:
+        """How many ids the teacher's output has, where that is known without loading it; otherwise 0."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,19 @@ class Answer:
     reason: str = ""
 
 
+def gives(config: TeacherConfig, backend: str, can: frozenset[str]) -> frozenset[str]:
+    """The signals that a column of this block holds. Raises InputError for one that the backend cannot give."""
+    asked = config.stores().names
+    if not asked <= can:
+        raise InputError(f"backend `{backend}` cannot give {quoted(asked - can)}; it gives {quoted(can)}")
+    return asked | {"response"}
+
+
+def quoted(signals: frozenset[str]) -> str:
+    """Names of signals for a message, in the order of SIGNALS."""
+    return ", ".join(f"`{name}`" for name in SIGNALS if name in signals) or "nothing"
+
+
 class Teacher(Protocol):
     """A backend. Answers come in request order; a batch is a function of the requests alone, so that a redone shard is the same."""
 
@@ -64,6 +90,14 @@ class Teacher(Protocol):
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests, in order."""
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A backend that can say how likely given answers are: only such a one may declare signals."""
+
+    def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
+        """The declared signals of answers that may come from storage, as `data.signals` encodes them; empty for an error."""
 
 
 class TeacherType(Protocol):

@@ -1,18 +1,26 @@
-"""A transformers LLM in this process: reads metadata in the audio span and answers greedily (wong26a section 3.1)."""
+"""A transformers LLM in this process: reads metadata in the audio span; answers greedily (wong26a section 3.1); scores answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from speechkd.core.errors import InputError
-from speechkd.models.pretrained import load_causal_lm
+from speechkd.data.signals import SignalsConfig
+from speechkd.models.exported import load_tokenizer
+from speechkd.models.pretrained import load_causal_lm, read_config, resolve
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request, TeacherConfig
 from speechkd.teachers.prompts import reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from speechkd.teachers.scoring import Scorer
 
 
 class HfLocalConfig(TeacherConfig):
@@ -23,22 +31,39 @@ class HfLocalConfig(TeacherConfig):
     fields: list[str]
     max_new_tokens: int = Field(256, ge=1)
     batch_size: int = Field(64, ge=1)
+    """most rows of a batch"""
+    batch_tokens: int = Field(1 << 18, ge=1)
+    """most positions of a batch, padding and tokens to come included: the bound of its key-value cache"""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device_map: str | None = None
     """"auto" spreads a model that is larger than one GPU; unset uses one device"""
+    signals: SignalsConfig = SignalsConfig()
+    """what is stored beside the response"""
+
+    def stores(self) -> SignalsConfig:
+        """The block's `signals`."""
+        return self.signals
+
+    def output_width(self) -> int:
+        """Width of the model's output, from its configuration alone."""
+        width: int = read_config(resolve(self.model, weights=False)).get_text_config().vocab_size
+        return width
 
 
 class HfLocalTeacher:
-    """Batched greedy decoding. Batches are length-sorted within the requests given (one shard): same shard, same batches, same bytes."""
+    """Batched greedy decoding and scoring. Batches are a function of the requests given (a shard): same shard, same batches, same bytes."""
 
     Config = HfLocalConfig
-    SIGNALS = frozenset({"response"})
+    SIGNALS = frozenset({"response", "topk", "sampled", "hidden"})
 
     def __init__(self, config: HfLocalConfig, prompt: Prompt) -> None:
+        """Raises InputError for a model that cannot be loaded, or whose tokenizer is not the student's."""
         import torch
         from transformers import AutoModelForCausalLM
 
         self.config, self.prompt = config, prompt
+        if load_tokenizer(config.model).get_vocab() != prompt.tokenizer.get_vocab():
+            raise InputError(f"teacher `{config.model}` has another tokenizer than the student (teachers: model)")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, config.dtype)
         if config.device_map is None:
@@ -54,18 +79,55 @@ class HfLocalTeacher:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests greedily, in request order."""
-        prompts = [self.prompt.teacher(r.question, reading(r, self.config.fields)) for r in requests]
+        prompts = self._prompts(requests)
         # By turn, then by prompt length: rows of a batch end at about the same token, so little is decoded past the end.
         order = sorted(range(len(requests)), key=lambda i: (requests[i].turn, len(prompts[i]), requests[i].key))
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), self.config.batch_size):
-            batch = order[start : start + self.config.batch_size]
+        for batch in self._batches(order, [len(prompt) + self.config.max_new_tokens for prompt in prompts]):
             for index, tokens in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
                 stop = self.prompt.end_of_turn
                 ended = stop in tokens
                 kept = tokens[: tokens.index(stop) + 1] if ended else tokens
                 answers[index] = Answer(self.prompt.decode(kept), kept, len(prompts[index]), "eos" if ended else "length")
         return [answers[i] for i in range(len(requests))]
+
+    def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
+        """Teacher-force the answers behind their prompts; batches by length, which is known here, so that hardly anything is padding."""
+        from speechkd.teachers.scoring import Forced
+
+        prompts = self._prompts(requests)
+        lengths = [len(prompt) + len(answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)]
+        whole = [i for i, answer in enumerate(answers) if answer.stop != "error" and answer.tokens]
+        order = sorted(whole, key=lambda i: (lengths[i], requests[i].key, requests[i].turn))
+        out: list[Mapping[str, Tensor]] = [{} for _ in requests]
+        for batch in self._batches(order, lengths):
+            forced = [Forced(prompts[i], answers[i].tokens, f"{requests[i].key}.{requests[i].turn}") for i in batch]
+            for index, signals in zip(batch, self._scorer.score(forced), strict=True):
+                out[index] = signals
+        return out
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        from speechkd.teachers.scoring import Scorer
+
+        return Scorer(self.model, self.config.signals)
+
+    def _prompts(self, requests: Sequence[Request]) -> list[list[int]]:
+        return [self.prompt.teacher(r.question, reading(r, self.config.fields)) for r in requests]
+
+    def _batches(self, order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """`order` cut into batches of at most `batch_size` rows and `batch_tokens` positions, padding included; each at least one row."""
+        batch: list[int] = []
+        longest = 0
+        for index in order:
+            grown = max(longest, lengths[index])
+            if batch and (len(batch) == self.config.batch_size or grown * (len(batch) + 1) > self.config.batch_tokens):
+                yield batch
+                batch, grown = [], lengths[index]
+            batch.append(index)
+            longest = grown
+        if batch:
+            yield batch
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         import torch

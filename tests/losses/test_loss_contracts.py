@@ -13,6 +13,7 @@ from speechkd.core.types import LossOut
 from speechkd.kernels import chunks, linear_cross_entropy, linear_kl, linear_topk_kl
 from speechkd.losses import divergences
 from speechkd.losses.response_ce import response_ce
+from speechkd.losses.sampled_kd import sampled_ce
 from speechkd.losses.topk_kd import topk_kl
 
 V, D, E, K = 37, 5, 7, 6  # V is no multiple of anything
@@ -42,6 +43,8 @@ class Signals:
     ids_TK: Tensor
     logp_TK: Tensor
     tail_T: Tensor
+    weights_TN: Tensor
+    """of the same ids, as if drawn; the last slot is empty"""
 
     def at(self, rows: slice) -> Signals:
         return Signals(*(getattr(self, f.name)[rows] for f in fields(self)))
@@ -55,7 +58,9 @@ def signals(T: int, dtype: torch.dtype = torch.float64, softcap: float | None = 
     hidden = torch.randn(T, D, generator=g, dtype=torch.float64).to(dtype)
     logits = hidden @ head(D, dtype).T
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-    return Signals(hidden, logits, torch.randint(V, (T,), generator=g), *bucket_of(logits))
+    top = bucket_of(logits)
+    weights = torch.cat([torch.rand(T, K - 1, generator=g, dtype=torch.float64), torch.zeros(T, 1, dtype=torch.float64)], 1)
+    return Signals(hidden, logits, torch.randint(V, (T,), generator=g), *top, weights.to(dtype))
 
 
 Run = Callable[[Tensor, Signals, Tensor], LossOut]
@@ -94,6 +99,7 @@ def cases() -> dict[str, Case]:
         "skew_kl": Case(lambda x, s, m: divergences.skew_kl(x, s.logits_TV, m, TEMPERATURE), True),
         "skew_reverse_kl": Case(lambda x, s, m: divergences.skew_reverse_kl(x, s.logits_TV, m, TEMPERATURE), True),
         "response_ce": Case(lambda x, s, m: response_ce(x, s.targets_T, m), True, divergence=False),
+        "sampled_ce": Case(lambda x, s, m: sampled_ce(x, s.ids_TK, s.weights_TN, m, TEMPERATURE), True, divergence=False),
     }
     for tail in ("bucket", "renormalise", "ignore"):
         given: Run = lambda x, s, m, tail=tail: topk_kl(x, s.ids_TK, s.logp_TK, m, s.tail_T, TEMPERATURE, tail)  # type: ignore[misc]
@@ -166,7 +172,7 @@ def test_masked_rows_count_nothing_whatever_stands_in_them(case: Case) -> None:
     s, mask, x = signals(5, softcap=case.softcap), mask_of(5), case.student(5)
     clean = case.run(x, s, mask)
     (clean_grad,) = torch.autograd.grad(clean.total, x)
-    for tensor in (s.hidden_TD, s.logits_TV, s.logp_TK, s.tail_T):
+    for tensor in (s.hidden_TD, s.logits_TV, s.logp_TK, s.tail_T, s.weights_TN):
         tensor[~mask] = torch.nan
     s.targets_T[~mask], s.ids_TK[~mask] = -100, 10**6
     dirty = x.detach().clone()

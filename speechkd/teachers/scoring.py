@@ -1,0 +1,182 @@
+"""Teacher-forcing: signals of responses that are already known, in one forward pass per batch and never with [T, V] logits in memory.
+
+A batch is right-padded prompts and responses. The model's blocks run once; then only the positions that predict a response token reach
+the head, a chunk of rows at a time (`kernels.chunks.rows_per_chunk`), and of a chunk only what is stored is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speechkd.core.errors import InputError
+from speechkd.core.seeds import derive
+from speechkd.data.signals import HiddenStore, SampledStore, SignalsConfig, encode_sampled, encode_topk
+from speechkd.kernels.chunks import rows_per_chunk
+from speechkd.kernels.logits import soft_cap
+
+Stored = dict[str, Tensor]
+"""Signal -> encoded tensor of one example"""
+
+
+class Forced(NamedTuple):
+    """One response to score."""
+
+    prompt: list[int]
+    response: list[int]
+    name: str
+    """what the example is called: its draws are a function of it, not of the batch that it is in"""
+
+
+class Scorer:
+    """Signals of a causal LM of transformers on given responses."""
+
+    def __init__(self, model: Any, signals: SignalsConfig) -> None:
+        """Raises InputError for layers that the model does not have, and for a model whose logits are not its head on its last states."""
+        self.model, self.signals = model.eval(), signals
+        config = model.config.get_text_config()
+        self.vocabulary: int = config.vocab_size
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        if signals.hidden is not None and signals.hidden.layers[-1] > config.num_hidden_layers:
+            layers, last = signals.hidden.layers, config.num_hidden_layers
+            raise InputError(f"the teacher has states 0 to {last} (0: embeddings), asked for {layers} (signals.hidden.layers)")
+        if signals.topk is not None and signals.topk.k > self.vocabulary:
+            raise InputError(f"k must be at most the teacher's {self.vocabulary} ids, is {signals.topk.k} (signals.topk.k)")
+        self._probe()
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        """Some architectures scale their logits in ways of their own; a wrong distribution must not be stored silently."""
+        ids_BS = torch.arange(4, device=self.model.device)[None] % self.vocabulary
+        whole_SV = self.model(input_ids=ids_BS, use_cache=False).logits[0].float()
+        own_SV = self._logits(self._blocks(ids_BS, torch.ones_like(ids_BS), {})[0])
+        if (whole_SV.to(own_SV.device) - own_SV).abs().max() > 0.02 * whole_SV.abs().max().to(own_SV.device):
+            raise InputError(f"logits of a {type(self.model).__name__} are not its head on its last states: it cannot be scored")
+
+    @torch.inference_mode()
+    def score(self, batch: Sequence[Forced]) -> list[Stored]:
+        """The signals of one batch, in order."""
+        rows, longest = [len(item.response) for item in batch], max(len(item.prompt) + len(item.response) for item in batch)
+        ids = np.zeros((len(batch), longest), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        predict: list[np.ndarray] = []
+        for index, item in enumerate(batch):
+            first, end = len(item.prompt), len(item.prompt) + len(item.response)
+            ids[index, :end] = [*item.prompt, *item.response]
+            mask[index, :end] = 1
+            predict.append(np.arange(first, end) - 1 + index * longest)  # the position before a token predicts it
+        device = self.model.device
+        kept: dict[int, Tensor] = {}
+        hidden_BSE = self._blocks(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), kept)
+        predict_T = torch.from_numpy(np.concatenate(predict))
+        out: dict[str, Sequence[Tensor]] = {}
+        if self.signals.hidden is not None:
+            out["hidden"] = _hidden(self.signals.hidden, kept, predict_T).split(rows)
+        if self.signals.topk is not None or self.signals.sampled is not None:
+            out |= self._distributions(hidden_BSE.flatten(0, 1)[predict_T.to(hidden_BSE.device)], batch, rows)
+        return [{name: parts[index].clone() for name, parts in out.items()} for index in range(len(batch))]
+
+    def _blocks(self, ids_BS: Tensor, mask_BS: Tensor, kept: dict[int, Tensor]) -> Tensor:
+        """Final states [B, S, E]; `kept` is filled with the states of the chosen layers alone."""
+        chosen = self.signals.hidden.layers if self.signals.hidden is not None else []
+        with _watching(self.model, chosen, kept):
+            last_BSE: Tensor = self.model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
+        if self.model.config.get_text_config().num_hidden_layers in chosen:
+            kept[chosen[-1]] = last_BSE
+        return last_BSE
+
+    def _logits(self, hidden_CE: Tensor) -> Tensor:
+        """float32 logits [C, V], soft-capped as the model's own."""
+        return soft_cap(self.model.get_output_embeddings()(hidden_CE).float(), self._softcap)
+
+    def _distributions(self, hidden_TE: Tensor, batch: Sequence[Forced], rows: Sequence[int]) -> dict[str, Sequence[Tensor]]:
+        topk, sampled = self.signals.topk, self.signals.sampled
+        uniform_TN = _uniform(sampled, batch) if sampled is not None else None
+        tops: list[tuple[Tensor, ...]] = []
+        drawn: list[tuple[Tensor, ...]] = []
+        step = rows_per_chunk(self.vocabulary, hidden_TE.device)
+        for start in range(0, hidden_TE.shape[0], step):
+            logits_CV = self._logits(hidden_TE[start : start + step])
+            if sampled is not None and uniform_TN is not None:
+                drawn.append(draw(logits_CV, sampled, uniform_TN[start : start + step]))
+            if topk is not None:
+                tops.append(top(logits_CV, topk.k, topk.temperature))
+        out: dict[str, Sequence[Tensor]] = {}
+        if topk is not None:
+            ids_TK, logp_TK, tail_T = (torch.cat(parts).cpu() for parts in zip(*tops, strict=True))
+            out["topk"] = encode_topk(topk, ids_TK, logp_TK, tail_T, self.vocabulary).split(list(rows))
+        if sampled is not None:
+            ids_TN, weights_TN = (torch.cat(parts).cpu().split(list(rows)) for parts in zip(*drawn, strict=True))
+            out["sampled"] = [encode_sampled(sampled, i, w, self.vocabulary) for i, w in zip(ids_TN, weights_TN, strict=True)]
+        return out
+
+
+def top(logits_CV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [C, k], their log-probs over the whole vocabulary, and the log of the mass outside them (-inf where there is none).
+
+    The tail is summed over the ids outside, not taken as 1 - the rest, which loses all digits when small. `logits_CV` is used up.
+    """
+    z_CV = logits_CV.div_(temperature)
+    z_CK, ids_CK = z_CV.topk(k, dim=1)
+    rest_C = z_CV.scatter_(1, ids_CK, -torch.inf).logsumexp(1)
+    all_C = torch.logaddexp(z_CK.logsumexp(1), rest_C)
+    return ids_CK, z_CK - all_C.unsqueeze(1), rest_C - all_C
+
+
+def draw(logits_CV: Tensor, how: SampledStore, uniform_CN: Tensor) -> tuple[Tensor, Tensor]:
+    """`draws` ids of each row from q ~ p^proposal, by inverting q's distribution function at `uniform_CN`, and p / q of each, float32."""
+    logp_CV = torch.log_softmax(logits_CV / how.temperature, dim=1)
+    logq_CV = logp_CV if how.proposal == 1.0 else torch.log_softmax(logp_CV * how.proposal, dim=1)
+    edges_CV = logq_CV.exp().cumsum(dim=1, dtype=torch.float64)  # float32 would merge the edges of 10^5 unlikely ids
+    at_CN = uniform_CN.to(edges_CV.device) * edges_CV[:, -1:]
+    ids_CN = torch.searchsorted(edges_CV, at_CN, right=True).clamp(max=logits_CV.shape[1] - 1)
+    return ids_CN, (logp_CV.gather(1, ids_CN) - logq_CV.gather(1, ids_CN)).exp()
+
+
+def _uniform(how: SampledStore, batch: Sequence[Forced]) -> Tensor:
+    """float64 [T, N] in [0, 1): of each example its own, whatever else is in the batch."""
+    parts = [
+        np.random.Generator(np.random.Philox(key=derive(0, "draws", item.name))).random((len(item.response), how.draws)) for item in batch
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _hidden(how: HiddenStore, kept: dict[int, Tensor], predict_T: Tensor) -> Tensor:
+    """[T, L, E] on the CPU, in the stored precision. Raises InputError where float16 cannot hold a state."""
+    parts = [kept[layer].flatten(0, 1)[predict_T.to(kept[layer].device)].to("cpu", getattr(torch, how.dtype)) for layer in how.layers]
+    states_TLE = torch.stack(parts, dim=1)
+    if not states_TLE.isfinite().all():
+        raise InputError("a hidden state is too large for float16: use bfloat16 (signals.hidden.dtype)")
+    return states_TLE
+
+
+@contextmanager
+def _watching(model: nn.Module, layers: Sequence[int], kept: dict[int, Tensor]) -> Iterator[None]:
+    """While inside, what enters the first block (0) and leaves the given ones is kept: hooks hold the chosen states, never all of them."""
+    blocks = _blocks_of(model)
+    with ExitStack() as stack:
+        for layer in layers:
+
+            def entering(module: nn.Module, inputs: Any) -> None:
+                kept[0] = inputs[0]
+
+            def leaving(module: nn.Module, inputs: Any, output: Any, layer: int = layer) -> None:
+                kept[layer] = output[0] if isinstance(output, tuple) else output
+
+            block = blocks[max(0, layer - 1)]
+            hook = block.register_forward_hook(leaving) if layer else block.register_forward_pre_hook(entering)
+            stack.callback(hook.remove)
+        yield
+
+
+def _blocks_of(model: Any) -> nn.ModuleList:
+    """The decoder blocks: the list of modules as long as the configuration says the model is deep."""
+    depth = model.config.get_text_config().num_hidden_layers
+    found = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    assert found, f"{type(model).__name__} has no list of {depth} blocks"
+    return found[0]
