@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 import yaml
 
 from speechkd.data.columns import Column, ColumnSpec, ColumnWriter, Turn
 from speechkd.data.index import ShardSet
+from speechkd.data.signals import HiddenStore, SignalsConfig
 
 Rows = list[dict[str, Any]]
 
@@ -55,7 +57,8 @@ def write_tones(folder: Path, count: int = 10) -> Rows:
     return rows
 
 
-ECHO = ColumnSpec(name="echo", teacher={"backend": "test"}, prompt="{{ q }}", tokenizer="0" * 64, vocab_size=500, signals=["topk"])
+STATES = SignalsConfig(hidden=HiddenStore(layers=[1], dtype="float32"))
+ECHO = ColumnSpec(name="echo", teacher={"backend": "test"}, prompt="{{ q }}", tokenizer="0" * 64, vocab_size=500, signals=STATES)
 
 
 def echo_turns(key: str, number: int) -> list[Turn]:
@@ -67,11 +70,15 @@ def echo_turns(key: str, number: int) -> list[Turn]:
 
 
 def write_echo(shards: ShardSet, order: Callable[[list[int]], list[int]] = list) -> Column:
-    """The column `echo`; one sample (number 3) has no turns, the first turn of every other one a tensor."""
+    """The column `echo`; one sample (number 3) has no turns; every turn has states that say its sample's row."""
     writer = ColumnWriter(shards, ECHO)
     for number in order(writer.missing()):
         samples = [sample for sample in shards.samples(shard=number) if sample.row != 3]
         turns = {sample.key: echo_turns(sample.key, sample.row) for sample in samples}
-        signals = {(sample.key, "open-0"): {"topk": np.full((3, 2), sample.row, np.float32)} for sample in samples}
+        signals = {
+            (sample.key, turn.turn): {"hidden": torch.full((len(turn.tokens), 1, 2), float(sample.row))}
+            for sample in samples
+            for turn in turns[sample.key]
+        }
         writer.write_shard(number, turns, signals)
     return writer.publish()

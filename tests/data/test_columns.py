@@ -6,8 +6,8 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.data.columns import ColumnWriter, Turn
@@ -32,10 +32,8 @@ def test_turns_and_tensors_come_back(tones_root: Path) -> None:
         assert (example.key, example.turn, example.question) == (key, turn.turn, turn.question)
         assert (example.tokens, example.stop) == (turn.tokens, turn.stop)
         assert (example.samples_T is None) == (key == "text")
-        if turn.turn == "open-0":
-            assert np.array_equal(example.signals["topk"], np.full((3, 2), sample, np.float32))
-        else:
-            assert example.signals == {}
+        assert set(example.signals) == {"hidden_TLE"} and Reader(shards, column, frozenset()).read(row).signals == {}
+        assert torch.equal(example.signals["hidden_TLE"], torch.full((len(turn.tokens), 1, 2), float(sample)))
     with tarfile.open(column.root / "000000.tar") as tar:
         assert tar.getnames() == [f"c0{i}.{suffix}" for i in range(3) for suffix in ("response.json", "signals.safetensors")]
 
@@ -58,7 +56,7 @@ def test_a_column_is_continued_in_any_order_with_the_same_bytes(copied: Path) ->
 
 def test_another_spec_or_base_is_refused(copied: Path, tmp_path: Path) -> None:
     shards = open_shards(copied)
-    with pytest.raises(InputError, match="made with another `prompt`, `vocab_size`: give this one another name"):
+    with pytest.raises(InputError, match="made with another `template`; `vocab_size` 500, the recipe has 9: give this one another name"):
         ColumnWriter(shards, ECHO.model_copy(update={"prompt": "other", "vocab_size": 9}))
     other = open_shards(shard(write_card(tmp_path, write_tones(tmp_path), version="v2"), tmp_path / "out", quiet=True))
     shutil.copytree(copied / "columns", other.root / "columns")
@@ -81,8 +79,10 @@ def test_what_cannot_be_stored_is_refused(copied: Path) -> None:
         writer.write_shard(0, {"c00": [Turn("a.b", "q", "t", [1], 3, "eos")]})
     with pytest.raises(ValueError, match="outside 0 .. 499"):
         writer.write_shard(0, {"c00": [Turn("a", "q", "t", [500], 3, "eos")]})
-    with pytest.raises(ValueError, match="not declared"):
-        writer.write_shard(0, {"c00": [turn]}, {("c00", "a"): {"hidden": np.zeros(2)}})
+    states = {"hidden": torch.zeros(1, 1, 2)}
+    for wrong in ({}, {("c00", "a"): {**states, "topk": torch.zeros(1, 1)}}, {("c00", "a"): states, ("c00", "b"): states}):
+        with pytest.raises(ValueError, match="not the declared ones, or of no turn"):
+            writer.write_shard(0, {"c00": [turn]}, wrong)
     assert writer.missing() == [0, 1, 2]
 
 
