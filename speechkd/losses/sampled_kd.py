@@ -55,6 +55,8 @@ class Config(LossConfig):
 
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """must equal the column's capture temperature"""
+    t2_scale: bool = False
+    """multiply by temperature squared"""
 
 
 def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
@@ -66,7 +68,8 @@ def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config
     out = linear_topk_kl(
         hidden_TD, weight_VD, ids_TN, logw_TN, mask_T, temperature=config.temperature, impl=config.impl, tail="ignore", softcap=softcap
     )
-    return LossOut(out.total + _entropy(weights_TN, mask_T).to(out.total.dtype), out.count)
+    total = out.total + _entropy(weights_TN, mask_T).to(out.total.dtype)
+    return LossOut(total * config.temperature**2 if config.t2_scale else total, out.count)
 
 
 NEED = Need(signals=frozenset({"response", "sampled"}), student=frozenset({"head"}))

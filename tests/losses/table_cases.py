@@ -12,7 +12,7 @@ from torch import Tensor
 from speechkd.core.types import LossOut
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, Loss, Supervision
 from speechkd.losses.base import ClipFacts, Clips, Layers
-from tests.losses.equations import Array, ce, kl
+from tests.losses.equations import Array, ce, kl, softmax
 from tests.losses.method_cases import (
     HEAD,
     LENGTHS,
@@ -65,6 +65,12 @@ def bridge_weights() -> Tensor:
     return draw(2, E, D, seed=55)
 
 
+def sampled_row(x: Array, g: Given, b: int, t: int) -> float:
+    p, q = softmax(array(g.logits[b, t]) / 2.0), softmax(array(HEAD) @ x / 2.0)
+    kept = np.argsort(-p)[:4]
+    return float(-4 * (p[kept] / p[kept].sum() * np.log(q[kept])).sum())
+
+
 def language_truth(x: Array, g: Given) -> list[float]:
     return [ce(x[b], int(g.language[b])) for b in range(B) if LENGTHS[b] > 1]
 
@@ -96,6 +102,7 @@ VARIANTS: dict[str, list[Variant]] = {
     ],
     "output_alignment": [Variant({}, per_row(lambda x, g, b, t: float(np.linalg.norm(x - array(g.layers[0][b, t])))), True)],
     "response_ce": [Variant({}, per_row(lambda x, g, b, t: ce(array(HEAD) @ x, int(g.targets[b, t]))))],
+    "sampled_kd": [Variant(TOPK_KEYS, per_row(sampled_row))],
     "topk_kl": [
         Variant(TOPK_KEYS, per_row(lambda x, g, b, t: 2 * (topk_cross_modal_row(x, g, b, t) - ce(array(HEAD) @ x, int(g.targets[b, t])))))
     ],
