@@ -109,7 +109,7 @@ def _zeros(supplies: Sequence[Supply]) -> dict[str, Tensor]:
     for supply in supplies:
         column = supply.reader.column
         assert column is not None, "a supply reads a column"
-        for name, tensor in column.signals(int(supply.source.rows()[0]), supply.reader.signals).items():
+        for name, tensor in column.signals(supply.source.row(0), supply.reader.signals).items():
             zero = torch.zeros(1, *tensor.shape[1:], dtype=tensor.dtype)
             if name in zeros and zeros[name].shape != zero.shape and not name.startswith("sampled"):
                 shapes = f"{list(zeros[name].shape[1:])} and {list(zero.shape[1:])} a token"
