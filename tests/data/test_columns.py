@@ -106,11 +106,11 @@ def test_a_plan_source_holds_what_was_asked_for(tones_root: Path) -> None:
     shards = open_shards(tones_root)
     reader = Reader(shards, shards.column("echo"))
     source = reader.source("kd", split="train", passes=2.0, turns="task-")
-    read = [reader.read(row) for row in source.rows().tolist()]
+    read = [reader.read(row) for row in map(source.row, range(len(source)))]
     assert [example.key for example in read] == ["c01", "c07", "text"] and {example.turn for example in read} == {"task-rate"}
     assert source.tokens_N.tolist() == [len(example.tokens) for example in read]
     assert source.seconds_N.tolist() == [0 if e.samples_T is None else e.samples_T.size / 16_000 for e in read]
-    assert len(reader.source("kd", stops=("eos",)).rows()) == 9
+    assert len(reader.source("kd", stops=("eos",))) == 9
     with pytest.raises(InputError, match="no examples for role `ift`"):
         reader.source("ift", stops=("error",))
     with pytest.raises(InputError, match="unknown split `dev`"):
