@@ -21,6 +21,7 @@ from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
 from speechkd.stages.export import export
 from speechkd.stages.inputs import Corpus, column_spec, evaluation_questions, open_corpora, open_prompt
+from speechkd.stages.results import tell
 
 SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eval"
 
@@ -68,7 +69,10 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
     """
     folder = recipe.run_dir
     if checkpoint is None:
-        return evaluate(recipe, export(folder, folder / EXPORT), folder / EVAL, regrade)
+        exported = export(folder, folder / EXPORT)
+        graded = evaluate(recipe, exported, folder / EVAL, regrade)
+        tell(recipe, folder, read_json(graded / SUMMARY)["tasks"], read_json(exported / MANIFEST)["step"])
+        return graded
     exported = checkpoint if (checkpoint / MANIFEST).is_file() else export(folder, folder / f"{EXPORT}-{checkpoint.name}", checkpoint)
     return evaluate(recipe, exported, folder / EVAL / checkpoint.name, regrade)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
-from speechkd.core.errors import InputError
 from speechkd.core.files import exclusive, read_json, write_json
 from speechkd.core.log import say
 from speechkd.evaluation.report import write_report
@@ -15,11 +14,10 @@ from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate
 from speechkd.stages.export import export
+from speechkd.stages.results import tell
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from speechkd.stages.train import train
-from speechkd.tracking.journal import JOURNAL, Journal
-from speechkd.tracking.mlflow_sender import sync
 
 T = TypeVar("T")
 REPORT, SECONDS = "report.html", "seconds.json"
@@ -65,7 +63,7 @@ def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     if not _is_told(folder, summary):
         write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
         watch.time("report", lambda: write_report(folder, folder / REPORT))
-        _tell_mlflow(recipe, folder, summary["tasks"], read_json(exported / MANIFEST)["step"])
+        tell(recipe, folder, summary["tasks"], read_json(exported / MANIFEST)["step"], files=(REPORT,))
         write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
     return 0
 
@@ -76,17 +74,3 @@ def _is_told(folder: Path, summary: dict[str, object]) -> bool:
         return False
     told = read_json(folder / SUMMARY)
     return all(told.get(name) == value for name, value in summary.items())
-
-
-def _tell_mlflow(recipe: Recipe, folder: Path, tasks: dict[str, dict[str, object]], step: int) -> None:
-    """Results and report join the run's metrics; a server that is away gets them later by `speechkd sync`."""
-    journal = Journal(folder / JOURNAL)
-    values = {f"eval/{task}/{name}": value for task, row in tasks.items() for name, value in row.items() if isinstance(value, (int, float))}
-    journal.metrics(step, values)
-    journal.artifact(REPORT)
-    journal.close()
-    if recipe.tracking.uri:
-        try:
-            sync(folder, recipe.tracking.uri, recipe.tracking.experiment)
-        except (ConnectionError, InputError) as error:
-            say(f"mlflow: {error}; `speechkd sync {folder}` sends it later")

@@ -1,4 +1,4 @@
-"""The run's own record: `journal.jsonl`, append-only, one JSON object a line, keyed (metric, step), first write wins.
+"""The run's own record: `journal.jsonl`, append-only, one JSON object a line, keyed (metric, step), first write wins; of results the last.
 
 A kill may tear the last line. Readers skip it, and the next writer starts on a fresh line, so one kill costs at most one record.
 Training depends on nothing else: forwarding to a server reads this file from outside (`mlflow_sender`).
@@ -24,6 +24,8 @@ from speechkd.core.log import say
 JOURNAL = "journal.jsonl"
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 MASK = "***"
+LATEST = "latest"
+"""marks a record whose values replace earlier ones of the same step"""
 _SECRET = re.compile(  # whole words: `max_new_tokens` and `tokenizer` are no secrets
     r"(?<![a-z])(token|secrets?|passwords?|passwd|(api|access|private)_?keys?|credentials?|authorization)(?![a-z])"
 )
@@ -68,6 +70,7 @@ class Journal:
 
         self.path = path
         self._points = PointIndex()
+        self._results: dict[str, tuple[int, float | str]] = {}
         self._said: dict[str, dict[str, str]] = {"param": {}, "tag": {}}
         self._handle = -1
         self._broken = self._fresh_line = False
@@ -75,7 +78,9 @@ class Journal:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         for record in read_journal(path):
-            if record["kind"] == "metric":
+            if record["kind"] == "metric" and record.get(LATEST):
+                self._results.update({name: (record["step"], value) for name, value in record["values"].items()})
+            elif record["kind"] == "metric":
                 for name in record["values"]:
                     self._points.take(name, record["step"])
             elif record["kind"] in self._said:
@@ -92,6 +97,13 @@ class Journal:
         if new and not self._append({"kind": "metric", "step": step, "time_ms": now_ms(), "values": new}):
             for name in new:
                 self._points.give_back(name, step)
+
+    def results(self, step: int, values: Mapping[str, float]) -> None:
+        """Write what an evaluation of `step` found. Another one, of other settings, replaces it: on a server the later value counts."""
+        found = {name: (step, _plain(value)) for name, value in values.items()}
+        new = {name: value for name, (_, value) in found.items() if self._results.get(name) != found[name]}
+        if new and self._append({"kind": "metric", "step": step, "time_ms": now_ms(), LATEST: True, "values": new}):
+            self._results.update(found)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Write settings; nested mappings become dotted names, secrets are masked, what was written before is not written again."""
@@ -171,14 +183,15 @@ def records_from(path: Path, offset: int) -> Iterator[tuple[Record, int]]:
 
 
 def metric_series(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """For each metric its (step, value) points in order of steps; the first write of a step counts."""
-    points, series = PointIndex(), dict[str, list[tuple[int, float]]]()
+    """For each metric its (step, value) points in order of steps; the first write of a step counts, of results the last."""
+    series: dict[str, dict[int, float]] = {}
     for record in read_journal(path):
         if record["kind"] == "metric":
             for name, value in record["values"].items():
-                if points.take(name, record["step"]):
-                    series.setdefault(name, []).append((record["step"], float(value)))
-    return {name: sorted(found, key=lambda point: point[0]) for name, found in series.items()}
+                points = series.setdefault(name, {})
+                if record.get(LATEST) or record["step"] not in points:
+                    points[record["step"]] = float(value)
+    return {name: sorted(points.items()) for name, points in series.items()}
 
 
 def flat_texts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -34,6 +34,10 @@ class Store:
         """Names of all metrics."""
         return {row[0] for row in self._rows("select distinct key from metrics where run_uuid = ?", run_id)}
 
+    def latest(self, run_id: str) -> dict[str, float]:
+        """The value that a run's page shows of each metric."""
+        return dict(self._rows("select key, value from latest_metrics where run_uuid = ?", run_id))
+
     def params(self, run_id: str) -> dict[str, str]:
         """All params."""
         return dict(self._rows("select key, value from params where run_uuid = ?", run_id))

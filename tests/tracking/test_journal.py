@@ -46,6 +46,17 @@ def test_a_point_behind_the_newest_is_still_written_once(path: Path) -> None:
     assert metric_series(path) == {"eval/x": [(200, 0.5), (300, 0.7), (400, 0.9)]}
 
 
+def test_of_results_the_last_counts(path: Path) -> None:
+    Journal(path).results(200, {"eval/x": 0.5, "eval/y": 0.1})
+    again = Journal(path)
+    again.results(200, {"eval/x": 0.5, "eval/y": 0.1})
+    assert len(list(read_journal(path))) == 1
+    again.results(200, {"eval/x": 0.7, "eval/y": 0.1})
+    again.results(200, {"eval/x": 0.5})
+    assert metric_series(path) == {"eval/x": [(200, 0.5)], "eval/y": [(200, 0.1)]}
+    assert [record["values"] for record in read_journal(path)][1:] == [{"eval/x": 0.7}, {"eval/x": 0.5}]
+
+
 @pytest.mark.parametrize("keep", [1, 20, -1])
 def test_a_torn_last_line_costs_one_record_at_most(path: Path, keep: int) -> None:
     journal = Journal(path)

@@ -116,6 +116,15 @@ def test_everything_arrives_once_with_its_own_time(run: Path, store: Store) -> N
     assert only_run(store, run)[0] == run_id and store.points(run_id) == stored
 
 
+def test_a_later_evaluation_is_what_the_page_shows(run: Path, store: Store) -> None:
+    Journal(run / JOURNAL).results(7, {"eval/gender/student": 0.5})
+    sync(run, store.uri, "tests")
+    time.sleep(0.002)
+    Journal(run / JOURNAL).results(7, {"eval/gender/student": 0.25})
+    sync(run)
+    assert store.latest(only_run(store, run)[0])["eval/gender/student"] == 0.25
+
+
 def test_changed_params_of_a_resumed_run_are_said_and_do_not_raise(run: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     journal = Journal(run / JOURNAL)
     journal.params({"lr": 1, "batch": 8})
