@@ -26,7 +26,7 @@ test-system: setup  ## servers, kills, browser and rebuilds
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null || true; fi
 	$(BIN)/python -m pytest -m "(system or slow) and not torture"
 
-torture: setup  ## the long forms: the demo's promises, kills in every stage
+torture: setup  ## the long forms: the demo's promises
 	$(BIN)/python -m pytest -m torture
 
 lint: setup  ## flake8 and isort

@@ -112,11 +112,12 @@ class _Work:
     def _asked(self, shard: int) -> list[tuple[Request, str]]:
         """The requests of a shard, the same at every attempt, each with the key of its answer."""
         fields: list[str] = getattr(self.config, "fields", [])
+        tasks = self.config.chosen(self.corpus.card.tasks)
         spec_digest = self.spec.digest
         return [
             (request, answer_key(spec_digest, sample.digest, request, reading(request, fields)))
             for sample in self.corpus.shards.samples(shard=shard)
-            for request in requests(self.recipe.prompt, self.corpus.card.tasks, sample.key, sample.metadata)
+            for request in requests(self.recipe.prompt, tasks, sample.key, sample.metadata)
             if self.teacher.accepts(request)
         ]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from speechkd.core.config import Config
-from speechkd.core.errors import InputError
+from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.types import SIGNALS, Metadata
+from speechkd.data.cards import Task
 from speechkd.data.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 
@@ -25,6 +26,16 @@ class TeacherConfig(Config):
     """keys that change no answer (where a server is, how often it is asked), and so are no part of a column"""
     REMOTE: ClassVar[bool] = False
     """`model` is a name of a server, not a folder or hub id whose files could be fingerprinted"""
+
+    tasks: list[str] | None = None
+    """the card's tasks that this teacher answers; null: all"""
+
+    def chosen(self, tasks: Mapping[str, Task]) -> dict[str, Task]:
+        """Those of a card's tasks that this teacher answers. Raises InputError for a name that the card does not have."""
+        for name in self.tasks or ():
+            if name not in tasks:
+                raise InputError(unknown_name("task", name, tasks, "teachers: tasks"))
+        return {name: task for name, task in tasks.items() if self.tasks is None or name in self.tasks}
 
     def identity(self) -> dict[str, Any]:
         """What the answers depend on, as JSON."""

@@ -14,7 +14,7 @@ import yaml
 
 from tests.e2e.conftest import losses, speechkd, start, wait_for
 
-pytestmark = pytest.mark.torture
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")

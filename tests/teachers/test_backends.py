@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from speechkd.core.errors import InputError
 from speechkd.core.types import SIGNALS
 from speechkd.data.cards import Task
 from speechkd.models.exported import load_tokenizer
@@ -111,3 +112,10 @@ def test_turns_are_a_pure_function_of_the_clip() -> None:
     assert 70 < sum(len(list(requests(half, {}, f"k{i}", {}))) for i in range(200)) < 130
     pool = {r.question for i in range(40) for r in requests(config, {}, f"k{i}", {})}
     assert pool == {"A?", "B?", "C?"}
+
+
+def test_a_teacher_may_answer_some_tasks_only(prompt: Prompt) -> None:
+    config = TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["digits", "gender"]})
+    assert list(config.chosen(TASKS)) == ["gender", "digits"]
+    with pytest.raises(InputError, match="unknown task `gendre`.*did you mean `gender`"):
+        TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["gendre"]}).chosen(TASKS)

@@ -247,7 +247,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.kill()
 
 
-@pytest.mark.torture  # its timings do not hold beside other work
 @pytest.mark.system
 def test_an_outage_of_the_server_loses_and_doubles_nothing(run: Path, server: Server) -> None:
     server.start()
