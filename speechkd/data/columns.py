@@ -31,13 +31,13 @@ from speechkd.data.manifest import (
     file_entry,
     json_bytes,
     read_manifest,
-    read_parquet,
     shard_name,
     signed,
     sweep,
     write_parquet,
 )
 from speechkd.data.mapped import MappedTars
+from speechkd.data.rows import read_columns
 from speechkd.data.signals import SignalsConfig, decode
 from speechkd.data.tar import ABSENT, Member, publishing_tar
 
@@ -345,7 +345,11 @@ class Column:
     @cached_property
     def table(self) -> pa.Table:
         """index.parquet: COLUMN_SCHEMA with `shard` and `sample` (row of the base index)."""
-        return read_parquet(self.root / INDEX, self.manifest["files"][INDEX])
+        return self.columns(None)
+
+    def columns(self, names: list[str] | None) -> pa.Table:
+        """Some columns of index.parquet, the file checked; text that repeats as dictionaries."""
+        return read_columns(self.root / INDEX, self.manifest["files"][INDEX]["sha256"], names, ["stop", "turn"])
 
     def examples(self) -> pa.Table:
         """One row per example, in order of shard, key, position: COLUMN_SCHEMA, `shard` and `sample` (row of the base index)."""

@@ -14,14 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from speechkd.core.errors import DataError, InputError, unknown_name
+from speechkd.core.files import sha256_bytes
 from speechkd.core.types import Metadata
 from speechkd.data.cards import Card, load_card
-from speechkd.data.manifest import FORMAT_BASE, INDEX, MANIFEST, check_files, read_manifest, read_parquet, shard_name
+from speechkd.data.manifest import FORMAT_BASE, INDEX, MANIFEST, check_files, read_manifest, shard_name
 from speechkd.data.mapped import MappedTars
+from speechkd.data.rows import ShardRows, read_columns
 from speechkd.data.tar import Member
 
 if TYPE_CHECKING:
     from speechkd.data.columns import Column
+
+PLACES = ["key", "audio_offset", "audio_bytes", "audio_sha256", "json_offset", "json_bytes", "json_sha256"]
+"""What is needed to read a sample"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,32 +96,59 @@ class ShardSet:
 
     @cached_property
     def table(self) -> pa.Table:
-        """index.parquet: one row per sample, ordered by shard, then key."""
-        return read_parquet(self.root / INDEX, self.manifest["files"][INDEX])
+        """index.parquet whole: one row per sample, ordered by shard, then key. What grows with the corpus is better read by `columns`."""
+        return self.columns(None)
+
+    def columns(self, names: list[str] | None) -> pa.Table:
+        """Some columns of index.parquet, the file checked; text that repeats as a dictionary."""
+        return read_columns(self.root / INDEX, self.manifest["files"][INDEX]["sha256"], names, ["split"])
 
     @cached_property
+    def rows(self) -> ShardRows:
+        """Index rows of single shards."""
+        counts = [entry["samples"] for entry in self.manifest["shards"]]
+        return ShardRows(counts, lambda shard: self._shard_columns(shard, None))
+
+    def _shard_columns(self, shard: int, names: list[str] | None) -> pa.Table:
+        name = f"audio/{shard_name(shard)}.parquet"
+        return read_columns(self.root / name, self.manifest["files"][name]["sha256"], names or PLACES, [])
+
+    @property
     def starts(self) -> np.ndarray:
         """First row of each shard, and the number of rows: int64 [shards + 1]."""
-        return np.concatenate([[0], np.cumsum([entry["samples"] for entry in self.manifest["shards"]], dtype=np.int64)]).astype(np.int64)
+        return self.rows.starts
+
+    def keys(self, shard: int) -> list[str]:
+        """Keys of a shard's samples, in order."""
+        return list(self.rows.of(shard)["key"])
 
     def splits(self) -> dict[str, int]:
         """Samples per split."""
-        return {entry["values"]: entry["counts"] for entry in pc.value_counts(self.table["split"]).to_pylist()}
+        return dict(self._splits)
+
+    @cached_property
+    def _splits(self) -> dict[str, int]:
+        counted = pc.value_counts(self.columns(["split"])["split"].combine_chunks()).to_pylist()
+        return {entry["values"]: entry["counts"] for entry in counted}
 
     def samples(self, split: str | None = None, shard: int | None = None) -> list[Sample]:
         """Samples in row order, of one split or shard if asked. Raises InputError for a split that is not there."""
         if split is not None and split not in self.splits():
             raise InputError(unknown_name("split", split, self.splits(), f"{self.dataset}/{self.version}"))
-        table = self.table.select(["key", "shard", "split", "seconds", "metadata", "sha256"])
-        table = table.append_column("row", pa.array(np.arange(len(table))))
-        if shard is not None:
-            table = table.slice(self.starts[shard], self.starts[shard + 1] - self.starts[shard])
-        if split is not None:
-            table = table.filter(pc.equal(table["split"], split))
-        return [
-            Sample(row["key"], row["shard"], row["row"], row["split"], row["seconds"], json.loads(row["metadata"]), row["sha256"].hex())
-            for row in table.to_pylist()
-        ]
+        if split is not None:  # only shards that hold the split are opened
+            shard_N = self.columns(["shard", "split"]).filter(pc.field("split").cast("string") == split)["shard"].unique().to_pylist()
+            wanted = [number for number in shard_N if shard in (None, number)]
+        else:
+            wanted = list(range(self.shards)) if shard is None else [shard]
+        return [sample for number in wanted for sample in self._samples(number) if split in (None, sample.split)]
+
+    def _samples(self, shard: int) -> Iterator[Sample]:
+        names = ["key", "split", "seconds", "metadata", "audio_sha256", "json_sha256"]
+        for place, row in enumerate(self._shard_columns(shard, names).to_pylist()):
+            digest = sha256_bytes(row["audio_sha256"] + row["json_sha256"])
+            yield Sample(
+                row["key"], shard, int(self.starts[shard]) + place, row["split"], row["seconds"], json.loads(row["metadata"]), digest
+            )
 
     def column_names(self) -> list[str]:
         """Published columns, sorted."""
@@ -135,7 +167,7 @@ class ShardSet:
         bad = dict(check_files(self.root, self.manifest))
         for name, problem in bad.items():
             yield f"{name}: {problem}"
-            if name.endswith(".tar") and INDEX not in bad:
+            if name.endswith(".tar") and name.replace(".tar", ".parquet") not in bad:
                 yield from self._bad_members(name)
         present = {f"audio/{path.name}" for path in (self.root / "audio").iterdir() if not path.name.startswith(".")}
         for name in sorted(present - set(self.manifest["files"])):
@@ -147,9 +179,7 @@ class ShardSet:
                 yield str(error)
 
     def _bad_members(self, name: str) -> Iterator[str]:
-        shard = int(Path(name).stem)
-        first, end = self.starts[shard], self.starts[shard + 1]
-        for row in self.table.slice(first, end - first).to_pylist():
+        for row in self._shard_columns(int(Path(name).stem), None).to_pylist():
             for suffix, part in (("flac", "audio"), ("json", "json")):
                 member = Member(row[f"{part}_offset"], row[f"{part}_bytes"], row[f"{part}_sha256"])
                 try:

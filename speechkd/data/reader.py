@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
@@ -54,21 +52,16 @@ class Reader:
     def __getstate__(self) -> dict[str, ShardSet | Column | frozenset[str] | None]:
         return {"shards": self.shards, "column": self.column, "signals": self.signals}
 
-    @cached_property
-    def _places(self) -> dict[str, np.ndarray]:
-        names = ("shard", "audio_offset", "audio_bytes", "json_offset", "json_bytes")
-        return {name: self.shards.table[name].to_numpy() for name in names}
-
     def audio(self, sample: int) -> np.ndarray | None:
         """Audio of a sample (row of the base index): float32 [T], 16 kHz; None for text only. Raises DataError naming shard and member."""
-        if not self._places["audio_bytes"][sample]:
-            return None
-        name, data = self._member(sample, "audio", "flac")
-        return decode_flac(data, name)
+        found = self._member(sample, "audio", "flac")
+        return None if found is None else decode_flac(found[1], found[0])
 
     def metadata(self, sample: int) -> Metadata:
         """Metadata of a sample. Raises DataError naming shard and member."""
-        metadata: Metadata = json.loads(self._member(sample, "json", "json")[1])
+        found = self._member(sample, "json", "json")
+        assert found is not None, "every sample has metadata"
+        metadata: Metadata = json.loads(found[1])
         return metadata
 
     def read(self, row: int) -> Example:
@@ -96,16 +89,17 @@ class Reader:
         Text length is that of the response. Raises InputError for an unknown split or if nothing is left.
         """
         assert self.column is not None, "a reader without a column has no examples"
-        table, base = self.column.table, self.shards.table
         if split is not None and split not in self.shards.splits():
             raise InputError(unknown_name("split", split, self.shards.splits(), f"{self.shards.dataset}/{self.shards.version}"))
+        table = self.column.columns(["shard", "sample", "tokens", "stop", "turn"])
+        base = self.shards.columns(["seconds", "split"])
         sample_N = table["sample"].to_numpy()
-        keep_N = pc.is_in(table["stop"], pa.array(list(stops), pa.string())).to_numpy(zero_copy_only=False).copy()
+        keep_N = _chosen(table["stop"], lambda stop: stop in stops)
         if split is not None:
-            keep_N &= pc.equal(base["split"], split).to_numpy(zero_copy_only=False)[sample_N]
+            keep_N &= _chosen(base["split"], lambda name: name == split)[sample_N]
         if turns:
-            keep_N &= pc.starts_with(table["turn"], turns).to_numpy(zero_copy_only=False)
-        row_N = np.flatnonzero(keep_N)
+            keep_N &= _chosen(table["turn"], lambda turn: turn.startswith(turns))
+        row_N = np.flatnonzero(keep_N).astype(np.int32 if len(keep_N) < 2**31 else np.int64)
         if not row_N.size:
             where = f"split {split or 'any'}, stop {'/'.join(stops)}"
             raise InputError(f"column `{self.column.name}` has no examples for role `{role}` ({where})")
@@ -116,13 +110,22 @@ class Reader:
             seconds_N=base["seconds"].to_numpy()[sample_N[row_N]],
             tokens_N=table["tokens"].to_numpy()[row_N],
             passes=passes,
-            row_N=row_N,
+            row_N=None if len(row_N) == len(keep_N) else row_N,
         )
 
-    def _member(self, sample: int, part: str, suffix: str) -> tuple[str, bytes]:
-        place = self._places
-        sha256 = self.shards.table[f"{part}_sha256"][sample].as_py()
-        member = Member(int(place[f"{part}_offset"][sample]), int(place[f"{part}_bytes"][sample]), sha256)
-        label = f"{self.shards.table['key'][sample].as_py()}.{suffix}"
-        tar = tar_path(int(place["shard"][sample]))
+    def _member(self, sample: int, part: str, suffix: str) -> tuple[str, bytes] | None:
+        """(where it lies, in words; its checked bytes) of a member; None if the sample has none."""
+        shard, place, rows = self.shards.rows.find(sample)
+        member = Member(rows[f"{part}_offset"][place], rows[f"{part}_bytes"][place], rows[f"{part}_sha256"][place])
+        if not member.size:
+            return None
+        label, tar = f"{rows['key'][place]}.{suffix}", tar_path(shard)
         return f"{self.shards.root / tar}: member `{label}`", self.shards.tars.member(tar, member, label)
+
+
+def _chosen(column: pa.ChunkedArray, wanted: Callable[[str], bool]) -> np.ndarray:
+    """bool [N]: which rows of a dictionary column have a wanted value; each distinct value is asked about once."""
+    whole = column.combine_chunks()
+    yes = np.array([wanted(value) for value in whole.dictionary.to_pylist()], dtype=bool)
+    chosen: np.ndarray = yes[whole.indices.to_numpy()]
+    return chosen

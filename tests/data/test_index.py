@@ -72,8 +72,25 @@ def test_cut_missing_and_added_files_are_reported(copied: Path) -> None:
 
 def test_a_damaged_index_is_never_used(copied: Path) -> None:
     flip(copied / "index.parquet", 700)
-    with pytest.raises(DataError, match="index.parquet: bytes differ"):
-        open_shards(copied).samples()
+    flip(copied / "audio/000001.parquet", 700)
+    with pytest.raises(DataError, match="copy/index.parquet: bytes differ"):
+        open_shards(copied).samples("train")
+    with pytest.raises(DataError, match="audio/000001.parquet: bytes differ"):
+        open_shards(copied).samples(shard=1)
+    with pytest.raises(DataError, match="audio/000001.parquet: bytes differ"):
+        Reader(open_shards(copied)).audio(5)
+    assert Reader(open_shards(copied)).audio(1) is not None, "what other shards hold is not concerned"
+
+
+def test_samples_of_a_split_or_a_shard(tones_root: Path) -> None:
+    shards = open_shards(tones_root)
+    whole = shards.samples()
+    assert [sample.row for sample in whole] == list(range(10)) and whole[3].metadata["hertz"] == 320
+    assert [sample.digest for sample in whole] == [value.hex() for value in shards.table["sha256"].to_pylist()]
+    assert shards.samples("test") == [sample for sample in whole if sample.split == "test"]
+    assert shards.samples("test", shard=1) == [sample for sample in whole if sample.split == "test" and sample.shard == 1]
+    assert shards.samples(shard=2) == [sample for sample in whole if sample.shard == 2]
+    assert shards.keys(1) == [sample.key for sample in whole if sample.shard == 1]
 
 
 def test_opening_nothing_says_what_is_there(tones_root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Index rows of single shards, read when a shard is first needed: what one process holds does not grow with the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechkd.core.errors import DataError
+
+SHARDS_KEPT = 64
+"""Of one index; a reader goes back to the shards of a block and to a few before it"""
+
+Rows = dict[str, list[Any]]
+
+
+class ShardRows:
+    """Rows of a version or a column by their number in it. `read` gives a shard's columns, its file checked against the manifest."""
+
+    def __init__(self, counts: Sequence[int], read: Callable[[int], pa.Table]) -> None:
+        """counts: rows of each shard."""
+        self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        """first row of each shard, and the number of rows: int64 [shards + 1]"""
+        self._read = read
+        self._kept: OrderedDict[int, Rows] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, row: int) -> tuple[int, int, Rows]:
+        """(shard, place in it, the shard's rows) of a row."""
+        if not 0 <= row < self.starts[-1]:
+            raise IndexError(row)
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return shard, row - int(self.starts[shard]), self.of(shard)
+
+    def of(self, shard: int) -> Rows:
+        """All rows of a shard, as lists by column."""
+        with self._lock:  # several threads read; one of them opens the file
+            if shard not in self._kept:
+                self._kept[shard] = self._read(shard).to_pydict()
+                if len(self._kept) > SHARDS_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(shard)
+            return self._kept[shard]
+
+
+def read_columns(path: Path, sha256: str, names: Sequence[str] | None, repeated: Sequence[str]) -> pa.Table:
+    """Some columns of a Parquet file (None: all), `repeated` ones as dictionaries, after its bytes were checked. Raises DataError.
+
+    The file is hashed in passing and only the columns asked for are taken into memory: an index of millions of rows is mostly digests.
+    """
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != sha256:
+                raise DataError(f"{path}: bytes differ from their sha256")
+            stream.seek(0)
+            return pq.read_table(stream, columns=None if names is None else list(names), read_dictionary=list(repeated))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
