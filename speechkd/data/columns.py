@@ -37,7 +37,7 @@ from speechkd.data.manifest import (
     write_parquet,
 )
 from speechkd.data.mapped import MappedTars
-from speechkd.data.rows import read_columns
+from speechkd.data.rows import ShardRows, read_columns
 from speechkd.data.signals import SignalsConfig, decode
 from speechkd.data.tar import ABSENT, Member, publishing_tar
 
@@ -192,8 +192,7 @@ class ColumnWriter:
         Raises ValueError for a key that the base shard does not have, a turn given twice, ids outside the vocabulary, signals that are not
         the declared ones.
         """
-        first, end = self.shards.starts[shard], self.shards.starts[shard + 1]
-        keys: list[str] = self.shards.table["key"].slice(first, end - first).to_pylist()
+        keys = self.shards.keys(shard)
         self._check(shard, keys, turns, signals or {})
         self._receipts.do(shard, lambda: self._write(shard, keys, turns, signals or {}))
 
@@ -356,24 +355,33 @@ class Column:
         return self.table
 
     @cached_property
-    def _places(self) -> dict[str, np.ndarray]:
-        names = ("shard", "sample", "position", "offset", "bytes", "signals_offset", "signals_bytes")
-        return {name: self.table[name].to_numpy() for name in names}
+    def rows(self) -> ShardRows:
+        """Index rows of single shards."""
+        return ShardRows([entry["examples"] for entry in self.manifest["shards"]], self._shard_rows)
 
-    def sample_of(self, row: int) -> int:
-        """Row of the base index that example `row` belongs to."""
-        return int(self._places["sample"][row])
+    def _shard_rows(self, shard: int) -> pa.Table:
+        name = f"{shard_name(shard)}.parquet"
+        return read_columns(self.root / name, self.manifest["files"][name]["sha256"], None, [])
+
+    def _cell(self, row: int, name: str) -> Any:
+        _, place, rows = self.rows.find(row)
+        return rows[name][place]
+
+    def sample_of(self, row: int) -> tuple[int, int]:
+        """(base shard, sample within it) that example `row` belongs to."""
+        shard, place, rows = self.rows.find(row)
+        return shard, rows["row"][place]
 
     def key_of(self, row: int) -> str:
         """Key of the sample that example `row` belongs to."""
-        key: str = self.table["key"][row].as_py()
+        key: str = self._cell(row, "key")
         return key
 
     def read(self, row: int) -> Turn:
         """The turn of example `row`. Raises DataError naming tar and member."""
         data = self._member(row, "", "response.json")
         turns = json.loads(data)
-        return Turn(**turns[self._places["position"][row]])
+        return Turn(**turns[self._cell(row, "position")])
 
     def signals(self, row: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """What example `row` has beside its response, as losses are given it (`data.signals.decode`); only `names` where given.
@@ -381,35 +389,36 @@ class Column:
         Empty for a turn that is an error or has no token. Raises DataError naming tar and member.
         """
         wanted = self.spec.signals.names if names is None else self.spec.signals.names.intersection(names)
-        if not wanted or self.table["stop"][row].as_py() == "error" or not self.table["tokens"][row].as_py():
+        if not wanted or self._cell(row, "stop") == "error" or not self._cell(row, "tokens"):
             return {}
-        label = f"{self.root}/{shard_name(self._places['shard'][row])}.tar: member `{self.key_of(row)}.signals.safetensors`"
-        turn = self.table["turn"][row].as_py()
+        label = f"{self.root}/{shard_name(self.sample_of(row)[0])}.tar: member `{self.key_of(row)}.signals.safetensors`"
+        turn = self._cell(row, "turn")
         try:
             tensors = tensors_in(self._member(row, "signals_", "signals.safetensors"), f"{turn}.", label)
-            return decode(self.spec.signals, wanted, tensors, self.table["tokens"][row].as_py(), self.spec.vocab_size)
+            return decode(self.spec.signals, wanted, tensors, self._cell(row, "tokens"), self.spec.vocab_size)
         except DataError as error:
             raise error if str(self.root) in str(error) else DataError(f"{label}: turn `{turn}` {error}") from None
 
     def _member(self, row: int, part: str, suffix: str) -> bytes:
-        place = self._places
-        member = Member(int(place[f"{part}offset"][row]), int(place[f"{part}bytes"][row]), self.table[f"{part}sha256"][row].as_py())
-        return self.tars.member(f"{shard_name(place['shard'][row])}.tar", member, f"{self.key_of(row)}.{suffix}")
+        shard, place, rows = self.rows.find(row)
+        member = Member(rows[f"{part}offset"][place], rows[f"{part}bytes"][place], rows[f"{part}sha256"][place])
+        return self.tars.member(f"{shard_name(shard)}.tar", member, f"{rows['key'][place]}.{suffix}")
 
     def verify(self) -> Iterator[str]:
         """Read every byte; one line for each file and member that is not what the manifest says."""
         bad = dict(check_files(self.root, self.manifest))
         for name, problem in bad.items():
             yield f"{name}: {problem}"
-            if name.endswith(".tar") and INDEX not in bad:
+            if name.endswith(".tar") and name.replace(".tar", ".parquet") not in bad:
                 yield from self._bad_members(name)
 
     def _bad_members(self, name: str) -> Iterator[str]:
         seen: set[str] = set()
-        for row in np.flatnonzero(self._places["shard"] == int(Path(name).stem)).tolist():
+        first, end = self.rows.starts[int(Path(name).stem) :][:2].tolist()
+        for row in range(first, end):
             for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
                 label = f"{self.key_of(row)}.{suffix}"
-                if label in seen or not self._places[f"{part}bytes"][row]:
+                if label in seen or not self._cell(row, f"{part}bytes"):
                     continue
                 seen.add(label)
                 try:

@@ -67,7 +67,8 @@ class Reader:
     def read(self, row: int) -> Example:
         """Example `row` of the column. Raises DataError naming shard and member."""
         assert self.column is not None, "a reader without a column has samples, not examples"
-        sample = self.column.sample_of(row)
+        shard, place = self.column.sample_of(row)
+        sample = int(self.shards.starts[shard]) + place
         turn = self.column.read(row)
         return Example(
             key=self.column.key_of(row),

@@ -143,7 +143,10 @@ def table(count: int, keep: Path | None = None) -> str:
         found = list(folder.glob("out/*/*/manifest.json"))
         root = found[0].parent if found else build(folder, count)
         sizes = [path.stat().st_size / 2**20 for path in (root / "index.parquet", root / "columns/kd/index.parquet")]
-        print(f"corpus of {count:,} examples in {time.perf_counter() - began:.0f} s; indexes {sizes[0]:.0f} and {sizes[1]:.0f} MiB", flush=True)
+        print(
+            f"corpus of {count:,} examples in {time.perf_counter() - began:.0f} s; indexes {sizes[0]:.0f} and {sizes[1]:.0f} MiB",
+            flush=True,
+        )
         lines = [
             f"| {count:,} examples, resumed at | index, s | plan, s | first batch, s | in all, s | peak memory, MiB |",
             "|---|---|---|---|---|---|",
