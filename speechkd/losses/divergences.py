@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_kl
+from speechkd.kernels.linear_kl import divergence_from, frozen_logits
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
 from speechkd.losses.base import HeadLoss, Supervision, TaughtConfig, given
@@ -115,26 +115,28 @@ class Config(TaughtConfig):
     """jsd only: weight of the teacher"""
     alpha: float = Field(default=0.1, ge=0.0, lt=1.0)
     """skew forms only"""
+    detach_mixture: bool = False
+    """skew_reverse_kl only: as DistiLLM-2 trains"""
     t2_scale: bool = False
 
 
 def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
-    return linear_kl(
-        hidden_TD,
-        weight_VD,
-        given(supervision.teacher_TE, "divergence", "dense"),
-        given(supervision.teacher_weight_UE, "divergence", "dense"),
-        supervision.mask_T,
-        divergence=config.name,
+    how = Divergence(
+        name=config.name,
         temperature=config.temperature,
         beta=config.beta,
         alpha=config.alpha,
         t2_scale=config.t2_scale,
         shared_W=supervision.shared_W,
-        softcap=softcap,
-        teacher_softcap=supervision.teacher_softcap,
-        impl=config.impl,
+        detach_mixture=config.detach_mixture,
     )
+    teacher = frozen_logits(
+        given(supervision.teacher_TE, "divergence", "dense"),
+        given(supervision.teacher_weight_UE, "divergence", "dense"),
+        supervision.mask_T,
+        supervision.teacher_softcap,
+    )
+    return divergence_from(hidden_TD, weight_VD, teacher, supervision.mask_T, how, softcap, config.impl)
 
 
 NEED = Need(signals=frozenset({"dense"}), student=frozenset({"head"}))

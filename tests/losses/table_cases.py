@@ -12,7 +12,7 @@ from torch import Tensor
 from speechkd.core.types import LossOut
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, Loss, Supervision
 from speechkd.losses.base import ClipFacts, Clips, Layers
-from tests.losses.equations import Array, ce, kl, softmax
+from tests.losses.equations import Array, ce, kl, mixture, softmax
 from tests.losses.method_cases import (
     HEAD,
     LENGTHS,
@@ -90,6 +90,7 @@ VARIANTS: dict[str, list[Variant]] = {
     "cross_modal": [Variant({}, per_row(linear_cross_modal_row))],
     "divergence": [
         Variant({}, per_row(lambda x, g, b, t: kl(*both_lenses(x, g.hidden[b, t])))),
+        Variant({"name": "jsd", "beta": 0.3}, per_row(lambda x, g, b, t: mixture("jsd", *both_lenses(x, g.hidden[b, t]), 0.3))),
         Variant({"name": "reverse_kl"}, per_row(lambda x, g, b, t: kl(*both_lenses(x, g.hidden[b, t])[::-1]))),
     ],
     "input_alignment": [Variant({"overlong": name}, input_truth(name)) for name in ("truncate", "drop")],
