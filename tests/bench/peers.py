@@ -1,6 +1,6 @@
-"""Other loaders, each used as its documentation shows for speed: two processes where it has processes, soundfile where it leaves decoding open.
+"""Other loaders, each used as its documentation shows for speed: loader processes where it has them, soundfile where decoding is left open.
 
-Each has `write(wavs, out)` on two cores, `read(folder, workers)`: all clips decoded, float32, in order, and where it can `raw(folder)`: all
+Each has `write(wavs, out)` on two cores and `read(folder, workers)`: all clips decoded, float32; webdataset also `raw(folder)`: all
 members' bytes. A loader that is not installed is left out with a line.
 """
 
