@@ -40,7 +40,7 @@ def whisper_fit(decoder: CrossDecoder, path_or_id: str) -> Fit:
         raise InputError(f"the decoder of `{path_or_id}` has {heads} heads, the projector {decoder.heads} (projector.heads)")
     fitting: dict[str, Stored] = {}
     misfit = None
-    params = dict(decoder.named_parameters())
+    params = _own(decoder)
     for name, param in params.items():
         stored = tensors.get(prefix + ("embed_positions.weight" if name == "embed_positions" else name))
         if stored is not None and _fits(name, tuple(param.shape), stored.shape):
@@ -50,6 +50,15 @@ def whisper_fit(decoder: CrossDecoder, path_or_id: str) -> Fit:
     if not fitting:
         raise InputError(f"nothing of the decoder in `{path_or_id}` fits the projector; first {misfit} (projector.init_from)")
     return Fit(fitting, len(params), misfit)
+
+
+def _own(decoder: CrossDecoder) -> dict[str, torch.nn.Parameter]:
+    """The decoder's own parameters by their names in a Whisper decoder, LoRA or not."""
+    return {
+        name.replace(".base_layer.", "."): param
+        for name, param in decoder.named_parameters()
+        if name.rpartition(".")[2] not in ("lora_A", "lora_B")
+    }
 
 
 def _fits(name: str, own: tuple[int, ...], there: tuple[int, ...]) -> bool:
@@ -68,7 +77,7 @@ def start_from_whisper(projector: Any) -> Fit | None:
     if path_or_id is None:
         return None
     fit = whisper_fit(projector.decoder, path_or_id)
-    params = dict(projector.decoder.named_parameters())
+    params = _own(projector.decoder)
     for name, stored in fit.fitting.items():
         params[name].copy_(read_tensor(stored)[: params[name].shape[0]])
     return fit
