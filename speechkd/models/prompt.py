@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from speechkd.core.types import Metadata
 _SPAN = "\ue000span\ue001"
 """Stands where the audio goes while a prompt is rendered; private-use characters occur in no text."""
 MAX_METADATA_CHARS = 4000
+_MARK = re.compile(r"([<\[])(?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,26 @@ def metadata_json(metadata: Metadata, fields: Iterable[str]) -> str:
     """The flat JSON that stands in the teacher's audio span, with the `fields` that this clip has.
 
     `<` and `[` are written as JSON escapes (a flat object has them in texts only), so that no value can close the span or spell a
-    special token of the `<...>` and `[...]` kinds that chat models use. Long values are cut.
+    special token of the `<...>` and `[...]` kinds that chat models use. Long values are cut, so the result is always whole JSON.
     """
-    text = json.dumps({name: metadata[name] for name in fields if name in metadata}, ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace("[", "\\u005b")[:MAX_METADATA_CHARS]
+    chosen = {name: metadata[name] for name in fields if name in metadata}
+    limit = MAX_METADATA_CHARS
+    while True:
+        cut = {name: value[:limit] + "…" if isinstance(value, str) and len(value) > limit else value for name, value in chosen.items()}
+        text = json.dumps(cut, ensure_ascii=False).replace("<", "\\u003c").replace("[", "\\u005b")
+        if len(text) <= MAX_METADATA_CHARS or limit <= 16:
+            return text
+        limit //= 2
+
+
+def plain_text(text: str, limit: int = MAX_METADATA_CHARS) -> str:
+    """Untrusted text as it may stand in a prompt without quotes: no mark of a chat template can be spelt in it, and it has an end.
+
+    A space follows every `<` and `[` that is followed by something, control and private-use characters become spaces.
+    """
+    text = "".join(" " if unicodedata.category(sign) in ("Cc", "Co", "Cs") and sign != "\n" else sign for sign in text)
+    text = _MARK.sub(r"\1 ", text).strip()
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

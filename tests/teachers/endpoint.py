@@ -152,9 +152,9 @@ class FaultyProxy(Endpoint):
         self._upstream, self._share, self._too_late_s = upstream, share, too_late_s
         self._dice = random.Random(seed)
         self.faults: Counter[str] = Counter()
-        self.forwarded: Counter[str] = Counter()
-        """messages that the server has answered with 200, and how often"""
-        self.wasted = 0
+        self.sent: Counter[str] = Counter()
+        """messages that have reached the server, and how often"""
+        self.answered = self.wasted = 0
 
     async def _forward(self, call: Call) -> Reply:
         if call.method == "GET":
@@ -170,7 +170,7 @@ class FaultyProxy(Endpoint):
         reply = await self._ask(call)
         if reply.status != 200:
             return reply
-        self.forwarded[call.json()["messages"][0]["content"]] += 1
+        self.answered += 1
         if kind in ("cut", "late"):
             self.wasted += 1
         if kind == "cut":
@@ -190,6 +190,8 @@ class FaultyProxy(Endpoint):
             head = f"{call.method} {call.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {len(call.body)}\r\n\r\n".encode() + call.body)
             await writer.drain()
+            if call.method == "POST":
+                self.sent[call.json()["messages"][0]["content"]] += 1
             status, _, rest = (await reader.readuntil(b"\r\n")).decode().partition(" ")[2].partition(" ")
             await reader.readuntil(b"\r\n\r\n") if rest else b""
             body = await reader.read()
