@@ -21,6 +21,7 @@ from speechkd.losses import LOSSES, LossConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import TeacherConfig, gives, quoted
+from speechkd.teachers.gates import GateConfig
 from speechkd.teachers.prompts import PromptConfig
 from speechkd.tracking import TrackingConfig
 from speechkd.train.config import TrainConfig
@@ -92,6 +93,8 @@ class Recipe(Config):
     runs: str = "runs"
     data: DataConfig
     prompt: PromptConfig
+    gates: GateConfig = GateConfig()
+    """which of the teachers' answers are trained on"""
     teachers: dict[Name, Annotated[SerializeAsAny[TeacherConfig], _part(TEACHERS, "backend")]]
     student: StudentConfig
     losses: Annotated[dict[str, SerializeAsAny[LossConfig]], BeforeValidator(_losses)]
@@ -146,6 +149,9 @@ class Recipe(Config):
         """Digest of what changes the trained student: not names and places, how often it is logged and saved, or how it is judged."""
         data = self.model_dump(mode="json", include={"seed", "data", "prompt", "student", "losses", "plan", "optim", "deepspeed"})
         data["data"].pop("root")
+        if self.gates.active:
+            data["gates"] = self.gates.model_dump(mode="json")
+        data["prompt"] = self.prompt.identity()
         data["phases"] = [phase.model_dump(mode="json") for phase in self.train.phases]
         data["teachers"] = {role: self.teachers[role].identity() for role in self.train.roles}
         return digest(data)

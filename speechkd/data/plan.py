@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -86,6 +86,13 @@ class PlanSource:
     def row(self, index: int) -> int:
         """What ExampleRef.row says of example number `index`."""
         return index if self.row_N is None else int(self.row_N[index])
+
+    def keep(self, keep_X: np.ndarray) -> PlanSource:
+        """The examples whose row (of all X rows of the column) has True in `keep_X`, under the rows that they have."""
+        row_N = np.arange(len(self)) if self.row_N is None else self.row_N
+        kept_N = keep_X[row_N]
+        parts = {name: getattr(self, name)[kept_N] for name in ("shard_N", "seconds_N", "tokens_N")}
+        return replace(self, row_N=row_N[kept_N], **parts)
 
     def content_digest(self) -> str:
         """sha256 of everything that the order depends on, whatever the arrays' types."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.data.cards import Card, load_card
@@ -90,6 +92,20 @@ def other_column(corpus: Corpus, role: str, spec: ColumnSpec) -> str:
     return f"corpus `{corpus.card.name}` has column `{name}` of teacher `{role}`, made with {'; '.join(changes)}: {todo}, or change it back"
 
 
+def descriptions(corpus: Corpus, name: str, shard: int) -> dict[str, str]:
+    """Key -> the first whole answer that a published column has for it, in one shard: what another teacher wrote about the clip.
+
+    Raises InputError for a column that is not there.
+    """
+    column = corpus.shards.column(name)
+    found: dict[str, str] = {}
+    for row in np.flatnonzero(column.table["shard"].to_numpy() == shard).tolist():
+        key = column.key_of(row)
+        if key not in found and column.table["stop"][row].as_py() == "eos":
+            found[key] = column.read(row).text
+    return found
+
+
 def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
     """What the column of a teacher role is made of; its name ends in a digest of all of it, so other settings are another column."""
     config = recipe.teachers[role]
@@ -98,7 +114,8 @@ def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
     teacher = {name: value for name, value in identity.items() if name != "signals"}
     if "model" in teacher and not config.REMOTE:
         teacher["fingerprint"] = fingerprint(teacher["model"])
-    asked = recipe.prompt.model_dump(mode="json", exclude={"template"})
+    asked = recipe.prompt.identity()
+    asked.pop("template")  # its text counts, not its place
     tokenizer = tokenizer_digest(prompt.tokenizer)
     made_of = digest([teacher, signals.model_dump(mode="json"), asked, prompt.text, tokenizer])[:8]
     return ColumnSpec(

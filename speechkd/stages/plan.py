@@ -98,6 +98,8 @@ def _print_data(recipe: Recipe, ranks: int) -> None:
         print(
             f"data        {supply.role}: {examples:,} examples of {supply.corpus.card.name}, {hours:.2f} h, column {column and column.name}"
         )
+        if supply.kept is not None:
+            print(f"gates       {supply.role}: {supply.kept.line()}")
     for segment in schedule.segments:
         per_epoch = segment.plan.steps_per_epoch(0)
         print(f"epochs      {segment.phase.name}: {segment.phase.steps / per_epoch:.2f} of {per_epoch} steps each")

@@ -20,6 +20,8 @@ from speechkd.models.collate import Collator, Row
 from speechkd.models.prompt import Prompt, StudentPrompt, tokenizer_digest
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import Corpus, column_spec, open_corpora, other_column, student_vocabulary
+from speechkd.stages.quality import Kept, gate
+from speechkd.teachers.prompts import hears
 from speechkd.train.schedule import Schedule, Segment
 
 
@@ -31,7 +33,9 @@ class Supply:
     corpus: Corpus
     reader: Reader
     source: PlanSource
-    """the training split's finished answers; a truncated one would teach not to stop"""
+    """the training split's finished answers that the recipe's gates keep; a truncated one would teach not to stop"""
+    kept: Kept | None = None
+    """what the gates kept of the whole column, where any is set"""
 
 
 def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
@@ -54,7 +58,13 @@ def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
                 raise InputError(f"column `{spec.name}` of corpus `{corpus.card.name}` was made with {'; '.join(changes)}")
             _check_origin(recipe, column, prompt)
             reader = Reader(corpus.shards, column, signals)
-            supplies.append(Supply(role, corpus, reader, reader.source(role, corpus.config.train_split, stops=("eos",))))
+            source = reader.source(role, corpus.config.train_split, stops=("eos",))
+            kept = gate(recipe, role, corpus, column) if recipe.gates.active else None
+            if kept is not None:
+                source = source.keep(kept.keep_N)
+                if not len(source):
+                    raise InputError(f"the gates drop every answer of column `{spec.name}`: {kept.line()} (gates)")
+            supplies.append(Supply(role, corpus, reader, source, kept))
     return supplies
 
 
@@ -97,7 +107,8 @@ def make_loader(supplies: Sequence[Supply], prompt: Prompt, collator: Collator) 
                 if example.question not in asked:
                     asked[example.question] = prompt.student(example.question)
                 around = asked[example.question]
-            rows.append(Row(around.before, around.after, example.tokens, example.samples_T, example.signals))
+            samples_T = example.samples_T if hears(example.turn) else None
+            rows.append(Row(around.before, around.after, example.tokens, samples_T, example.signals))
         return collator(rows)
 
     return load

@@ -13,7 +13,8 @@ from speechkd.data.columns import Column, ColumnSpec, ColumnWriter, Turn, TurnSi
 from speechkd.data.manifest import shard_name
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import Corpus, column_spec, open_corpora, open_prompt
+from speechkd.stages.inputs import Corpus, column_spec, descriptions, open_corpora, open_prompt
+from speechkd.stages.quality import PAGE, assess
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
 from speechkd.teachers.base import Answer, Request, Scoring, Teacher, TeacherConfig
@@ -68,10 +69,13 @@ class _Work:
     def column(self, retry_failed: bool) -> Column | None:
         """The published column, or None while other partitions are at work."""
         column = self._published() or self._fill()
-        if column is None or not retry_failed:
-            return column
-        self._reopen_failed(column)
-        return self._published() or self._fill()
+        if column is not None and retry_failed:
+            self._reopen_failed(column)
+            column = self._published() or self._fill()
+        if column is not None and self.recipe.gates.active:
+            kept = assess(self.recipe, self.role, self.corpus, column)
+            say(f"teach: {column.name}: {kept.line()}; the worst answers: {column.root / PAGE}")
+        return column
 
     def _published(self) -> Column | None:
         known = self.spec.name in self.corpus.shards.column_names()
@@ -113,11 +117,12 @@ class _Work:
         """The requests of a shard, the same at every attempt, each with the key of its answer."""
         fields: list[str] = getattr(self.config, "fields", [])
         tasks = self.config.chosen(self.corpus.card.tasks)
-        spec_digest = self.spec.digest
+        spec_digest, config = self.spec.digest, self.recipe.prompt
+        described = descriptions(self.corpus, config.span.column, shard) if config.span.kind == "column" else {}
         return [
             (request, answer_key(spec_digest, sample.digest, request, reading(request, fields)))
             for sample in self.corpus.shards.samples(shard=shard)
-            for request in requests(self.recipe.prompt, tasks, sample.key, sample.metadata)
+            for request in requests(config, tasks, sample.key, sample.metadata, described.get(sample.key), audio=sample.seconds > 0)
             if self.teacher.accepts(request)
         ]
 

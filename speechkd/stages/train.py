@@ -72,7 +72,8 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, supplies: Sequence
     journal.params(recipe.model_dump(mode="json"))
     journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in supplies}))
     quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in supplies}.values())
-    journal.metrics(0, {"data/quarantined": quarantined})
+    gated = sum(supply.kept.dropped for supply in supplies if supply.kept is not None)
+    journal.metrics(0, {"data/quarantined": quarantined} | ({"data/gated": gated} if recipe.gates.active else {}))
     datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies}
     write_json(folder / DATASETS, datasets)
 

@@ -14,8 +14,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -34,7 +33,8 @@ NGRAM = 4
 REFUSALS = (
     r"\bi(?:'m| am) (?:sorry|unable|not able)\b",
     r"\bi (?:can(?:no|')t|do(?:n't| not)|could(?:n't| not)|am not able to) (?:actually )?(?:hear|listen|access|play|process|perceive)\b",
-    r"\b(?:there is|there's|i see|i have|you (?:have|did)) (?:no|not|n't)\b[^.]{0,40}\b(?:audio|recording|sound|clip|file)\b",
+    r"\b(?:there is|there's|i see|i have) (?:no|not any) (?:\w+ )?(?:audio|recording|sound file|clip)\b",
+    r"\byou (?:have|did)(?: not|n't) \w+ (?:an?|any|the) (?:\w+ )?(?:audio|recording|clip|file)\b",
     r"\bno (?:audio|recording|sound)(?: (?:clip|file))? (?:was|is|has been|provided|attached|given|found|available)\b",
     r"\bas an? (?:ai|artificial intelligence|language model|large language model|text[- ]based)\b",
     r"\b(?:text[- ]based|language) (?:ai|model|assistant)\b",
@@ -87,7 +87,7 @@ class Measures(NamedTuple):
     repetition: float
     words: int
     language: str
-    """ISO 639-1, "" where too short to tell"""
+    """ISO 639-1, "" where too short to tell, or not asked for"""
     trace: bool
     wer: float
 
@@ -102,6 +102,8 @@ class Ground:
     """field -> all its values, as normalised text, for fields that are classes"""
     asr: tuple[str, str] | None = None
     """hypothesis and reference field"""
+    languages: bool = False
+    """whether the language of answers is told, which takes a model of 5 MB"""
 
 
 def measure(ground: Ground, text: str, metadata: Metadata, asked: str | None) -> Measures:
@@ -116,7 +118,7 @@ def measure(ground: Ground, text: str, metadata: Metadata, asked: str | None) ->
         refusal=bool(_REFUSAL.search(answer.lower().replace("’", "'"))),
         repetition=repetition(words),
         words=len(words),
-        language=language_of(answer),
+        language=language_of(answer) if ground.languages else "",
         trace=_is_trace(text),
         wer=_wer(ground.asr, metadata),
     )
@@ -152,16 +154,13 @@ def repetition(words: Sequence[str]) -> float:
     return 1.0 - len(set(runs)) / len(runs) if len(runs) > 1 else 0.0
 
 
-@lru_cache(maxsize=1)
-def _identifier() -> Any:
-    from py3langid.langid import LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file()
-
-
 def language_of(text: str) -> str:
     """ISO 639-1 code, or "" for a text that is too short to tell."""
-    return str(_identifier().classify(text)[0]) if sum(sign.isalpha() for sign in text) >= LANGUAGE_LETTERS else ""
+    if sum(sign.isalpha() for sign in text) < LANGUAGE_LETTERS:
+        return ""
+    from py3langid import classify  # loads its model when first asked
+
+    return str(classify(text)[0])
 
 
 def _is_trace(text: str) -> bool:
@@ -184,9 +183,6 @@ def _wer(fields: tuple[str, str] | None, metadata: Metadata) -> float:
     if not reference:
         return 0.0 if not hypothesis else 1.0
     return float(jiwer.wer(" ".join(reference), " ".join(hypothesis)))
-
-
-Reason = Literal["refusal", "contradiction", "coverage", "repetition", "too short", "too long", "language", "no whole trace", "asr"]
 
 
 def dropped(config: GateConfig, table: Mapping[str, np.ndarray], open_N: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
+from speechkd.core.files import digest
 from speechkd.core.seeds import derive
 from speechkd.core.types import Metadata
 from speechkd.data.cards import Task
@@ -24,8 +25,8 @@ SPOKEN, WRITTEN = "spoken", "written"
 class SpanConfig(Config):
     """What the teacher reads where the student hears.
 
-    metadata: the clip's facts as JSON (wong26a). text: one field as it is, e.g. a description. column: the answers of a published column, e.g.
-    what a speech LLM wrote about the clip (textualised audio, arXiv 2509.18579). A clip without the text gets no turns.
+    metadata: the clip's facts as JSON (wong26a). text: one field as it is, e.g. a description. column: the answers of a published column,
+    e.g. what a speech LLM wrote about the clip (textualised audio, arXiv 2509.18579). A clip without the text gets no turns.
     """
 
     kind: Literal["metadata", "text", "column"] = "metadata"
@@ -56,9 +57,9 @@ class ChannelConfig(Config):
 class PromptConfig(Config):
     """The template with the audio span, and what is asked.
 
-    `instructions` and the lines of the file `pool` are open questions; every clip gets `per_clip` of them, chosen by its key (the remedy that
-    wong26a names for students which learn that "there is no audio" from one fixed prompt). An empty instruction leaves the asking to
-    the template. `tasks` adds the card's task questions.
+    `instructions` and the lines of the file `pool` are open questions; every clip gets `per_clip` of them, chosen by its key (the remedy
+    that wong26a names for students which learn that "there is no audio" from one fixed prompt). An empty instruction leaves the asking
+    to the template. `tasks` adds the card's task questions.
     """
 
     template: str
@@ -69,6 +70,12 @@ class PromptConfig(Config):
     tasks: bool = True
     span: SpanConfig = SpanConfig()
     channels: ChannelConfig | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What the turns depend on, as JSON: a pool by what it says, and of what is not set nothing."""
+        unset = {name for name in ("pool", "span", "channels") if getattr(self, name) == type(self).model_fields[name].get_default()}
+        data = self.model_dump(mode="json", exclude=unset)
+        return data if self.pool is None else {**data, "pool": digest(_lines(self.pool))}
 
     def questions(self) -> list[str]:
         """All open questions. Raises InputError for a pool that cannot be read, is empty, or asks the same twice."""

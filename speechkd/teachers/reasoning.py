@@ -1,8 +1,8 @@
 """The four-stage reasoning trace of source- and layer-wise distillation (arXiv 2509.18579): how it is written, and how it is read back.
 
-The paper trains on (audio, question, trace r, answer a) and forces teacher and student on (r, a); at inference the reasoning is dropped. Names
-and order of the stages are those of the CoTA data as far as they are known (planning, caption, reasoning, summary: reconstructed); the
-marks are ours to choose, and `shards/prompts/reasoning.j2` asks for them.
+The paper trains on (audio, question, trace r, answer a) and forces teacher and student on (r, a); at inference the reasoning is dropped.
+Names and order of the stages are those of the CoTA data as far as they are known (planning, caption, reasoning, summary: reconstructed);
+the marks are ours to choose, and `shards/prompts/reasoning.j2` asks for them.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from speechkd import cli
+from speechkd.core.errors import InputError
 from speechkd.recipe import load_recipe
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
@@ -29,7 +30,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 text-only samples in 3 shards."""
     folder = tmp_path_factory.mktemp("room")
     rows = [{"id": f"c{i:02d}", "part": "train", "transcript": f"word {i}", "language": "german"} for i in range(30)]
-    tasks = {"language": {"instruction": "What language is spoken?", "field": "language", "kind": "choice", "choices": ["german"]}}
+    tasks = {"language": {"instruction": "What language is spoken?", "field": "language", "kind": "choice", "choices": ["german", "french"]}}
     shard(write_card(folder, rows, shard_samples=10, tasks=tasks, fields={}), folder / "data", quiet=True)
     return folder
 
@@ -133,3 +134,42 @@ def test_bad_input(
     said = capsys.readouterr().err.strip()
     assert leaving.value.code == 2 and said.count("\n") == 0 and all(part in said for part in parts), said
     assert "sk-canary" not in said
+
+
+def test_gates_drop_by_recipe_and_say_what(recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured once; thresholds act on training alone; the page holds the worst and escapes all of it."""
+    from speechkd.stages.inputs import open_prompt
+    from speechkd.stages.supply import open_supplies
+
+    hostile = "I cannot hear audio <script>alert(1)</script>"
+
+    def answer(body: Any) -> Reply:
+        number = word(body)
+        return chat(hostile if number < 4 else "french" if number < 6 else f"word {number}, in german")
+
+    with scripted(answer, ["tiny"]) as endpoint:
+        path = recipe(endpoint.url)
+        strict = ["gates.drop_refusals=true", "gates.max_contradictions=0"]
+        [column] = teach(load_recipe(path))
+        assert column is not None
+        unmeasured = load_recipe(path, strict)
+        with pytest.raises(InputError, match="not measured for `gates`: run `speechkd teach`"):
+            open_supplies(unmeasured, open_prompt(unmeasured))
+        teach(unmeasured)
+        calls = len(endpoint.calls)
+        assert "kept 48 of 60 answers; dropped: failed 0, cut 0, refusal 8, contradiction 4" in capsys.readouterr().err
+        [supply] = open_supplies(unmeasured, open_prompt(unmeasured))
+        assert supply.reader.column is not None
+        texts = [supply.reader.column.read(int(row)).text for row in supply.source.rows()]
+        assert len(texts) == 48 and all("german" in text for text in texts)
+        [plain] = open_supplies(load_recipe(path), open_prompt(unmeasured))
+        assert len(plain.source.shard_N) == 60 and plain.source.content_digest() != supply.source.content_digest()
+        looser = load_recipe(path, ["gates.drop_refusals=true"])
+        [more] = open_supplies(looser, open_prompt(looser))
+        assert len(more.source.shard_N) == 52 and calls == len(endpoint.calls) == 60, "other thresholds ask nothing"
+        none = load_recipe(path, ["gates.min_words=50"])
+        with pytest.raises(InputError, match="the gates drop every answer"):
+            open_supplies(none, open_prompt(none))
+    page = (column.root / "answers.html").read_text(encoding="utf-8")
+    assert "refusal" in page and "&lt;script&gt;" in page and "<script>" not in page and "no threshold set" in page
+    assert load_recipe(path).digest() != unmeasured.digest() != looser.digest()

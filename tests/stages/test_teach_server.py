@@ -24,7 +24,7 @@ from speechkd.stages.shard import shard
 from tests.data.corpus import write_card
 from tests.teachers.endpoint import FaultyProxy
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 CANARY = "sk-canary-77aa01"
 SAMPLES, CONCURRENCY, TIMEOUT_S = 2000, 8, 8.0
@@ -45,7 +45,7 @@ def server(port: int) -> Iterator[subprocess.Popen[bytes]]:
     words = [str(Path(sys.executable).with_name("transformers")), "serve", "standins/llm", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen([*words, "--device", "cpu"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: healthy(port) or process.poll() is not None, 120)
+        wait_for(lambda: healthy(port) or process.poll() is not None, 300)
         assert process.poll() is None, "the server did not start"
         yield process
     finally:
@@ -85,18 +85,18 @@ def test_two_thousand_samples_through_kills_and_faults(tmp_path: Path) -> None:
             client = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
             logs.append(Path(log.name))
             if point is not None:
-                wait_for(lambda: proxy.answered >= point or client.poll() is not None, 300)
+                wait_for(lambda: proxy.answered >= point or client.poll() is not None, 600)
                 lines += [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
                 client.send_signal(signal.SIGKILL)
                 client.wait()
                 extra_bound += CONCURRENCY
                 continue
-            wait_for(lambda: proxy.answered >= SERVER_KILL or client.poll() is not None, 300)
+            wait_for(lambda: proxy.answered >= SERVER_KILL or client.poll() is not None, 600)
             first.kill()
             first.wait()
             extra_bound += CONCURRENCY
             with server(port):
-                assert client.wait(400) == 0, logs[-1].read_text()
+                assert client.wait(600) == 0, logs[-1].read_text()
     shards = open_shards(data)
     [name] = shards.column_names()
     column = shards.column(name)
@@ -104,9 +104,8 @@ def test_two_thousand_samples_through_kills_and_faults(tmp_path: Path) -> None:
     right = sum(column.read(row).text == rows[row]["language"] for row in range(SAMPLES))
     assert right >= 0.95 * SAMPLES, "each answer is the answer to its own sample"
     extra = sum(proxy.sent.values()) - proxy.wasted - SAMPLES
-    print(
-        f"server calls {sum(proxy.sent.values())}, faults {dict(proxy.faults)}, wasted {proxy.wasted}, extra {extra} <= {extra_bound}, right {right}"
-    )
+    print(f"server calls {sum(proxy.sent.values())}, faults {dict(proxy.faults)}, lost to them {proxy.wasted}")
+    print(f"extra calls {extra}, in flight at the kills at most {extra_bound}; right answers {right}")
     assert len(proxy.sent) == SAMPLES and 0 <= extra <= extra_bound
     assert all(proxy.faults[kind] > 10 for kind in proxy.KINDS)
     everything = [path for path in tmp_path.rglob("*") if path.is_file()]
