@@ -30,7 +30,9 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 text-only samples in 3 shards."""
     folder = tmp_path_factory.mktemp("room")
     rows = [{"id": f"c{i:02d}", "part": "train", "transcript": f"word {i}", "language": "german"} for i in range(30)]
-    tasks = {"language": {"instruction": "What language is spoken?", "field": "language", "kind": "choice", "choices": ["german", "french"]}}
+    tasks = {
+        "language": {"instruction": "What language is spoken?", "field": "language", "kind": "choice", "choices": ["german", "french"]}
+    }
     shard(write_card(folder, rows, shard_samples=10, tasks=tasks, fields={}), folder / "data", quiet=True)
     return folder
 
