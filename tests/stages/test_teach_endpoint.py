@@ -18,11 +18,13 @@ from speechkd.core.errors import InputError
 from speechkd.recipe import load_recipe
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
+from speechkd.tracking.journal import Journal
 from tests.data.corpus import write_card
 from tests.teachers.endpoint import Reply, chat, error, scripted
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., Path]
+CANARY = "sk-canary-20d7b3"
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_where_the_server_is_changes_no_column(recipe: Make) -> None:
         ({"model": "tyny"}, ["unknown model `tyny`", "did you mean `tiny`", "/v1 lists these"]),
         ({"key_env": "SPEECHKD_TEST_ABSENT"}, ["environment variable `SPEECHKD_TEST_ABSENT` is not set"]),
         ({"url": "http://127.0.0.1:1/v1"}, ["cannot reach the teacher's server", "http://127.0.0.1:1/v1"]),
-        ({"key_env": "sk-canary-5f1e9c"}, ["key_env", "never the key itself"]),
+        ({"key_env": CANARY}, ["key_env", "never the key itself"]),
     ],
 )
 def test_bad_input(
@@ -135,7 +137,7 @@ def test_bad_input(
             cli.main()
     said = capsys.readouterr().err.strip()
     assert leaving.value.code == 2 and said.count("\n") == 0 and all(part in said for part in parts), said
-    assert "sk-canary" not in said
+    assert CANARY not in said
 
 
 def test_gates_drop_by_recipe_and_say_what(recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,3 +177,23 @@ def test_gates_drop_by_recipe_and_say_what(recipe: Make, capsys: pytest.CaptureF
     page = (column.root / "answers.html").read_text(encoding="utf-8")
     assert "refusal" in page and "&lt;script&gt;" in page and "<script>" not in page and "no threshold set" in page
     assert load_recipe(path).digest() != unmeasured.digest() != looser.digest()
+
+
+def test_the_key_is_in_no_file_and_on_no_screen(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows with a reason, journal, spec, manifest, the run's parameters for MLflow, logs; the server repeats the key wherever it can."""
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("SPEECHKD_TEST_KEY", CANARY)
+    with scripted(lambda body: error(400, f"{CANARY} may not") if word(body) % 2 else chat("x"), ["tiny"]) as endpoint:
+        loaded = load_recipe(recipe(endpoint.url, key_env="SPEECHKD_TEST_KEY"))
+        [column] = teach(loaded)
+        assert {call.headers["authorization"] for call in endpoint.calls} == {f"Bearer {CANARY}"}
+    assert column is not None and column.manifest["totals"]["stop_error"] == 30
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.params(loaded.model_dump(mode="json"))
+    journal.close()
+    written = [path for folder in (column.root, tmp_path) for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 12 and any(b"*** may not" in path.read_bytes() for path in written)
+    assert not [path for path in written if CANARY.encode() in path.read_bytes()]
+    assert CANARY not in "".join(capsys.readouterr()) + caplog.text
