@@ -164,7 +164,7 @@ def test_gates_drop_by_recipe_and_say_what(recipe: Make, capsys: pytest.CaptureF
         assert "kept 48 of 60 answers; dropped: failed 0, cut 0, refusal 8, contradiction 4" in capsys.readouterr().err
         [supply] = open_supplies(unmeasured, open_prompt(unmeasured))
         assert supply.reader.column is not None
-        texts = [supply.reader.column.read(int(row)).text for row in supply.source.rows()]
+        texts = [supply.reader.column.read(int(row)).text for row in supply.source.row_N]
         assert len(texts) == 48 and all("german" in text for text in texts)
         [plain] = open_supplies(load_recipe(path), open_prompt(unmeasured))
         assert len(plain.source.shard_N) == 60 and plain.source.content_digest() != supply.source.content_digest()
