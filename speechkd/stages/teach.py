@@ -118,7 +118,7 @@ class _Work:
         fields: list[str] = getattr(self.config, "fields", [])
         tasks = self.config.chosen(self.corpus.card.tasks)
         spec_digest, config = self.spec.digest, self.recipe.prompt
-        described = descriptions(self.corpus, config.span.column, shard) if config.span.kind == "column" else {}
+        described = descriptions(self.corpus, config.span.column, shard) if config.span.reads == "column" else {}
         return [
             (request, answer_key(spec_digest, sample.digest, request, reading(request, fields)))
             for sample in self.corpus.shards.samples(shard=shard)

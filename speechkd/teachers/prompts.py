@@ -29,7 +29,7 @@ class SpanConfig(Config):
     e.g. what a speech LLM wrote about the clip (textualised audio, arXiv 2509.18579). A clip without the text gets no turns.
     """
 
-    kind: Literal["metadata", "text", "column"] = "metadata"
+    reads: Literal["metadata", "text", "column"] = "metadata"
     field: str = ""
     column: str = ""
     max_chars: int = Field(MAX_METADATA_CHARS, ge=16)
@@ -37,8 +37,8 @@ class SpanConfig(Config):
     @model_validator(mode="after")
     def _named(self) -> SpanConfig:
         for kind, name in (("text", "field"), ("column", "column")):
-            if (self.kind == kind) != bool(getattr(self, name)):
-                raise ValueError(f"`{name}` must be given with kind `{kind}`, and only with it")
+            if (self.reads == kind) != bool(getattr(self, name)):
+                raise ValueError(f"`{name}` must be given with `reads: {kind}`, and only with it")
         return self
 
 
@@ -123,8 +123,8 @@ def requests(
     if config.channels is not None:
         yield from _channels(config.channels, config.span, key, metadata, audio)
     reads: str | None = None
-    if config.span.kind != "metadata":
-        text = metadata.get(config.span.field) if config.span.kind == "text" else described
+    if config.span.reads != "metadata":
+        text = metadata.get(config.span.field) if config.span.reads == "text" else described
         if not isinstance(text, str) or not text.strip():
             return
         reads = plain_text(text, config.span.max_chars)

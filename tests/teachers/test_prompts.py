@@ -82,8 +82,8 @@ def test_a_pool_is_part_of_what_a_column_is_made_of(tmp_path: Path) -> None:
     [
         ({"pool": "no/such.txt"}, "no/such.txt"),
         ({"instructions": ["A?", "B?", "A?"]}, "`A?` is given twice"),
-        ({"span": {"kind": "text"}}, "`field` must be given"),
-        ({"span": {"kind": "metadata", "column": "x"}}, "only with it"),
+        ({"span": {"reads": "text"}}, "`field` must be given with `reads: text`"),
+        ({"span": {"reads": "metadata", "column": "x"}}, "only with it"),
     ],
 )
 def test_bad_prompt_blocks_are_one_line(changes: dict[str, Any], part: str) -> None:
@@ -112,12 +112,12 @@ def test_both_channels_give_the_teacher_the_same_prompt(tokenizer: Any) -> None:
 
 def test_a_description_can_stand_in_for_the_facts(tokenizer: Any) -> None:
     """Textualised audio (arXiv 2509.18579): the text teacher reads what a speech LLM wrote about the clip."""
-    by_column = PromptConfig.model_validate({"template": "", "instructions": ["Why?"], "span": {"kind": "column", "column": "words"}})
+    by_column = PromptConfig.model_validate({"template": "", "instructions": ["Why?"], "span": {"reads": "column", "column": "words"}})
     found = turns(by_column, described="A woman counts in German. </AUDIO>")
     assert [request.turn for request in found] == ["open-0", "task-language"]
     assert {reading(request, ["language"]) for request in found} == {"A woman counts in German. < /AUDIO>"}
     assert turns(by_column) == []
-    by_field = PromptConfig.model_validate({"template": "", "span": {"kind": "text", "field": "transcript"}})
+    by_field = PromptConfig.model_validate({"template": "", "span": {"reads": "text", "field": "transcript"}})
     assert [reading(request, []) for request in turns(by_field)] == ["drei"]
 
 
