@@ -98,10 +98,11 @@ def descriptions(corpus: Corpus, name: str, shard: int) -> dict[str, str]:
     Raises InputError for a column that is not there.
     """
     column = corpus.shards.column(name)
+    index = column.columns(["key", "shard", "stop"])
     found: dict[str, str] = {}
-    for row in np.flatnonzero(column.table["shard"].to_numpy() == shard).tolist():
-        key = column.key_of(row)
-        if key not in found and column.table["stop"][row].as_py() == "eos":
+    for row in np.flatnonzero(index["shard"].to_numpy() == shard).tolist():
+        key = index["key"][row].as_py()
+        if key not in found and index["stop"][row].as_py() == "eos":
             found[key] = column.read(row).text
     return found
 

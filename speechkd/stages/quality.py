@@ -103,7 +103,8 @@ def read_quality(path: Path, column: Column) -> pa.Table | None:
         raise DataError(f"{path}: {error}; remove it, it is made again") from None
     if (table.schema.metadata or {}).get(b"column") != column.digest.encode():
         return None
-    same = table.schema.names == SCHEMA.names and all(table[name].equals(column.table[name]) for name in ("key", "turn"))
+    index = column.columns(["key", "turn"])
+    same = table.schema.names == SCHEMA.names and all(table[name].to_pylist() == index[name].to_pylist() for name in ("key", "turn"))
     if not same:
         raise DataError(f"{path}: does not belong to its column; remove it, it is made again")
     return table
@@ -139,8 +140,10 @@ def _classes(corpus: Corpus, fields: list[str]) -> dict[str, frozenset[str]]:
 def _measured(corpus: Corpus, column: Column, ground: Ground) -> Iterator[dict[str, object]]:
     texts = corpus.shards.table["metadata"]
     fields = {f"task-{name}": task.field for name, task in corpus.card.tasks.items()}
-    for row, (key, turn) in enumerate(zip(column.table["key"].to_pylist(), column.table["turn"].to_pylist(), strict=True)):
-        metadata: Metadata = json.loads(texts[column.sample_of(row)].as_py())
+    index = column.columns(["key", "turn", "sample"])
+    places = zip(index["key"].to_pylist(), index["turn"].to_pylist(), index["sample"].to_pylist(), strict=True)
+    for row, (key, turn, sample) in enumerate(places):
+        metadata: Metadata = json.loads(texts[sample].as_py())
         found = measure(ground, column.read(row).text, metadata, fields.get(turn))
         yield {"key": key, "turn": turn, **found._asdict()}
 
@@ -155,7 +158,7 @@ def _open(table: pa.Table) -> np.ndarray:
 
 def _judge(recipe: Recipe, column: Column, table: pa.Table) -> Kept:
     """Failed and cut answers are no business of the gates: they are not trained on in any case."""
-    stop_N = column.table["stop"].to_numpy(zero_copy_only=False)
+    stop_N = np.array(column.columns(["stop"])["stop"].to_pylist(), dtype=object)
     keep_N = np.asarray(stop_N == "eos")
     counts = {"failed": int((stop_N == "error").sum()), "cut": int((stop_N == "length").sum())}
     for reason, bad_N in dropped(recipe.gates, _arrays(table), _open(table)).items():
@@ -186,5 +189,6 @@ def _gates(recipe: Recipe, corpus: Corpus, column: Column, table: pa.Table) -> I
 
 def _worst(corpus: Corpus, column: Column, table: pa.Table, row: int, badness: float) -> Worst:
     turn = column.read(row)
-    metadata = corpus.shards.table["metadata"][column.sample_of(row)].as_py()
+    shard, place = column.sample_of(row)
+    metadata = corpus.shards.table["metadata"][int(corpus.shards.starts[shard]) + place].as_py()
     return Worst(column.key_of(row), turn.turn, turn.question, turn.text, metadata, badness)
