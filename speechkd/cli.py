@@ -161,12 +161,17 @@ def report(path: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
 
 @app.command()
-def plan(recipe: RecipePath, set: Sets = None, ranks: Ranks = 1) -> None:
-    """What a recipe will cost before anything runs: parameters, memory, examples, steps."""
+def plan(
+    recipe: RecipePath,
+    set: Sets = None,
+    ranks: Ranks = 1,
+    tokens_per_s: Annotated[float, typer.Option(help="what the teacher reads and writes a second", min=0.001)] = 1000.0,
+) -> None:
+    """What a recipe will cost before anything runs: parameters, memory, teacher tokens, bytes and hours, examples, steps."""
     from speechkd.recipe import load_recipe
     from speechkd.stages.plan import plan as stage
 
-    raise typer.Exit(stage(load_recipe(recipe, set or []), ranks))
+    raise typer.Exit(stage(load_recipe(recipe, set or []), ranks, tokens_per_s))
 
 
 @app.command()

@@ -115,15 +115,11 @@ class Recipe(Config):
             given = gives(self.teachers[role], backend, can)
             for name, config in self.losses.items():
                 missing = LOSSES.get(name).NEED.signals - given
-                if missing & can:
-                    raise ValueError(
-                        f"loss `{name}` needs {quoted(missing)}, which teacher `{role}` ({backend}) can give but does not store: "
-                        f"declare `teachers.{role}.signals`"
-                    )
                 if missing:
                     others = sorted(n for n in LOSSES if not LOSSES.get(n).NEED.signals - given)
+                    declare = f"; it can store {quoted(missing & can)}: set `teachers.{role}.signals`" if missing & can else ""
                     raise ValueError(
-                        f"loss `{name}` needs {quoted(missing)}, but teacher `{role}` ({backend}) gives {quoted(given)}; "
+                        f"loss `{name}` needs {quoted(missing)}, but teacher `{role}` ({backend}) gives {quoted(given)}{declare}; "
                         f"losses that it can feed: {', '.join(others)}"
                     )
                 _same_temperature(role, self.teachers[role].stores(), name, config)

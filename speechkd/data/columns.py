@@ -110,14 +110,19 @@ class ColumnSpec(Config):
 
     def differs_from(self, wanted: ColumnSpec) -> list[str]:
         """Each setting in which this column is not the `wanted` one, in words; long ones (template, tokenizer) by name only."""
+        one, two = (spec.model_dump(mode="json", exclude={"name"}) for spec in (self, wanted))
+        mine, other = _flat(one, two), _flat(two, one)
         out = []
-        mine, other = _flat(self.model_dump(mode="json", exclude={"name"})), _flat(wanted.model_dump(mode="json", exclude={"name"}))
         for key in sorted(mine.keys() | other.keys()):
             have, want = mine.get(key), other.get(key)
             if have == want:
                 continue
-            short = isinstance(have, (int, float, bool, type(None))) and isinstance(want, (int, float, bool, type(None)))
-            out.append(f"`{key}` {_said(have)}, the recipe has {_said(want)}" if short else f"another `{_WORDS.get(key, key)}`")
+            if isinstance(have, Mapping) or isinstance(want, Mapping):
+                out.append(f"no `{key}`" if have is None else f"`{key}`, which the recipe does not have")
+            elif isinstance(have, str) or isinstance(want, str) or isinstance(have, list):
+                out.append(f"another `{_WORDS.get(key, key)}`")
+            else:
+                out.append(f"`{key}` {_said(have)}, the recipe has {_said(want)}")
         return out
 
     def origin(self, signal: str) -> Origin:
@@ -129,11 +134,15 @@ class ColumnSpec(Config):
 _WORDS = {"prompt": "template", "teacher.fingerprint": "teacher.model"}
 
 
-def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; lists are values."""
+def _flat(value: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key, opened where both sides have the block; lists are values."""
     out: dict[str, Any] = {}
     for key, inner in value.items():
-        out |= _flat(inner, f"{before}{key}.") if isinstance(inner, Mapping) else {f"{before}{key}": inner}
+        same = other.get(key)
+        if isinstance(inner, Mapping) and isinstance(same, Mapping):
+            out |= _flat(inner, same, f"{before}{key}.")
+        else:
+            out[f"{before}{key}"] = inner
     return out
 
 

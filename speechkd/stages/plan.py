@@ -12,6 +12,7 @@ from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.models.pretrained import meta_causal_lm, meta_whisper_encoder
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
+from speechkd.stages.budget import budgets
 from speechkd.stages.inputs import open_corpora, open_prompt
 from speechkd.stages.supply import make_schedule, open_supplies
 
@@ -20,8 +21,8 @@ OPTIMISER_BYTES = 4 + 4 + 4 + 4
 """Per trained parameter: float32 master weight, two Adam moments, float32 gradient"""
 
 
-def plan(recipe: Recipe, ranks: int) -> int:
-    """Build the student on the meta device and print parameters, memory per rank, steps and data. Allocates nothing.
+def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
+    """Build the student on the meta device and print parameters, memory per rank, steps, what the teacher costs, data. Allocates nothing.
 
     Raises InputError for whatever would stop the real run: losses that the teacher cannot feed, ranks that the plan cannot deal out,
     missing configurations. Shards that are not there yet are said, not refused.
@@ -37,6 +38,7 @@ def plan(recipe: Recipe, ranks: int) -> int:
     budget = f"{recipe.plan.micro_batches} micro-batches of at most {recipe.plan.max_examples} examples"
     print(f"steps       {recipe.train.steps} x {budget}, {ranks} ranks")
     print("losses      " + ", ".join(f"{name} (weight {config.weight:g})" for name, config in recipe.losses.items()))
+    _print_teachers(recipe, tokens_per_s)
     _print_data(recipe, ranks)
     return 0
 
@@ -82,6 +84,14 @@ def _print_memory(recipe: Recipe, student: Student, ranks: int, zero: int) -> No
         f"frozen {frozen / split / GIB:.2f}, trained {trained * size / split / GIB:.3f}, optimiser {optimiser / GIB:.3f}, "
         f"largest gathered module {largest / GIB:.2f}"
     )
+
+
+def _print_teachers(recipe: Recipe, tokens_per_s: float) -> None:
+    try:
+        for budget in budgets(recipe):
+            print("\n".join(budget.lines(tokens_per_s)))
+    except InputError as missing:
+        print(f"teacher     not known yet: {missing}")
 
 
 def _print_data(recipe: Recipe, ranks: int) -> None:

@@ -49,6 +49,10 @@ class TeacherConfig(Config):
         """How many ids the teacher's output has, where that is known without loading it; otherwise 0."""
         return 0
 
+    def state_width(self) -> int:
+        """Width E of the teacher's hidden states, where that is known without loading it; otherwise 0."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

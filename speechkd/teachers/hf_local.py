@@ -49,6 +49,11 @@ class HfLocalConfig(TeacherConfig):
         width: int = read_config(resolve(self.model, weights=False)).get_text_config().vocab_size
         return width
 
+    def state_width(self) -> int:
+        """Width of the model's states, from its configuration alone."""
+        width: int = read_config(resolve(self.model, weights=False)).get_text_config().hidden_size
+        return width
+
 
 class HfLocalTeacher:
     """Batched greedy decoding and scoring. Batches are a function of the requests given (a shard): same shard, same batches, same bytes."""
