@@ -39,7 +39,7 @@ def demo(out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo
 
 
 @app.command()
-def check(path: Annotated[Path, typer.Argument(help="a card, a recipe or a folder of shards")]) -> None:
+def check(path: Annotated[str, typer.Argument(help="a card, a recipe, or a folder or URL of shards")]) -> None:
     """Validate a card or recipe; verify every digest of published shards."""
     from speechkd.stages.check import check as stage
 
@@ -49,7 +49,7 @@ def check(path: Annotated[Path, typer.Argument(help="a card, a recipe or a folde
 @app.command()
 def shard(
     card: Annotated[Path, typer.Argument(help="a corpus card, e.g. shards/cards/minibabel.yaml")],
-    out: Annotated[Path, typer.Option(help="root of all shards")],
+    out: Annotated[str, typer.Option(help="root of all shards: a folder, or a URL such as s3://bucket/data")],
     partition: Partition = "0/1",
 ) -> None:
     """Audio and metadata of a corpus into base shards."""
@@ -153,11 +153,14 @@ def status(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
 
 @app.command()
-def report(path: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
-    """One self-contained HTML page of a run."""
+def report(
+    path: Annotated[str, typer.Argument(help="a run folder, or a folder or URL of shards")],
+    out: Annotated[Optional[Path], typer.Option(help="the page; unset: report.html in the folder")] = None,
+) -> None:
+    """One self-contained HTML page of a run, or of published shards: look at them before you train."""
     from speechkd.stages.report import report as stage
 
-    print(stage(path))
+    print(stage(path, out))
 
 
 @app.command()

@@ -114,9 +114,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def readable_json(value: Any) -> str:
+    """JSON for people, with sorted keys and a newline at the end: equal values give equal text. NaN is refused."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Publish readable JSON with sorted keys: equal values give equal bytes."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Publish readable JSON: equal values give equal bytes."""
+    write_text(path, readable_json(value))
 
 
 def read_json(path: Path) -> Any:

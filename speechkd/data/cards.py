@@ -53,6 +53,8 @@ class Card(Config):
     fields: dict[str, str] = {}
     """raw field -> metadata name; fields not named here keep their own name"""
     tasks: dict[str, Task] = {}
+    grows: str | None = Field(default=None, pattern=NAME_PATTERN, max_length=64)
+    """an earlier version of this dataset: its unchanged shards are referenced, only new and changed items are written"""
     shard_samples: int = Field(default=500, ge=1)
     quarantine_rate: float = Field(default=0.05, ge=0, le=1)
     """more rejected items than this share fail the stage"""
@@ -64,6 +66,8 @@ class Card(Config):
         for raw, name in self.fields.items():
             if list(self.fields.values()).count(name) > 1:
                 raise ValueError(f"fields: `{raw}` and another field are both mapped to `{name}`")
+        if self.grows == self.version:
+            raise ValueError(f"grows: version `{self.version}` cannot grow from itself; name the earlier one")
         for name in self.tasks:
             if not is_name(name):
                 raise ValueError(f"tasks: `{name}` must be letters, digits, _ or -")

@@ -10,34 +10,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 import speechkd
 from speechkd.core.config import NAME_PATTERN, Config, build
 from speechkd.core.errors import DataError, InputError
-from speechkd.core.files import digest, fsync_folder, read_json, write_json
+from speechkd.core.files import digest
 from speechkd.core.tensors import tensors_in
 from speechkd.core.types import Origin
+from speechkd.data.cache import working_folder
 from speechkd.data.cards import is_name
-from speechkd.data.index import ShardSet, tar_path
+from speechkd.data.files import Files
+from speechkd.data.growth import referenced
+from speechkd.data.index import ShardSet, open_shards, tar_path
 from speechkd.data.manifest import (
     FORMAT_COLUMN,
     INDEX,
     MANIFEST,
     Receipts,
-    check_files,
-    file_entry,
+    create_manifest,
     json_bytes,
+    own_names,
     read_manifest,
     shard_name,
-    signed,
     sweep,
     write_parquet,
 )
 from speechkd.data.mapped import MappedTars
 from speechkd.data.rows import ShardRows, read_columns
 from speechkd.data.signals import SignalsConfig, decode
+from speechkd.data.store import Place, entry_of, remove, write_json
 from speechkd.data.tar import ABSENT, Member, publishing_tar
 
 if TYPE_CHECKING:
@@ -157,10 +159,11 @@ class ColumnWriter:
         """Raises InputError if the name already stands for another spec or another base."""
         self.shards, self.spec, self._spec_digest = shards, spec, spec.digest
         self.root = shards.root / "columns" / spec.name
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._receipts = Receipts(self.root, self.root / "receipts", self._binding)
+        self.local = working_folder(self.root)
+        """a folder of this machine for what is appended to and locked: the column's own, unless that is behind a URL"""
+        self._receipts = Receipts(shards.root, f"columns/{spec.name}", self._binding)
         if (self.root / SPEC).is_file():
-            present = build(ColumnSpec, read_json(self.root / SPEC), str(self.root / SPEC))
+            present = build(ColumnSpec, json.loads((self.root / SPEC).read_text(encoding="utf-8")), str(self.root / SPEC))
             if present.digest != spec.digest:
                 raise InputError(_other_spec(present, spec, self.root))
         else:
@@ -168,6 +171,24 @@ class ColumnWriter:
         self.published = (self.root / MANIFEST).is_file()
         if self.published:
             open_column(shards, spec.name)
+        else:
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """Where the base references a shard of an earlier version, reference that version's column too, if it is of the same spec."""
+        version: str | None = self.shards.manifest.get("grows")
+        if version is None:
+            return
+        earlier = open_shards(self.shards.root.parent / version)
+        if self.spec.name not in earlier.column_names():
+            return
+        before = open_column(earlier, self.spec.name)
+        if before.spec.digest != self._spec_digest:
+            return
+        for shard, said in enumerate(before.manifest["shards"]):
+            if "in" in self.shards.manifest["files"][tar_path(shard)] and self._receipts.read(shard) is None:
+                files = referenced(before.files, [f"{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet")], version)
+                self._receipts.write(shard, files, {name: value for name, value in said.items() if name != "shard"})
 
     def _binding(self, shard: int) -> dict[str, Any]:
         return {"spec": self._spec_digest, "shard": shard, "base": self.shards.manifest["files"][tar_path(shard)]["sha256"]}
@@ -182,11 +203,9 @@ class ColumnWriter:
 
     def withdraw(self, shards: Sequence[int]) -> None:
         """Take a published column back, so that `shards` can be written anew; what is written then is another column with the same name."""
-        (self.root / MANIFEST).unlink(missing_ok=True)
+        remove(self.root / MANIFEST)
         for shard in shards:
-            (self.root / "receipts" / f"{shard_name(shard)}.json").unlink(missing_ok=True)
-        for folder in (self.root, self.root / "receipts"):
-            fsync_folder(folder)
+            remove(self.root / "receipts" / f"{shard_name(shard)}.json")
         self.published = False
 
     def write_shard(
@@ -265,8 +284,8 @@ class ColumnWriter:
         if len(done) < len(receipts):
             raise ValueError(f"column {self.spec.name}: {len(receipts) - len(done)} of {len(receipts)} shards are missing")
         files = {name: entry for receipt in done for name, entry in receipt["files"].items()}
-        files[INDEX] = write_parquet(self.root / INDEX, self._index())
-        files[SPEC] = file_entry(self.root / SPEC)
+        files[INDEX] = write_parquet(self.root / INDEX, self._index(self._receipts.files(files)))
+        files[SPEC] = entry_of(self.root / SPEC)
         facts = [name for name in done[0] if name not in ("binding", "files", "sha256")]
         manifest = {
             "format": FORMAT_COLUMN,
@@ -282,13 +301,13 @@ class ColumnWriter:
             "shards": [{"shard": shard, **{name: receipt[name] for name in facts}} for shard, receipt in enumerate(done)],
             "totals": {name: sum(receipt[name] for receipt in done) for name in facts},
         }
-        write_json(self.root / MANIFEST, signed(manifest))
-        sweep([self.root, self.root / "receipts"], self.shards.shards)
+        create_manifest(self.root / MANIFEST, manifest)
+        sweep([self.root, self.root / "receipts"], own_names(files, self.shards.shards))
 
-    def _index(self) -> pa.Table:
+    def _index(self, files: Files) -> pa.Table:
         tables = []
         for shard in range(self.shards.shards):
-            table = pq.read_table(self.root / f"{shard_name(shard)}.parquet")
+            table = read_parquet(files, f"{shard_name(shard)}.parquet")
             samples = table["row"].to_numpy() + self.shards.starts[shard]
             table = table.add_column(2, "shard", pa.array([shard] * len(table), pa.int32()))
             tables.append(table.add_column(3, "sample", pa.array(samples, pa.int64())))
@@ -313,7 +332,7 @@ def _row(key: str, row: int, position: int, turn: Turn, response: Member, signal
     }
 
 
-def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Path) -> str:
+def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Place) -> str:
     changes = "; ".join(present.differs_from(given))
     return f"column `{given.name}` was made with {changes}: give this one another name, or remove `{root}`"
 
@@ -327,24 +346,27 @@ def open_column(shards: ShardSet, name: str) -> Column:
             f"column `{name}` belongs to base {manifest['base'][:12]}, these shards are {shards.digest[:12]}: "
             f"give it another name, or remove `{root}`"
         )
-    return Column(root, manifest)
+    return Column(shards.root, manifest)
 
 
 class Column:
     """A published column: examples as (key, turn), each with a response and perhaps tensors. Cheap to open and to pickle."""
 
-    def __init__(self, root: Path, manifest: dict[str, Any]) -> None:
-        self.root, self.manifest = root, manifest
+    def __init__(self, version: Place, manifest: dict[str, Any]) -> None:
+        """`version`: the folder of the base shards."""
+        self.version, self.manifest = version, manifest
         self.name: str = manifest["column"]
+        self.root = version / "columns" / self.name
+        self.files = Files(version, f"columns/{self.name}", manifest["files"])
         self.digest: str = manifest["sha256"]
-        self.spec = build(ColumnSpec, manifest["spec"], str(root / MANIFEST))
-        self.tars = MappedTars(root)
+        self.spec = build(ColumnSpec, manifest["spec"], str(self.root / MANIFEST))
+        self.tars = MappedTars(self.files)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "manifest": self.manifest}
+        return {"version": self.version, "manifest": self.manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["root"], state["manifest"])  # type: ignore[misc]
+        self.__init__(state["version"], state["manifest"])  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.manifest["totals"]["examples"])
@@ -356,7 +378,7 @@ class Column:
 
     def columns(self, names: list[str] | None) -> pa.Table:
         """Some columns of index.parquet, the file checked; text that repeats as dictionaries."""
-        return read_columns(self.root / INDEX, self.manifest["files"][INDEX]["sha256"], names, ["stop", "turn"])
+        return read_columns(self.files, INDEX, names, ["stop", "turn"])
 
     def examples(self) -> pa.Table:
         """One row per example, in order of shard, key, position: COLUMN_SCHEMA, `shard` and `sample` (row of the base index)."""
@@ -369,7 +391,7 @@ class Column:
 
     def _shard_rows(self, shard: int) -> pa.Table:
         name = f"{shard_name(shard)}.parquet"
-        return read_columns(self.root / name, self.manifest["files"][name]["sha256"], None, [])
+        return read_columns(self.files, name, None, [])
 
     def _cell(self, row: int, name: str) -> Any:
         _, place, rows = self.rows.find(row)
@@ -414,7 +436,7 @@ class Column:
 
     def verify(self) -> Iterator[str]:
         """Read every byte; one line for each file and member that is not what the manifest says."""
-        bad = dict(check_files(self.root, self.manifest))
+        bad = dict(self.files.problems())
         for name, problem in bad.items():
             yield f"{name}: {problem}"
             if name.endswith(".tar") and name.replace(".tar", ".parquet") not in bad:

@@ -17,9 +17,11 @@ from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.core.files import sha256_bytes
 from speechkd.core.types import Metadata
 from speechkd.data.cards import Card, load_card
-from speechkd.data.manifest import FORMAT_BASE, INDEX, MANIFEST, check_files, read_manifest, shard_name
+from speechkd.data.files import Files
+from speechkd.data.manifest import FORMAT_BASE, INDEX, MANIFEST, read_manifest, shard_name
 from speechkd.data.mapped import MappedTars
 from speechkd.data.rows import ShardRows, read_columns
+from speechkd.data.store import Place, Unreachable, UrlPath, names, place
 from speechkd.data.tar import Member
 
 if TYPE_CHECKING:
@@ -45,37 +47,43 @@ class Sample:
     """sha256 over its audio's and metadata's sha256"""
 
 
-def open_shards(path: Path | str) -> ShardSet:
-    """Open ROOT/<dataset>/<version>. Raises InputError if nothing is published there, DataError if the manifest is damaged."""
-    root = Path(path)
+def open_shards(path: Place | str) -> ShardSet:
+    """Open ROOT/<dataset>/<version>, a folder or a URL. Raises InputError if nothing is published there or the store does not answer,
+    DataError if the manifest is damaged."""
+    root = place(path)
     try:
         return ShardSet(root, read_manifest(root, FORMAT_BASE))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(_nothing_there(root)) from None
+    except Unreachable as error:
+        raise InputError(str(error)) from None
 
 
-def _nothing_there(root: Path) -> str:
+def _nothing_there(root: Place) -> str:
     if not root.is_dir():
         return f"no such folder `{root}`"
-    if (root / "receipts").is_dir():
-        done = len(list((root / "receipts").glob("[0-9]*.json")))
-        return f"`{root}` is not published: {done} shards are written and no {MANIFEST}; run `speechkd shard` again"
+    done = [name for name in names(root / "receipts") if name[:1].isdigit()]
+    if done:
+        return f"`{root}` is not published: {len(done)} shards are written and no {MANIFEST}; run `speechkd shard` again"
+    if isinstance(root, UrlPath):
+        return f"`{root}` holds no {MANIFEST}; it has {', '.join(names(root)[:8]) or 'nothing'}"
     published = [str(found.parent) for pattern in (f"*/{MANIFEST}", f"*/*/{MANIFEST}") for found in sorted(root.glob(pattern))]
     if published:
         return f"`{root}` holds no {MANIFEST}; published below it: {', '.join(published[:8])}"
-    return f"`{root}` holds no {MANIFEST}; it has {', '.join(sorted(child.name for child in root.iterdir())[:8]) or 'nothing'}"
+    return f"`{root}` holds no {MANIFEST}; it has {', '.join(names(root)[:8]) or 'nothing'}"
 
 
 class ShardSet:
     """A published version. Cheap to open and to pickle; tables are read, and checked against the manifest, when first used."""
 
-    def __init__(self, root: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, root: Place, manifest: dict[str, Any]) -> None:
         self.root, self.manifest = root, manifest
+        self.files = Files(root, "", manifest["files"])
         self.dataset: str = manifest["dataset"]
         self.version: str = manifest["version"]
         self.digest: str = manifest["sha256"]
         self.shards: int = len(manifest["shards"])
-        self.tars = MappedTars(root)
+        self.tars = MappedTars(self.files)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "manifest": self.manifest}
@@ -89,7 +97,8 @@ class ShardSet:
     @cached_property
     def card(self) -> Card:
         """The card as used. Raises DataError if it is not the one that the manifest names."""
-        card = load_card(self.root / "card.yaml", check_source=False)
+        with self.files.open("card.yaml") as stream:
+            card = load_card(Path(stream.name), check_source=False)
         if card.digest != self.manifest["card"]:
             raise DataError(f"{self.root / 'card.yaml'}: is not the card that the shards were made from")
         return card
@@ -101,7 +110,7 @@ class ShardSet:
 
     def columns(self, names: list[str] | None) -> pa.Table:
         """Some columns of index.parquet, the file checked; text that repeats as a dictionary."""
-        return read_columns(self.root / INDEX, self.manifest["files"][INDEX]["sha256"], names, ["split"])
+        return read_columns(self.files, INDEX, names, ["split"])
 
     @cached_property
     def rows(self) -> ShardRows:
@@ -111,7 +120,7 @@ class ShardSet:
 
     def _shard_columns(self, shard: int, names: list[str] | None) -> pa.Table:
         name = f"audio/{shard_name(shard)}.parquet"
-        return read_columns(self.root / name, self.manifest["files"][name]["sha256"], names or PLACES, [])
+        return read_columns(self.files, name, names or PLACES, [])
 
     @property
     def starts(self) -> np.ndarray:
@@ -152,7 +161,7 @@ class ShardSet:
 
     def column_names(self) -> list[str]:
         """Published columns, sorted."""
-        return sorted(found.parent.name for found in (self.root / "columns").glob(f"*/{MANIFEST}"))
+        return [name for name in names(self.root / "columns") if (self.root / "columns" / name / MANIFEST).is_file()]
 
     def column(self, name: str) -> Column:
         """A published column. Raises InputError for an unknown name or a column of another base."""
@@ -164,13 +173,13 @@ class ShardSet:
 
     def verify(self) -> Iterator[str]:
         """Read every byte; yield one line for each file and member that is not what the manifest says, columns included."""
-        bad = dict(check_files(self.root, self.manifest))
+        bad = dict(self.files.problems())
         for name, problem in bad.items():
             yield f"{name}: {problem}"
             if name.endswith(".tar") and name.replace(".tar", ".parquet") not in bad:
                 yield from self._bad_members(name)
-        present = {f"audio/{path.name}" for path in (self.root / "audio").iterdir() if not path.name.startswith(".")}
-        for name in sorted(present - set(self.manifest["files"])):
+        present = {f"audio/{name}" for name in names(self.root / "audio") if not name.startswith(".")}
+        for name in sorted(present - {name for name, entry in self.manifest["files"].items() if "in" not in entry}):
             yield f"{name}: is not in the manifest"
         for name in self.column_names():
             try:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError, InputError
-from speechkd.core.files import canonical_json, digest, publishing, read_json, sha256_bytes, sha256_file, write_json
+from speechkd.core.files import canonical_json, digest, readable_json, sha256_bytes, sha256_file
+from speechkd.data.files import Files
+from speechkd.data.store import Place, create, names, publishing_at, remove, size_of, write_json
 
 FORMAT_BASE, FORMAT_COLUMN = "speechkd-shards/1", "speechkd-column/1"
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 _SHARD_FILE = re.compile(r"^\d{6}\.(tar|parquet|json)$")
 _TEMPORARY = re.compile(r"^\..*\.tmp$")
+_PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+"""One part of a file's name in a manifest, or a version: never `..`, never empty"""
 
 
 def shard_name(shard: int) -> str:
@@ -31,50 +34,54 @@ def signed(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "sha256": digest(value)}
 
 
-def read_signed(path: Path) -> dict[str, Any]:
-    """Read what `signed` made. Raises FileNotFoundError; DataError if the bytes are not what the digest says."""
+def read_signed(path: Place) -> dict[str, Any]:
+    """Read what `signed` made. Raises FileNotFoundError; DataError if the bytes are not what the digest says.
+
+    The digest covers the value; that the text is the one rendering of it covers every other byte (`1e-05` is also `1E-05`).
+    """
     try:
-        value = read_json(path)
-        said = value.pop("sha256")
-        whole = digest(value) == said
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        said = value["sha256"]
+        whole = digest({name: part for name, part in value.items() if name != "sha256"}) == said and readable_json(value) == text
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise DataError(f"{path}: is not a signed JSON object") from None
     if not whole:
         raise DataError(f"{path}: its content differs from its own sha256")
-    return {**value, "sha256": said}
+    signed_value: dict[str, Any] = value
+    return signed_value
 
 
-def file_entry(path: Path) -> dict[str, Any]:
-    """sha256 and size of a file, as manifests and receipts list it."""
-    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-
-
-def write_parquet(path: Path, table: pa.Table) -> dict[str, Any]:
+def write_parquet(path: Place, table: pa.Table) -> dict[str, Any]:
     """Publish a table; equal tables give equal bytes. Returns its file entry."""
-    with publishing(path) as temporary:
+    with publishing_at(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 20)
-        return file_entry(temporary)
+        return {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size}
 
 
-def read_parquet(path: Path, said: Mapping[str, Any]) -> pa.Table:
-    """Read a whole small table after checking it against its file entry. Raises DataError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    if sha256_bytes(data) != said["sha256"]:
-        raise DataError(f"{path}: bytes differ from their sha256")
-    return pq.read_table(pa.BufferReader(data))
+def read_parquet(files: Files, name: str) -> pa.Table:
+    """Read a whole table after checking it against its file entry. Raises DataError."""
+    return pq.read_table(pa.BufferReader(files.read(name)))
 
 
 @dataclass(frozen=True, slots=True)
 class Receipts:
     """One receipt per finished shard. A receipt counts only for the same work (`binding`) and while its files are there."""
 
-    root: Path
-    folder: Path
+    version: Place
+    below: str
+    """what the receipts' file names are relative to, below the version's folder: "" or "columns/<name>" """
     binding: Callable[[int], dict[str, Any]]
     """what the shard was made from: digests of card and items, or of base and column spec"""
+
+    @property
+    def folder(self) -> Place:
+        """Where receipts lie."""
+        return (self.version / self.below if self.below else self.version) / "receipts"
+
+    def files(self, entries: Mapping[str, Mapping[str, Any]]) -> Files:
+        """The files that a receipt or several of them list."""
+        return Files(self.version, self.below, entries)
 
     def read(self, shard: int) -> dict[str, Any] | None:
         """The shard's receipt, or None where the shard is still to do."""
@@ -82,7 +89,8 @@ class Receipts:
             receipt = read_signed(self.folder / f"{shard_name(shard)}.json")
             if receipt["binding"] != self.binding(shard):
                 return None
-            sizes = {name: (self.root / name).stat().st_size for name in receipt["files"]}
+            files = self.files(receipt["files"])
+            sizes = {name: size_of(files.where(name)) for name in files.entries}
         except (FileNotFoundError, DataError, KeyError):
             return None
         return receipt if all(receipt["files"][name]["bytes"] == size for name, size in sizes.items()) else None
@@ -100,36 +108,56 @@ class Receipts:
                 raise
 
 
-def sweep(folders: Sequence[Path], shards: int) -> None:
-    """Remove what killed writers left: temporary names, and shards beyond the last. Called when every shard is published."""
+def sweep(folders: Sequence[Place], keep: Collection[str]) -> None:
+    """Remove what killed writers left: temporary names, and shard files that are not of `keep`. Called when every shard is published."""
     for folder in folders:
-        for path in folder.iterdir():
-            beyond = _SHARD_FILE.match(path.name) and int(path.name[:6]) >= shards
-            if beyond or _TEMPORARY.match(path.name):
-                path.unlink(missing_ok=True)
+        for name in names(folder):
+            if _TEMPORARY.match(name) or (_SHARD_FILE.match(name) and name not in keep):
+                remove(folder / name)
 
 
-def check_files(root: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(file, problem) for every listed file that is missing or has other bytes."""
-    for name, said in manifest["files"].items():
-        path = root / name
-        if not path.is_file():
-            yield name, "is missing"
-        elif path.stat().st_size != said["bytes"]:
-            yield name, f"has {path.stat().st_size} bytes, must have {said['bytes']}"
-        elif sha256_file(path) != said["sha256"]:
-            yield name, "bytes differ from their sha256"
+def own_names(files: Mapping[str, Mapping[str, Any]], shards: int) -> set[str]:
+    """Names of shard files that lie in this very folder, and of its receipts."""
+    return {name.rpartition("/")[2] for name, entry in files.items() if "in" not in entry} | {
+        f"{shard_name(shard)}.json" for shard in range(shards)
+    }
 
 
-def read_manifest(root: Path, format: str) -> dict[str, Any]:
-    """A published folder's manifest. Raises FileNotFoundError, DataError (damaged), InputError (another format, paths outside)."""
+def create_manifest(path: Place, value: dict[str, Any]) -> None:
+    """The act that publishes. Raises InputError if something else was published there in the meantime."""
+    content = readable_json(signed(value))
+    try:
+        create(path, content.encode("utf-8"))
+    except FileExistsError:
+        if path.read_text(encoding="utf-8") != content:
+            raise InputError(f"`{path}` was published in the meantime with other content: give this one a new name or version") from None
+
+
+def read_manifest(root: Place, format: str) -> dict[str, Any]:
+    """A published folder's manifest. Raises FileNotFoundError, Unreachable, DataError (damaged, or lists what is no file of it), InputError
+    (another format)."""
     manifest = read_signed(root / MANIFEST)
     if manifest.get("format") != format:
-        raise InputError(f"format `{manifest.get('format')}`; this version reads `{format}` ({root / MANIFEST})")
-    for name in manifest["files"]:
-        if name.startswith("/") or ".." in name.split("/"):
+        raise InputError(f"format `{str(manifest.get('format'))[:80]}`; this version reads `{format}` ({root / MANIFEST})")
+    for name, entry in _entries(manifest, root):
+        if not all(_PART.match(part) for part in name.split("/")):
             raise DataError(f"{root / MANIFEST}: lists `{name[:100]}`, which is not below its folder")
+        if not (_is_digest(entry.get("sha256")) and isinstance(entry.get("bytes"), int) and entry["bytes"] >= 0):
+            raise DataError(f"{root / MANIFEST}: `{name[:100]}` has no sha256 and size")
+        if not _PART.match(str(entry.get("in", "x"))):
+            raise DataError(f"{root / MANIFEST}: `{name[:100]}` is in `{str(entry['in'])[:100]}`, which is no version")
     return manifest
+
+
+def _entries(manifest: Mapping[str, Any], root: Place) -> Iterable[tuple[str, Any]]:
+    files, shards = manifest.get("files"), manifest.get("shards")
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()) or not isinstance(shards, list):
+        raise DataError(f"{root / MANIFEST}: lists no files")
+    return files.items()
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def json_bytes(value: Any) -> bytes:

@@ -121,7 +121,7 @@ class Reader:
         if not member.size:
             return None
         label, tar = f"{rows['key'][place]}.{suffix}", tar_path(shard)
-        return f"{self.shards.root / tar}: member `{label}`", self.shards.tars.member(tar, member, label)
+        return f"{self.shards.files.where(tar)}: member `{label}`", self.shards.tars.member(tar, member, label)
 
 
 def _chosen(column: pa.ChunkedArray, wanted: Callable[[str], bool]) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechkd.core.errors import DataError
+from speechkd.data.files import Files
 
 SHARDS_KEPT = 64
 """Of one index; a reader goes back to the shards of a block and to a few before it"""
@@ -50,17 +48,10 @@ class ShardRows:
             return self._kept[shard]
 
 
-def read_columns(path: Path, sha256: str, names: Sequence[str] | None, repeated: Sequence[str]) -> pa.Table:
+def read_columns(files: Files, name: str, columns: Sequence[str] | None, repeated: Sequence[str]) -> pa.Table:
     """Some columns of a Parquet file (None: all), `repeated` ones as dictionaries, after its bytes were checked. Raises DataError.
 
     The file is hashed in passing and only the columns asked for are taken into memory: an index of millions of rows is mostly digests.
     """
-    try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != sha256:
-                raise DataError(f"{path}: bytes differ from their sha256")
-            stream.seek(0)
-            return pq.read_table(stream, columns=None if names is None else list(names), read_dictionary=list(repeated))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+    with files.checked(name) as stream:
+        return pq.read_table(stream, columns=None if columns is None else list(columns), read_dictionary=list(repeated))

@@ -6,10 +6,10 @@ import hashlib
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from speechkd.core.files import publishing, sha256_bytes
+from speechkd.core.files import sha256_bytes
+from speechkd.data.store import Place, publishing_at
 
 BLOCK = 512
 SUFFIXES = ("flac", "json", "response.json", "signals.safetensors")
@@ -56,16 +56,16 @@ class TarWriter:
 
 
 @contextmanager
-def publishing_tar(path: Path) -> Iterator[TarWriter]:
+def publishing_tar(path: Place) -> Iterator[TarWriter]:
     """A TarWriter whose file appears at `path`, whole and durable, when the block ends; the caller closes it."""
-    with publishing(path) as temporary:
+    with publishing_at(path) as temporary:
         with temporary.open("wb") as stream:
             yield TarWriter(stream)
 
 
 def member_problem(data: memoryview, member: Member) -> str | None:
     """What is wrong with a member's bytes, or None."""
-    if member.offset + member.size > len(data):
+    if not (0 <= member.offset <= member.offset + member.size <= len(data)):
         return f"ends at byte {member.offset + member.size}, the file at {len(data)}"
     if sha256_bytes(data[member.offset : member.offset + member.size]) != member.sha256.hex():
         return "bytes differ from their sha256"

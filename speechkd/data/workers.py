@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,22 +21,17 @@ from typing import Any, NoReturn
 
 import speechkd
 from speechkd.core.errors import InputError
+from speechkd.data.guarded import DEATHS, OUT_OF_MEMORY, Watch, blame, end_hung, limit_this_process
 
 
 def run_blocks(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[int]:
     """Write every job's shard, `workers` at a time; yields shard numbers as they are done.
 
-    setup: root, card, card_dir. job: shard, items. Raises InputError where a child met one, RuntimeError where it failed otherwise.
+    setup: root, card, card_dir. job: shard, items. Raises InputError and OSError where a child met one, RuntimeError where it failed
+    otherwise.
     """
     ours, theirs = Pipe()
-    path = os.pathsep.join([str(Path(speechkd.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    server = subprocess.Popen(
-        [sys.executable, "-m", "speechkd.data.workers", str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C reaches the stage alone, which then closes the pipe
-    )
+    server = _start(theirs)
     theirs.close()
     try:
         _send(ours, setup)
@@ -53,6 +49,18 @@ def run_blocks(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: i
         server.wait()
 
 
+def _start(connection: Connection) -> subprocess.Popen[bytes]:
+    """The server: a fresh interpreter that holds its end of the pipe."""
+    path = os.pathsep.join([str(Path(speechkd.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", "speechkd.data.workers", str(connection.fileno())],
+        pass_fds=[connection.fileno()],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # Ctrl-C reaches the stage alone, which then closes the pipe
+    )
+
+
 def _send(connection: Connection, value: dict[str, Any]) -> None:
     try:
         connection.send_bytes(json.dumps(value).encode("ascii"))
@@ -67,6 +75,8 @@ def _result(connection: Connection) -> int:
         raise RuntimeError("the shard workers' server ended") from None
     if "wrong" in result:
         raise InputError(result["wrong"])
+    if "system" in result:
+        raise OSError(result["errno"] or 0, f"shard {result['shard']}: {result['system']}")
     if "failed" in result:
         raise RuntimeError(f"shard {result['shard']}: {result['failed']}")
     return int(result["shard"])
@@ -80,64 +90,98 @@ def serve(connection: Connection) -> None:
     import torchaudio  # noqa: F401
 
     import speechkd.data.writer  # noqa: F401
+    from speechkd.data.store import load_driver
 
     torch.set_num_threads(1)
     pa.array([0])  # pyarrow imports pandas when it first sees a list
-    running: dict[Connection, tuple[int, int]] = {}
+    running: dict[Connection, Child] = {}
     try:
         setup = json.loads(connection.recv_bytes())
+        load_driver(setup["root"])
         while True:
-            for ready in wait([connection, *running]):
+            for ready in wait([connection, *running], timeout=1.0):
                 assert isinstance(ready, Connection)
                 if ready is connection:
-                    job = json.loads(connection.recv_bytes())
-                    reader, pid = _fork(setup, job, [connection, *running])
-                    running[reader] = pid, job["shard"]
+                    _fork(setup, json.loads(connection.recv_bytes()), {}, connection, running)
                 else:
-                    connection.send_bytes(_reap(ready, *running.pop(ready)))
+                    child = running.pop(ready)
+                    result = child.result(ready)
+                    if result is None:  # one item ended it: the block begins again without that item
+                        _fork(setup, child.job, child.fatal, connection, running)
+                    else:
+                        connection.send_bytes(result)
+            for child in running.values():
+                child.hung = child.hung or end_hung(child.pid, child.watch)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        for pid, _ in running.values():
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        for child in running.values():
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
 
 
-def _fork(setup: dict[str, Any], job: dict[str, Any], inherited: list[Connection]) -> tuple[Connection, int]:
+@dataclass(slots=True)
+class Child:
+    """A process at work on one block."""
+
+    pid: int
+    job: dict[str, Any]
+    watch: Watch
+    fatal: dict[int, str]
+    """items that ended earlier processes of this block, and how"""
+    hung: bool = False
+
+    def result(self, reader: Connection) -> bytes | None:
+        """What to tell the stage; None where the block is to be done again without the item that is now in `fatal`."""
+        try:
+            data = reader.recv_bytes()
+        except EOFError:
+            data = b""
+        reader.close()
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if data:
+            return data
+        at_fault = blame(status, self.watch, self.hung)
+        if at_fault and len(self.fatal) < DEATHS:
+            self.fatal[at_fault[0]] = at_fault[1]
+            return None
+        why = f"{DEATHS} of its items ended their decoder" if at_fault else f"its process ended with {status}"
+        return json.dumps({"shard": self.job["shard"], "failed": why}).encode("ascii")
+
+
+def _fork(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], ours: Connection, running: dict[Connection, Child]) -> None:
     reader, writer = Pipe(duplex=False)
+    watch = Watch()
     pid = os.fork()
     if pid == 0:
-        for other in [*inherited, reader]:
+        for other in [ours, reader, *running]:
             other.close()
-        _child(setup, job, writer)
+        _child(setup, job, fatal, watch, writer)
     writer.close()
-    return reader, pid
+    running[reader] = Child(pid, job, watch, fatal)
 
 
-def _child(setup: dict[str, Any], job: dict[str, Any], writer: Connection) -> NoReturn:
+def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], watch: Watch, writer: Connection) -> NoReturn:
     from speechkd.data.cards import Card
     from speechkd.data.sources.base import Item
+    from speechkd.data.store import place
     from speechkd.data.writer import write_shard
 
     result: dict[str, Any] = {"shard": job["shard"]}
     try:
         items = [Item(**item) for item in job["items"]]
-        write_shard(Path(setup["root"]), Card.model_validate(setup["card"]), Path(setup["card_dir"]), job["shard"], items)
+        card = Card.model_validate(setup["card"])
+        limit_this_process(card.audio)
+        write_shard(place(setup["root"]), card, Path(setup["card_dir"]), job["shard"], items, watch, fatal)
     except InputError as error:
         result["wrong"] = str(error)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    except OSError as error:  # a full disk, a store that went away
+        result |= {"system": error.strerror or str(error), "errno": error.errno}
     except BaseException as error:  # noqa: B036  (the parent must hear of everything, and this process ends here)
         traceback.print_exc()
         result["failed"] = f"{type(error).__name__}: {error}"
     writer.send_bytes(json.dumps(result).encode("ascii"))
     os._exit(0)
-
-
-def _reap(reader: Connection, pid: int, shard: int) -> bytes:
-    try:
-        data = reader.recv_bytes()
-    except EOFError:
-        data = b""
-    reader.close()
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return data or json.dumps({"shard": shard, "failed": f"its process ended with {status}"}).encode("ascii")
 
 
 if __name__ == "__main__":

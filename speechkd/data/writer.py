@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 import speechkd
 from speechkd.core.errors import InputError
-from speechkd.core.files import sha256_bytes, write_json, write_text
+from speechkd.core.files import sha256_bytes
 from speechkd.core.types import Metadata
 from speechkd.data.audio import RATE, encode_flac, normalise
 from speechkd.data.cards import Card, open_source
+from speechkd.data.files import Files
+from speechkd.data.growth import ITEMS, QUARANTINE, Block, item_table, items_digest
+from speechkd.data.guarded import Watch, read_guarded
 from speechkd.data.manifest import (
     FORMAT_BASE,
     INDEX,
     MANIFEST,
     Receipts,
-    file_entry,
+    create_manifest,
     json_bytes,
-    loose_digest,
+    own_names,
+    read_parquet,
     shard_name,
-    signed,
     sweep,
     write_parquet,
 )
 from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.store import Place, entry_of, write_text
 from speechkd.data.tar import ABSENT, Member, TarWriter, publishing_tar
 
+CARD = "card.yaml"
+Clip = RawClip | Rejected | None
 MAX_METADATA = 1 << 20
 """Bytes of one sample's metadata; more goes to quarantine"""
 
@@ -54,34 +58,42 @@ BASE_SCHEMA = pa.schema(
 """Every shard's index; typed `meta.<name>` columns follow it. The published index has `shard` and no typed columns."""
 
 
-def items_digest(items: Sequence[Item]) -> str:
-    """sha256 of what a shard is made from."""
-    return loose_digest([asdict(item) for item in items])
-
-
-def base_receipts(root: Path, card: Card, digests: Mapping[int, str]) -> Receipts:
+def base_receipts(root: Place, card: Card, digests: Mapping[int, str]) -> Receipts:
     """The receipts of a version in the making; `digests`: items_digest of every shard."""
     card_digest = card.digest
-    return Receipts(root, root / "receipts", lambda shard: {"card": card_digest, "items": digests[shard], "shard": shard})
+    return Receipts(root, "", lambda shard: {"card": card_digest, "items": digests[shard], "shard": shard})
 
 
-def write_shard(root: Path, card: Card, card_dir: Path, shard: int, items: Sequence[Item]) -> None:
-    """Read, encode and publish one block; its receipt comes last. Runs in a fresh process: sources may keep state."""
-    receipts = base_receipts(root, card, {shard: items_digest(items)})
-    receipts.do(shard, lambda: _write_shard(root, card, card_dir, shard, items, receipts))
+def write_shard(
+    root: Place,
+    card: Card,
+    card_dir: Path,
+    shard: int,
+    items: Sequence[Item],
+    watch: Watch | None = None,
+    fatal: Mapping[int, str] | None = None,
+) -> None:
+    """Read, encode and publish one block; its receipt comes last. Runs in a fresh process: sources may keep state.
 
-
-def _write_shard(root: Path, card: Card, card_dir: Path, shard: int, items: Sequence[Item], receipts: Receipts) -> None:
+    `watch` is told which item is read; items of `fatal` (by place in `items`) are rejected unread, for the reason given.
+    """
+    receipts = base_receipts(root, card, {shard: items_digest(card, items)})
     source = open_source(card, card_dir)
+    receipts.do(shard, lambda: _write_shard(root, card, shard, items, read_guarded(source, items, watch, fatal), receipts))
+
+
+def _write_shard(root: Place, card: Card, shard: int, items: Sequence[Item], clips: Iterable[Clip], receipts: Receipts) -> None:
     rows: list[dict[str, Any]] = []
     metadata: list[Metadata] = []
     quarantined: list[dict[str, Any]] = []
     tar_name, parquet_name = (f"audio/{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet"))
     with publishing_tar(root / tar_name) as tar:
-        for item, clip in zip(items, source.read(items), strict=True):
+        for item, clip in zip(items, clips, strict=True):
             row = _add(tar, card, item, clip)
             if isinstance(row, Rejected):
-                quarantined.append({"key": item.key, "source": _readable(card.source["kind"], item.payload), "reason": row.reason})
+                quarantined.append(
+                    {"key": item.key, "shard": shard, "source": _readable(card.source["kind"], item.payload), "reason": row.reason}
+                )
             else:
                 rows.append(row)
                 metadata.append(item.metadata)
@@ -160,32 +172,35 @@ def _total(rows: Sequence[dict[str, Any]]) -> float:
     return sum(round(row["seconds"] * RATE) for row in rows) / RATE
 
 
-def publish(root: Path, card: Card, receipts: Receipts, count: int) -> None:
-    """Write index, card, quarantine and, last, the manifest from all `count` receipts; equal bytes whoever does it.
+def publish(root: Place, card: Card, receipts: Receipts, parted: Sequence[Block]) -> None:
+    """Write index, card, quarantine and, last, the manifest from all shards' receipts; equal bytes whoever does it.
 
-    Raises InputError, after writing the quarantine list, if more items were rejected than the card allows.
+    Raises InputError, after writing the quarantine list, if more items were rejected than the card allows, or if another card was
+    published there in the meantime.
     """
-    found = [receipts.read(shard) for shard in range(count)]
+    found = [receipts.read(shard) for shard in range(len(parted))]
     done = [receipt for receipt in found if receipt is not None]
-    assert len(done) == count, "publish needs every receipt"
+    assert len(done) == len(parted), "publish needs every receipt"
     rejected = [entry for receipt in done for entry in receipt["quarantined"]]
-    write_text(root / "quarantine.jsonl", "".join(json_bytes(entry).decode() + "\n" for entry in rejected))
+    write_text(root / QUARANTINE, "".join(json_bytes(entry).decode() + "\n" for entry in rejected))
     stored = sum(receipt["samples"] for receipt in done)
     if len(rejected) > card.quarantine_rate * (stored + len(rejected)):
         raise InputError(
             f"{len(rejected)} of {stored + len(rejected)} items were rejected, the card allows {card.quarantine_rate:.1%}; "
-            f"first: `{rejected[0]['key']}` {rejected[0]['reason']} (all in {root / 'quarantine.jsonl'})"
+            f"first: `{rejected[0]['key']}` {rejected[0]['reason']} (all in {root / QUARANTINE})"
         )
-    write_text(root / "card.yaml", yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120))
+    write_text(root / CARD, yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120))
     files = {name: entry for receipt in done for name, entry in receipt["files"].items()}
-    files[INDEX] = write_parquet(root / INDEX, _index(root, count))
-    files |= {name: file_entry(root / name) for name in ("card.yaml", "quarantine.jsonl")}
+    files[INDEX] = write_parquet(root / INDEX, _index(receipts.files(files), len(parted)))
+    files[ITEMS] = write_parquet(root / ITEMS, item_table(parted))
+    files |= {name: entry_of(root / name) for name in (CARD, QUARANTINE)}
     shards = [
         {
             "shard": shard,
             "samples": receipt["samples"],
             "seconds": receipt["seconds"],
             "bytes": receipt["files"][f"audio/{shard_name(shard)}.tar"]["bytes"],
+            "items": receipt["binding"]["items"],
         }
         for shard, receipt in enumerate(done)
     ]
@@ -193,6 +208,7 @@ def publish(root: Path, card: Card, receipts: Receipts, count: int) -> None:
         "format": FORMAT_BASE,
         "dataset": card.name,
         "version": card.version,
+        "grows": card.grows,
         "card": card.digest,
         "code": speechkd.__version__,
         "files": files,
@@ -201,14 +217,14 @@ def publish(root: Path, card: Card, receipts: Receipts, count: int) -> None:
         "input": stored + len(rejected),
         "quarantined": len(rejected),
     }
-    write_json(root / MANIFEST, signed(manifest))
-    sweep([root, root / "audio", root / "receipts"], count)
+    create_manifest(root / MANIFEST, manifest)
+    sweep([root, root / "audio", root / "receipts"], own_names(files, len(parted)))
 
 
-def _index(root: Path, count: int) -> pa.Table:
+def _index(files: Files, count: int) -> pa.Table:
     tables = []
     for shard in range(count):
-        table = pq.read_table(root / f"audio/{shard_name(shard)}.parquet", columns=BASE_SCHEMA.names)
+        table = read_parquet(files, f"audio/{shard_name(shard)}.parquet").select(BASE_SCHEMA.names)
         digests = [
             bytes.fromhex(sha256_bytes(audio + text))
             for audio, text in zip(table["audio_sha256"].to_pylist(), table["json_sha256"].to_pylist(), strict=True)

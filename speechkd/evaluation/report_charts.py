@@ -65,16 +65,31 @@ def _chart(title: str, series: Mapping[str, Series]) -> Chart:
             axes.set_yscale("log")
         elif high - low <= 1e-9 * max(abs(high), abs(low)):  # a constant: rounding errors are no news
             axes.set_ylim(*sorted((0.0, 2 * low or 1.0)))
-        _dress(axes)
+        dress(axes)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
         picture = io.StringIO()
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     legend = [(name, hue % len(_HUES), points[-1][1], points[-1][0]) for hue, (name, points) in enumerate(series.items())]
-    return Chart(title, legend, _for_page(picture.getvalue()))
+    return Chart(title, legend, for_page(picture.getvalue()))
 
 
-def _dress(axes: object) -> None:
+def histogram(title: str, values: Sequence[float] | np.ndarray, bars: int = 40) -> Markup:
+    """How often values occur, as bars over their range; `title` only keeps the picture's inner names apart."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9.5, "text.parse_math": False}):
+        figure = Figure(figsize=(4.4, 2.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.hist(np.asarray(values, dtype=np.float64), bins=bars, color=_HUES[0], linewidth=0)
+        dress(axes)
+        picture = io.StringIO()
+        figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return for_page(picture.getvalue())
+
+
+def dress(axes: object) -> None:
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
 
@@ -90,7 +105,7 @@ def _dress(axes: object) -> None:
     axes.margins(x=0.01)
 
 
-def _for_page(svg: str) -> Markup:
+def for_page(svg: str) -> Markup:
     """Keep the <svg> element alone, let it fill its box, and hand its colours to the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

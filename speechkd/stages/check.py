@@ -8,12 +8,14 @@ from speechkd.core.config import read_yaml
 from speechkd.core.errors import EXIT_FAILED, InputError
 from speechkd.data.cards import load_card, open_source
 from speechkd.data.index import open_shards
+from speechkd.data.store import Place, UrlPath, place
 from speechkd.recipe import load_recipe
 
 
-def check(path: Path) -> int:
+def check(given: Path | str) -> int:
     """Print what is good; exit code 1 if published bytes have changed. Raises InputError for what a user wrote wrong."""
-    if path.is_dir():
+    path = place(given)
+    if isinstance(path, UrlPath) or path.is_dir():
         return _shards(path)
     data = read_yaml(path)
     if "source" in data and "student" not in data:
@@ -33,7 +35,7 @@ def check(path: Path) -> int:
     raise InputError(f"neither a card (key `source`) nor a recipe (key `student`): {path}")
 
 
-def _shards(path: Path) -> int:
+def _shards(path: Place) -> int:
     shards = open_shards(path)
     bad = list(shards.verify())
     for line in bad:

@@ -12,6 +12,7 @@ from speechkd.core.files import digest
 from speechkd.data.cards import Card, load_card
 from speechkd.data.columns import ColumnSpec
 from speechkd.data.index import ShardSet, open_shards
+from speechkd.data.store import Place, place
 from speechkd.evaluation.task import Question, questions
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.pretrained import fingerprint, read_config, resolve
@@ -28,9 +29,9 @@ class Corpus:
     shards: ShardSet
 
 
-def version_folder(recipe: Recipe, card: Card) -> Path:
-    """Where a corpus's shards lie: ROOT/<dataset>/<version>."""
-    return Path(recipe.data.root) / card.name / card.version
+def version_folder(recipe: Recipe, card: Card) -> Place:
+    """Where a corpus's shards lie: ROOT/<dataset>/<version>, in a folder or behind a URL."""
+    return place(recipe.data.root) / card.name / card.version
 
 
 def open_corpora(recipe: Recipe) -> list[Corpus]:

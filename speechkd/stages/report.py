@@ -1,17 +1,30 @@
-"""`speechkd report RUN`: the run's page, from what lies in its folder."""
+"""`speechkd report RUN|SHARDS`: one page about a run, from what lies in its folder, or about published shards."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from speechkd.core.errors import InputError
+from speechkd.data.index import open_shards
+from speechkd.data.manifest import MANIFEST
+from speechkd.data.store import UrlPath, place
 from speechkd.evaluation.report import write_report
+from speechkd.evaluation.shards_report import write_shards_report
 from speechkd.stages.run import REPORT
 from speechkd.stages.train import RECIPE
 
 
-def report(path: Path) -> Path:
-    """Write report.html into a run folder. Raises InputError for anything else."""
-    if not (path / RECIPE).is_file():
-        raise InputError(f"`{path}` is no run folder: it has no {RECIPE}")
-    return write_report(path, path / REPORT)
+def report(given: Path | str, out: Path | None = None) -> Path:
+    """Write the page and return it; by default report.html in the folder, for shards behind a URL in the working folder.
+
+    Raises InputError for anything that is neither a run nor published shards.
+    """
+    path = place(given)
+    if isinstance(path, UrlPath):
+        shards = open_shards(path)
+        return write_shards_report(shards, out or Path(f"{shards.dataset}-{shards.version}.html"))
+    if (path / RECIPE).is_file():
+        return write_report(path, out or path / REPORT)
+    if not (path / MANIFEST).is_file() and not (path / "receipts").is_dir():
+        raise InputError(f"`{path}` is no run folder (it has no {RECIPE}) and holds no shards (no {MANIFEST})")
+    return write_shards_report(open_shards(path), out or path / REPORT)

@@ -52,7 +52,7 @@ def run(recipe: Recipe, ranks: int) -> int:
 
 def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     watch = Stopwatch(folder / SECONDS)
-    watch.time("shard", lambda: [shard(Path(corpus.card), Path(recipe.data.root)) for corpus in recipe.data.corpora])
+    watch.time("shard", lambda: [shard(Path(corpus.card), recipe.data.root) for corpus in recipe.data.corpora])
     watch.time("teach", lambda: teach(recipe))
     code = watch.time("train", lambda: train(recipe, ranks))
     if code:

@@ -106,7 +106,7 @@ class _Work:
         for wait in (False, True):
             busy = []
             for shard in shards:
-                with claimed(self.writer.root / "answers" / f"{shard_name(shard)}.lock", wait) as mine:
+                with claimed(self.writer.local / "answers" / f"{shard_name(shard)}.lock", wait) as mine:
                     if not mine:
                         busy.append(shard)
                     elif not self.writer.done(shard):
@@ -136,7 +136,7 @@ class _Work:
         return {(request.key, request.turn): tensors for (request, _), tensors in zip(answered, scored, strict=True) if tensors}
 
     def _journal(self, shard: int) -> AnswerJournal:
-        return AnswerJournal(self.writer.root / "answers" / f"{shard_name(shard)}.jsonl")
+        return AnswerJournal(self.writer.local / "answers" / f"{shard_name(shard)}.jsonl")
 
     def _reopen_failed(self, column: Column) -> None:
         """Journal the whole answers of this partition's shards that have others, and take those shards back."""

@@ -1,0 +1,92 @@
+"""Files of a published version or column, found by what its manifest says: in its folder, in an earlier version's, behind a URL."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from speechkd.core.errors import DataError, InputError
+from speechkd.data.cache import LIMIT, CacheFull, shared_cache
+from speechkd.data.store import Place, Unreachable, UrlPath, sha256_of, size_of
+
+
+class Files:
+    """Name -> bytes. `version` is the version's folder, `below` the part of it that names are relative to ("" or "columns/<name>")."""
+
+    def __init__(self, version: Place, below: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        self.version, self.below, self.entries = version, below, entries
+
+    def __str__(self) -> str:
+        return str(self.version / self.below if self.below else self.version)
+
+    def where(self, name: str) -> Place:
+        """Where a file lies. An entry with `in` lies in that version of the same dataset, under the same name."""
+        entry = self.entries.get(name, {})
+        home = self.version.parent / entry["in"] if "in" in entry else self.version
+        return home / self.below / name if self.below else home / name
+
+    def open(self, name: str) -> BinaryIO:
+        """A file of this machine with its bytes, open for reading; a remote one is fetched and checked first, and kept while this is open.
+
+        Raises DataError where it is missing, unreadable or not the bytes that the manifest says, CacheFull.
+        """
+        entry, where = self.entries.get(name), self.where(name)
+        if entry is None:
+            raise DataError(f"{where}: is not in the manifest")
+        try:
+            if isinstance(where, UrlPath):
+                return shared_cache().open(where, entry["sha256"], entry["bytes"])
+            return where.open("rb")
+        except FileNotFoundError:
+            raise DataError(f"{where}: cannot be read (no such file)") from None
+        except Unreachable:
+            raise
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read ({error.strerror or error})") from None
+
+    @contextmanager
+    def checked(self, name: str) -> Iterator[BinaryIO]:
+        """A file open for reading after all of it was hashed. Raises DataError."""
+        where = self.where(name)
+        try:
+            stream = self.open(name)
+        except CacheFull:
+            raise InputError(f"{where}: the cache is full of files in use: raise {LIMIT}") from None
+        with stream:
+            try:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO is a BufferedReader here
+                stream.seek(0)
+            except OSError as error:
+                raise DataError(f"{where}: cannot be read ({error.strerror})") from None
+            if found != self.entries[name]["sha256"]:
+                self.forget(name)
+                raise DataError(f"{where}: bytes differ from their sha256")
+            yield stream
+
+    def read(self, name: str) -> bytes:
+        """A whole file, checked against its digest. Raises DataError."""
+        with self.checked(name) as stream:
+            return stream.read()
+
+    def forget(self, name: str) -> bool:
+        """Drop this machine's copy of a remote file; False where there is no copy to drop."""
+        if not isinstance(self.where(name), UrlPath):
+            return False
+        shared_cache().forget(self.entries[name]["sha256"])
+        return True
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(file, problem) for every file that is missing or has other bytes; reads them all, at their source."""
+        for name, said in self.entries.items():
+            where = self.where(name)
+            place = f" (in version {said['in']})" if "in" in said else ""
+            try:
+                size = size_of(where)
+                if size != said["bytes"]:
+                    yield name, f"has {size} bytes, must have {said['bytes']}{place}"
+                elif sha256_of(where) != said["sha256"]:
+                    yield name, f"bytes differ from their sha256{place}"
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                yield name, f"is missing{place}"

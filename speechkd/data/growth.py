@@ -1,0 +1,103 @@
+"""Which shard holds which item, and which shards of an earlier version serve as they are.
+
+A card that `grows` an earlier version keeps that version's shards: an item stays in the shard that it was in, new items fill new shards
+behind the last one. A shard whose items (key, split, metadata, source entry) and audio limits are what they were is referenced, not
+written; one that lost or changed an item is written again, under its old number. So growing a corpus rewrites nothing, and columns of the
+earlier version serve for every referenced shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from speechkd.core.errors import InputError
+from speechkd.data.cards import Card, blocks
+from speechkd.data.files import Files
+from speechkd.data.index import ShardSet, open_shards
+from speechkd.data.manifest import loose_digest, read_parquet, shard_name
+from speechkd.data.sources.base import Item
+from speechkd.data.store import Place
+
+ITEMS, QUARANTINE = "items.parquet", "quarantine.jsonl"
+PLACES = ("line", "number", "row")
+"""Parts of a source entry that say where in a list it stands; they move when a list grows"""
+ITEM_SCHEMA = pa.schema([("key", pa.string()), ("shard", pa.int32())])
+"""items.parquet: every item of the input, stored or rejected, in shard and key order"""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The items of one shard."""
+
+    items: list[Item]
+    digest: str
+    kept: dict[str, Any] | None = None
+    """where an earlier version's shard serves: `files` (each with `in`) and the facts of its receipt"""
+
+
+def items_digest(card: Card, items: Sequence[Item]) -> str:
+    """sha256 of what a shard is made from; the same wherever its items stand in the source's list."""
+    rows = [asdict(item) for item in items]
+    for row in rows:
+        row["payload"] = {name: value for name, value in row["payload"].items() if name not in PLACES}
+    return loose_digest({"source": card.source.get("kind"), "audio": card.audio.model_dump(mode="json"), "items": rows})
+
+
+def lay_out(card: Card, items: Sequence[Item], dataset: Place) -> list[Block]:
+    """Items (sorted by key) -> shards. `dataset`: the folder of all versions. Raises InputError if there is nothing to grow from."""
+    if not card.grows:
+        return [Block(block, items_digest(card, block)) for block in blocks(items, card.shard_samples)]
+    before = _before(dataset, card)
+    table = read_parquet(before.files, ITEMS)
+    home = dict(zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True))
+    old: list[list[Item]] = [[] for _ in range(before.shards)]
+    new: list[Item] = []
+    for item in items:
+        (old[home[item.key]] if item.key in home else new).append(item)
+    out = []
+    rejected = _rejected(before.files)
+    for number, block in enumerate(old):
+        made_of = items_digest(card, block)
+        same = before.manifest["shards"][number]["items"] == made_of
+        out.append(Block(block, made_of, _reference(before, number, len(block), rejected.get(number, [])) if same else None))
+    return out + [Block(block, items_digest(card, block)) for block in blocks(new, card.shard_samples)]
+
+
+def _before(dataset: Place, card: Card) -> ShardSet:
+    assert card.grows is not None
+    try:
+        return open_shards(dataset / card.grows)
+    except InputError as error:
+        raise InputError(f"card `{card.name}` grows version `{card.grows}`: {error}") from None
+
+
+def item_table(parted: Sequence[Block]) -> pa.Table:
+    """items.parquet of a version."""
+    keys = [item.key for block in parted for item in block.items]
+    shards = [number for number, block in enumerate(parted) for _ in block.items]
+    return pa.Table.from_arrays([pa.array(keys, pa.string()), pa.array(shards, pa.int32())], schema=ITEM_SCHEMA)
+
+
+def _reference(before: ShardSet, shard: int, items: int, rejected: list[dict[str, Any]]) -> dict[str, Any]:
+    names = [f"audio/{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet")]
+    said = before.manifest["shards"][shard]
+    facts = {name: value for name, value in said.items() if name not in ("shard", "bytes", "items")}
+    return {"files": referenced(before.files, names, before.version), **facts, "inputs": items - len(rejected), "quarantined": rejected}
+
+
+def referenced(files: Files, names: Sequence[str], version: str) -> dict[str, dict[str, Any]]:
+    """File entries as a later version lists them: `in` the version where the bytes really lie."""
+    return {name: {"in": version, **files.entries[name]} for name in names}
+
+
+def _rejected(files: Files) -> dict[int, list[dict[str, Any]]]:
+    out: dict[int, list[dict[str, Any]]] = {}
+    for line in files.read(QUARANTINE).decode("utf-8").splitlines():
+        entry = json.loads(line)
+        out.setdefault(entry["shard"], []).append(entry)
+    return out

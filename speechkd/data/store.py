@@ -1,0 +1,244 @@
+"""Where shards are published: a folder of this machine, or any URL that fsspec opens (s3://, gs://, hf://, http://, memory://).
+
+Readers ask for files by what a manifest says of them (`speechkd.data.files`); this module is the plain half: read, list, publish, and
+create only if nothing is there yet. Credentials come from the environment, never from a URL.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechkd.core.errors import InputError
+from speechkd.core.files import CHUNK, fsync_folder, publishing, readable_json, sha256_bytes, sha256_file
+
+CONNECT_S, READ_S, ATTEMPTS = 10, 60, 4
+"""How long one attempt waits for a server, and how many there are"""
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {
+        "config_kwargs": {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": {"max_attempts": ATTEMPTS, "mode": "standard"}}
+    },
+}
+
+
+class Unreachable(OSError):
+    """A store does not answer, or does not let us in."""
+
+
+@dataclass(frozen=True, slots=True)
+class UrlPath:
+    """A place behind a URL, with the part of pathlib's interface that shards need. Pickles as its text and is safe to fork."""
+
+    url: str
+
+    def __truediv__(self, name: str) -> UrlPath:
+        return UrlPath(f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> UrlPath:
+        """Without the last part."""
+        return UrlPath(self.url.rpartition("/")[0])
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises FileNotFoundError, Unreachable."""
+        with reaching(self.url) as (files, path):
+            data: bytes = files.cat_file(path)
+            return data
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The whole file as text. Raises FileNotFoundError, Unreachable, UnicodeDecodeError."""
+        return self.read_bytes().decode(encoding)
+
+    def is_file(self) -> bool:
+        """Whether there is such a file."""
+        with reaching(self.url) as (files, path):
+            return bool(files.isfile(path))
+
+    def is_dir(self) -> bool:
+        """Whether anything lies below; an object store has no empty folders."""
+        with reaching(self.url) as (files, path):
+            return bool(files.isdir(path))
+
+
+Place = Path | UrlPath
+
+
+def place(text: str | Path | UrlPath) -> Place:
+    """A folder's name or URL as a place; file:// is this machine. Raises InputError for a URL that no driver opens."""
+    if isinstance(text, (Path, UrlPath)):
+        return text
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        return Path(text)
+    if scheme == "file":
+        return Path("/" + rest.lstrip("/"))
+    if "::" in text or "@" in rest.partition("/")[0]:
+        raise InputError(f"`{scheme}://...`: a plain URL, please; credentials come from the environment, chains are not followed")
+    if scheme in ("http", "https") and ("?" in rest or "#" in rest):
+        raise InputError(f"`{scheme}://{rest.partition('?')[0]}?...`: the URL of a folder has no query")
+    _filesystem(scheme)
+    return UrlPath(text.rstrip("/"))
+
+
+def _filesystem(scheme: str) -> Any:
+    import fsspec
+
+    try:
+        return fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
+    except ValueError:
+        known = ", ".join(f"{name}://" for name in ("s3", "gs", "hf", "http", "https", "file"))
+        raise InputError(f"`{scheme}://` is no store that fsspec knows; allowed are a folder, {known} and others of fsspec's") from None
+    except ImportError as error:
+        raise InputError(f"`{scheme}://` needs a driver: {str(error).splitlines()[0]}") from None
+
+
+def load_driver(text: str) -> None:
+    """Import what a URL needs, without opening it: for a process that is about to fork."""
+    scheme, colon, _ = text.partition("://")
+    if colon:
+        import fsspec
+
+        fsspec.get_filesystem_class(scheme)
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[tuple[Any, str]]:
+    """fsspec's file system for `url`, and the path in it; what its drivers raise becomes Unreachable, less what a caller can act on.
+
+    The file system is looked up at every use: fsspec keeps one per process and thread, so that a forked loader gets its own.
+    """
+    scheme, _, rest = url.partition("://")
+    files = _filesystem(scheme)
+    try:
+        yield files, url if scheme in ("http", "https") else rest
+    except (FileNotFoundError, FileExistsError, InputError, Unreachable):
+        raise
+    except Exception as error:  # every driver has its own family of errors
+        lines = str(error).splitlines()
+        raise Unreachable(f"cannot reach `{url}`: {type(error).__name__}{f': {lines[0]}' if lines else ''}") from None
+
+
+def _writable(file: UrlPath) -> None:
+    if file.url.startswith("http"):
+        raise InputError(f"`{file}`: what is behind http:// can be read, not written")
+
+
+def names(folder: Place) -> list[str]:
+    """Names in a folder, sorted; none where there is no such folder."""
+    if isinstance(folder, Path):
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    with reaching(folder.url) as (files, path):
+        try:
+            found = files.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in found} - {folder.name, ""})
+
+
+def size_of(file: Place) -> int:
+    """Bytes of a file. Raises FileNotFoundError, Unreachable."""
+    if isinstance(file, Path):
+        return file.stat().st_size
+    with reaching(file.url) as (files, path):
+        return int(files.info(path)["size"])
+
+
+def sha256_of(file: Place) -> str:
+    """sha256 of a file, in hex, read in chunks and kept nowhere. Raises FileNotFoundError, Unreachable."""
+    import hashlib
+
+    if isinstance(file, Path):
+        return sha256_file(file)
+    total = hashlib.sha256()
+    with reaching(file.url) as (files, path), files.open(path, "rb", block_size=16 * CHUNK, cache_type="readahead") as stream:
+        while chunk := stream.read(4 * CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def remove(file: Place) -> None:
+    """Remove a file, if it is there, durably."""
+    if isinstance(file, Path):
+        if file.exists():
+            file.unlink(missing_ok=True)
+            fsync_folder(file.parent)
+        return
+    with reaching(file.url) as (files, path):
+        try:
+            files.rm_file(path)
+        except FileNotFoundError:
+            pass
+
+
+@contextmanager
+def publishing_at(file: Place) -> Iterator[Path]:
+    """Yield a temporary path on this machine; on success the whole file appears at `file`, on failure nothing does."""
+    if isinstance(file, Path):
+        with publishing(file) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="speechkd-") as folder:
+        temporary = Path(folder) / "file"
+        yield temporary
+        _writable(file)
+        with reaching(file.url) as (files, path):
+            files.put_file(str(temporary), path)  # an object store shows an object when its last byte is there
+
+
+def write_bytes(file: Place, data: bytes) -> None:
+    """Publish `data` at `file`."""
+    with publishing_at(file) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(file: Place, text: str) -> None:
+    """Publish `text` at `file`, as UTF-8."""
+    write_bytes(file, text.encode("utf-8"))
+
+
+def write_json(file: Place, value: Any) -> None:
+    """Publish readable JSON: equal values give equal bytes."""
+    write_text(file, readable_json(value))
+
+
+def create(file: Place, data: bytes) -> None:
+    """Publish `data` only if nothing is there; of several writers one wins. Raises FileExistsError for the others.
+
+    S3: `If-None-Match: *`; this machine: a hard link, which never replaces.
+    """
+    if isinstance(file, UrlPath):
+        _writable(file)
+        with reaching(file.url) as (files, path):
+            files.pipe_file(path, data, mode="create")
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+        os.link(name, file)
+        fsync_folder(file.parent)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def entry_of(file: Place) -> dict[str, Any]:
+    """sha256 and size of a small file, as manifests and receipts list it."""
+    data = file.read_bytes()
+    return {"sha256": sha256_bytes(data), "bytes": len(data)}

@@ -1,0 +1,187 @@
+"""What published shards hold, measured: lengths and metadata from the index, levels from clips that are decoded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from speechkd.core.seeds import derive
+from speechkd.data.audio import RATE
+from speechkd.data.growth import QUARANTINE
+from speechkd.data.index import ShardSet
+from speechkd.data.reader import Reader
+
+ROWS, CLIPS, VALUES = 200_000, 400, 12
+"""Metadata rows that are read, clips that are decoded (both spread evenly over a larger version), values of a field that are told apart"""
+FRAME = RATE // 50
+QUIET_DB, DEEP_DB = -60.0, -40.0
+"""A 20 ms frame is silent below QUIET_DB dBFS, or DEEP_DB below the loudest frame of its clip"""
+FULL = 32766 / 32768
+"""|sample| from here on is full scale; three in a row are clipping"""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One decoded clip."""
+
+    row: int
+    seconds: float
+    level_db: float
+    """RMS of what is not silent, dBFS; -inf for digital silence"""
+    peak_db: float
+    silent: float
+    """share of silent frames"""
+    clipped: int
+    """samples in runs of three or more at full scale"""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One metadata name."""
+
+    name: str
+    present: float
+    """share of the rows that are read"""
+    values: int
+    """distinct values"""
+    common: list[tuple[str, int, float]]
+    """(value, samples, hours) of the most common"""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Facts about a version, for a page or a test."""
+
+    seconds_N: np.ndarray
+    """of samples with audio"""
+    texts: int
+    """samples without audio"""
+    splits: list[tuple[str, int, float]]
+    """(split, samples, hours)"""
+    rows: int
+    """rows whose metadata is read"""
+    fields: list[Field]
+    levels: list[Level]
+    reasons: list[tuple[str, int, list[str]]] = field(default_factory=list)
+    """(reason without its numbers, items, some keys)"""
+
+
+def survey(shards: ShardSet, clips: int = CLIPS) -> Survey:
+    """Measure a version; the choice of rows and clips is a function of its digest. Raises DataError for damaged bytes."""
+    table = shards.table
+    seconds_N = table["seconds"].to_numpy()
+    has_audio_N = table["audio_bytes"].to_numpy() > 0
+    rows = _spread(np.arange(len(table)), ROWS, shards.digest, "rows")
+    chosen = _spread(np.flatnonzero(has_audio_N), clips, shards.digest, "clips")
+    return Survey(
+        seconds_N=seconds_N[has_audio_N],
+        texts=int((~has_audio_N).sum()),
+        splits=_splits(table),
+        rows=len(rows),
+        fields=_fields(table["metadata"].take(pa.array(rows)).to_pylist(), seconds_N[rows]),
+        levels=_levels(shards, chosen),
+        reasons=_reasons(shards),
+    )
+
+
+def _spread(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
+    """`count` of `rows`, one from each of as many equal runs."""
+    if len(rows) <= count:
+        return rows
+    edges = np.linspace(0, len(rows), count + 1).astype(np.int64)
+    return rows[np.random.default_rng(derive(0, *seed)).integers(edges[:-1], edges[1:])]
+
+
+def _splits(table: pa.Table) -> list[tuple[str, int, float]]:
+    grouped = table.group_by("split").aggregate([("seconds", "sum"), ("seconds", "count")]).sort_by("split")
+    return [(row["split"], row["seconds_count"], row["seconds_sum"] / 3600) for row in grouped.to_pylist()]
+
+
+def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[Field]:
+    samples: dict[str, Counter[str]] = {}
+    hours: dict[str, Counter[str]] = {}
+    for text, length in zip(texts, seconds.tolist(), strict=True):
+        for name, value in json.loads(text).items():
+            word = str(value)[:80]
+            samples.setdefault(name, Counter())[word] += 1
+            hours.setdefault(name, Counter())[word] += length / 3600
+    return [
+        Field(
+            name,
+            counts.total() / max(len(texts), 1),
+            len(counts),
+            [
+                (value, count, float(hours[name][value]))
+                for value, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:VALUES]
+            ],
+        )
+        for name, counts in sorted(samples.items(), key=lambda pair: (-pair[1].total(), pair[0]))
+    ]
+
+
+def _levels(shards: ShardSet, rows: np.ndarray) -> list[Level]:
+    reader = Reader(shards)
+    out = []
+    for row in rows.tolist():
+        samples_T = reader.audio(row)
+        assert samples_T is not None
+        out.append(level(samples_T, row))
+    return out
+
+
+def level(samples_T: np.ndarray, row: int = 0) -> Level:
+    """Measure one clip, float32 [T] at 16 kHz."""
+    frames = np.pad(samples_T, (0, -len(samples_T) % FRAME)).reshape(-1, FRAME) if len(samples_T) else np.zeros((1, FRAME))
+    power = np.square(frames, dtype=np.float64).mean(axis=1)
+    frame_db = _db(power)
+    silent = (frame_db < QUIET_DB) | (frame_db < frame_db.max() + DEEP_DB)
+    full = np.abs(samples_T) >= FULL
+    runs = full[2:] & full[1:-1] & full[:-2]
+    clipped = np.zeros(len(samples_T), bool)
+    for shift in range(3):
+        clipped[shift : shift + len(runs)] |= runs
+    heard = power[~silent]
+    return Level(
+        row=row,
+        seconds=len(samples_T) / RATE,
+        level_db=float(_db(heard.mean())) if len(heard) else float("-inf"),
+        peak_db=float(_db(np.square(np.abs(samples_T).max(initial=0.0), dtype=np.float64))),
+        silent=float(silent.mean()),
+        clipped=int(clipped.sum()),
+    )
+
+
+def _db(power: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        out: np.ndarray = 10 * np.log10(power)
+        return out
+
+
+def _reasons(shards: ShardSet) -> list[tuple[str, int, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for line in shards.files.read(QUARANTINE).decode("utf-8").splitlines():
+        entry = json.loads(line)
+        groups.setdefault(_without_numbers(entry["reason"]), []).append(entry["key"])
+    return [(reason, len(keys), keys[:5]) for reason, keys in sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0]))]
+
+
+def _without_numbers(text: str) -> str:
+    """Reasons that differ in a number alone are one."""
+    return "".join("#" if letter.isdigit() else letter for letter in text).replace("##", "#").replace("##", "#").replace("##", "#")[:200]
+
+
+def column_facts(shards: ShardSet) -> dict[str, Mapping[str, int]]:
+    """Totals of each published column."""
+    return {name: shards.column(name).manifest["totals"] for name in shards.column_names()}
+
+
+def token_lengths(shards: ShardSet, column: str) -> np.ndarray:
+    """Response lengths of a column's examples, in tokens."""
+    lengths: np.ndarray = pc.cast(shards.column(column).table["tokens"], pa.int64()).to_numpy()
+    return lengths

@@ -1,0 +1,167 @@
+"""One self-contained HTML page about published shards: no script, no network, safe to mail. People look at it before they train.
+
+Keys, metadata and reasons are untrusted text: Jinja2 escapes all of it; pictures are drawn from numbers; sounds are members whose digest
+was checked and which decode.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from speechkd.core.files import write_text
+from speechkd.data.audio import RATE, encode_flac
+from speechkd.data.index import ShardSet
+from speechkd.data.reader import Reader
+from speechkd.data.survey import QUIET_DB, Level, Survey, column_facts, survey, token_lengths
+from speechkd.evaluation.report_charts import histogram, waveform
+
+PLAYERS, PLAYER_SECONDS = 12, 20.0
+COLUMNS = 8
+"""Columns whose lengths are drawn"""
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """One clip to listen to."""
+
+    key: str
+    split: str
+    level: Level
+    metadata: dict[str, str]
+    sound: str
+    """data URI"""
+    wave: Markup
+    spectrogram: str
+    """data URI"""
+    cut: bool
+    """only its first PLAYER_SECONDS are on the page"""
+
+
+def write_shards_report(shards: ShardSet, out: Path) -> Path:
+    """Write the page about a published version to `out` and return it. Raises DataError where bytes are not what their digest says."""
+    found = survey(shards)
+    environment = Environment(
+        loader=PackageLoader("speechkd.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"hours": _hours, "percent": lambda share: f"{100 * share:.1f} %", "db": _db}
+    page = environment.get_template("shards_report.html.j2").render(**_content(shards, found))
+    write_text(out, page)
+    return out
+
+
+def _content(shards: ShardSet, found: Survey) -> dict[str, Any]:
+    manifest = shards.manifest
+    facts = column_facts(shards)
+    return {
+        "name": f"{shards.dataset}/{shards.version}",
+        "card": shards.card,
+        "digest": shards.digest,
+        "grows": manifest.get("grows"),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "totals": manifest["totals"],
+        "shards": shards.shards,
+        "input": manifest["input"],
+        "quarantined": manifest["quarantined"],
+        "found": found,
+        "percentiles": _percentiles(found.seconds_N),
+        "durations": histogram("seconds", found.seconds_N) if len(found.seconds_N) else None,
+        "levels": _level_facts(found.levels),
+        "loudness": histogram("level", _finite([level.level_db for level in found.levels])) if found.levels else None,
+        "silence": histogram("silence", [100 * level.silent for level in found.levels]) if found.levels else None,
+        "quiet_db": QUIET_DB,
+        "columns": facts,
+        "lengths": {name: histogram(name, token_lengths(shards, name)) for name in list(facts)[:COLUMNS] if facts[name]["examples"]},
+        "players": _players(shards, found.levels),
+    }
+
+
+def _percentiles(seconds_N: np.ndarray) -> list[tuple[str, float]]:
+    if not len(seconds_N):
+        return []
+    names = ("shortest", "5 %", "median", "95 %", "longest")
+    return list(zip(names, np.percentile(seconds_N, [0, 5, 50, 95, 100]).tolist(), strict=True))
+
+
+def _level_facts(levels: list[Level]) -> dict[str, Any]:
+    heard = _finite([level.level_db for level in levels])
+    return {
+        "clips": len(levels),
+        "median_db": float(np.median(heard)) if heard else None,
+        "spread_db": float(np.percentile(heard, 95) - np.percentile(heard, 5)) if heard else None,
+        "silent": float(np.mean([level.silent for level in levels])) if levels else None,
+        "clipped": sum(level.clipped > 0 for level in levels),
+        "dead": sum(not math.isfinite(level.level_db) for level in levels),
+    }
+
+
+def _players(shards: ShardSet, levels: list[Level]) -> list[Player]:
+    """The loudest, quietest, shortest, longest, most silent and most clipped of the measured clips first, then others by chance."""
+    if not levels:
+        return []
+    marked = [
+        max(levels, key=lambda level: level.clipped),
+        max(levels, key=lambda level: level.silent),
+        min(levels, key=lambda level: level.level_db),
+        max(levels, key=lambda level: level.level_db),
+        min(levels, key=lambda level: level.seconds),
+        max(levels, key=lambda level: level.seconds),
+    ]
+    order = {level.row: level for level in [*marked, *levels[:: max(1, len(levels) // PLAYERS)], *levels]}
+    reader = Reader(shards)
+    return [_player(shards, reader, level) for level in list(order.values())[:PLAYERS]]
+
+
+def _player(shards: ShardSet, reader: Reader, level: Level) -> Player:
+    samples_T = reader.audio(level.row)
+    assert samples_T is not None
+    cut = level.seconds > PLAYER_SECONDS
+    heard_T = samples_T[: int(PLAYER_SECONDS * RATE)]
+    return Player(
+        key=shards.table["key"][level.row].as_py(),
+        split=shards.table["split"][level.row].as_py(),
+        level=level,
+        metadata={name: str(value) for name, value in reader.metadata(level.row).items()},
+        sound=f"data:audio/flac;base64,{base64.b64encode(encode_flac(heard_T)).decode()}",
+        wave=waveform(heard_T),
+        spectrogram=f"data:image/png;base64,{base64.b64encode(spectrogram(heard_T)).decode()}",
+        cut=cut,
+    )
+
+
+def spectrogram(samples_T: np.ndarray, columns: int = 320) -> bytes:
+    """PNG of 0 to 8 kHz over time: 32 ms Hann windows, 80 dB below the loudest point and up."""
+    from matplotlib.image import imsave
+
+    size = 512
+    padded = np.pad(samples_T, (0, max(0, size - len(samples_T))))
+    starts = np.linspace(0, len(padded) - size, min(columns, 1 + (len(padded) - size) // 64)).astype(np.int64)
+    frames = padded[starts[:, None] + np.arange(size)] * np.hanning(size)
+    power = np.square(np.abs(np.fft.rfft(frames, axis=1)))[:, :-1]
+    power = power.reshape(len(power), -1, 2).mean(axis=2)
+    level = 10 * np.log10(power + 1e-12)
+    picture = io.BytesIO()
+    top = float(level.max())
+    imsave(picture, level.T, format="png", cmap="magma", origin="lower", vmin=top - 80, vmax=top, metadata={"Software": "speechkd"})
+    return picture.getvalue()
+
+
+def _finite(values: list[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 10 else f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def _db(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.1f} dB"
