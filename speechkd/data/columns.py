@@ -32,6 +32,7 @@ from speechkd.data.manifest import (
     json_bytes,
     own_names,
     read_manifest,
+    read_parquet,
     shard_name,
     sweep,
     write_parquet,

@@ -152,11 +152,11 @@ class ShardSet:
         return [sample for number in wanted for sample in self._samples(number) if split in (None, sample.split)]
 
     def _samples(self, shard: int) -> Iterator[Sample]:
-        names = ["key", "split", "seconds", "metadata", "audio_sha256", "json_sha256"]
-        for place, row in enumerate(self._shard_columns(shard, names).to_pylist()):
+        wanted = ["key", "split", "seconds", "metadata", "audio_sha256", "json_sha256"]
+        for number, row in enumerate(self._shard_columns(shard, wanted).to_pylist()):
             digest = sha256_bytes(row["audio_sha256"] + row["json_sha256"])
             yield Sample(
-                row["key"], shard, int(self.starts[shard]) + place, row["split"], row["seconds"], json.loads(row["metadata"]), digest
+                row["key"], shard, int(self.starts[shard]) + number, row["split"], row["seconds"], json.loads(row["metadata"]), digest
             )
 
     def column_names(self) -> list[str]:
