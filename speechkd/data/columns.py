@@ -32,7 +32,6 @@ from speechkd.data.manifest import (
     json_bytes,
     own_names,
     read_manifest,
-    read_parquet,
     shard_name,
     sweep,
     write_parquet,
@@ -308,7 +307,7 @@ class ColumnWriter:
     def _index(self, files: Files) -> pa.Table:
         tables = []
         for shard in range(self.shards.shards):
-            table = read_parquet(files, f"{shard_name(shard)}.parquet")
+            table = read_columns(files, f"{shard_name(shard)}.parquet", None, [])
             samples = table["row"].to_numpy() + self.shards.starts[shard]
             table = table.add_column(2, "shard", pa.array([shard] * len(table), pa.int32()))
             tables.append(table.add_column(3, "sample", pa.array(samples, pa.int64())))
