@@ -18,10 +18,13 @@ from speechkd.data.plan import PlanConfig
 from speechkd.data.signals import SignalsConfig
 from speechkd.evaluation.task import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
+from speechkd.losses.base import teacher_of
+from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import TeacherConfig, gives, quoted
 from speechkd.teachers.gates import GateConfig
+from speechkd.teachers.live_config import LiveConfig, check_live
 from speechkd.teachers.prompts import PromptConfig
 from speechkd.tracking import TrackingConfig
 from speechkd.train.config import TrainConfig
@@ -44,10 +47,17 @@ def _part(table: Table[Any], key: str) -> BeforeValidator:
 
 
 def _losses(value: Any) -> Any:
+    """Validate each loss by the Config of its `kind`, which is the block's name where it does not say."""
     if not isinstance(value, dict) or not value:
         raise ValueError(f"must name at least one loss; allowed: {', '.join(sorted(LOSSES))}")
-    configs = {name: LOSSES.get(name).Config for name in value}
-    return {name: block if isinstance(block, Config) else configs[name].model_validate(block or {}) for name, block in value.items()}
+    out = {}
+    for name, block in value.items():
+        if isinstance(block, dict) or block is None:
+            block = block or {}
+            kind = str(block.get("kind") or name)
+            block = LOSSES.get(kind).Config.model_validate({**block, "kind": kind})
+        out[name] = block
+    return out
 
 
 class CorpusConfig(Config):
@@ -71,10 +81,13 @@ class DataConfig(Config):
 
 
 class StudentConfig(Config):
-    """Encoder and LLM are folders or hub ids; both are frozen."""
+    """Encoder and LLM are folders or hub ids; both are frozen, but for LoRA."""
 
     encoder: str
     llm: str
+    lora: LoraConfig | None = None
+    start: str | None = None
+    """an export whose layer mix and projector training starts from; its language model is named by `llm`"""
     projector: Annotated[SerializeAsAny[Config], _part(PROJECTORS, "kind")]
     normalise_layers: bool = False
     """bring encoder layers to one scale before they are mixed"""
@@ -96,6 +109,11 @@ class Recipe(Config):
     gates: GateConfig = GateConfig()
     """which of the teachers' answers are trained on"""
     teachers: dict[Name, Annotated[SerializeAsAny[TeacherConfig], _part(TEACHERS, "backend")]]
+    live: dict[Name, LiveConfig] = {}
+    """teachers that run inside the training step; losses name them"""
+    objective: str = ""
+    objectives: dict[str, list[str]] = {}
+    """named choices among `losses`, as a paper's ablation has them; `objective` picks one (`--set objective=top`), empty: all losses"""
     student: StudentConfig
     losses: Annotated[dict[str, SerializeAsAny[LossConfig]], BeforeValidator(_losses)]
     plan: PlanConfig
@@ -105,24 +123,41 @@ class Recipe(Config):
     evaluation: EvaluationConfig
     tracking: TrackingConfig
 
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen_objective(cls, data: Any) -> Any:
+        """Keep the losses of the objective, and the live teachers that they name: what is not asked for is not built."""
+        if not isinstance(data, dict) or not data.get("objective"):
+            return data
+        name, choices, losses = data["objective"], data.get("objectives") or {}, data.get("losses")
+        if not isinstance(choices, dict) or not isinstance(losses, dict):
+            return data
+        if name not in choices:
+            raise ValueError(unknown_name("objective", str(name), choices))
+        for loss in choices[name]:
+            if loss not in losses:
+                raise ValueError(unknown_name("loss", str(loss), losses, f"objectives.{name}"))
+        _losses(losses)  # a misspelt one is not just left out
+        kept = {loss: block for loss, block in losses.items() if loss in choices[name]}
+        named = {str(block.get(key)) for block in kept.values() if isinstance(block, dict) for key in ("teacher", "negative")}
+        live = {teacher: block for teacher, block in (data.get("live") or {}).items() if teacher in named}
+        return {**data, "losses": kept, "live": live, "objectives": {name: choices[name]}}
+
     @model_validator(mode="after")
     def _teachers_supply_what_losses_need(self) -> Recipe:
+        for name, config in self.losses.items():
+            for stream in config.roles:
+                if stream not in self.train.all_streams:
+                    raise ValueError(unknown_name("stream", stream, self.train.all_streams, f"losses.{name}.roles"))
+            check_live(name, config, self.live)
+            kind = self.student.projector.kind  # type: ignore[attr-defined]
+            if "gate" in LOSSES.get(config.kind).NEED.student and not _gated(kind):
+                others = ", ".join(other for other in PROJECTORS if _gated(other)) or "none"
+                raise ValueError(f"loss `{name}` needs a projector with a language gate, `{kind}` has none; those that have: {others}")
         for role in self.train.roles:
             if role not in self.teachers:
                 raise ValueError(unknown_name("teacher role", role, self.teachers, f"train.regimes.{self.train.regime}"))
-            backend = self.teachers[role].backend  # type: ignore[attr-defined]
-            can = TEACHERS.get(backend).SIGNALS
-            given = gives(self.teachers[role], backend, can)
-            for name, config in self.losses.items():
-                missing = LOSSES.get(name).NEED.signals - given
-                if missing:
-                    others = sorted(n for n in LOSSES if not LOSSES.get(n).NEED.signals - given)
-                    declare = f"; it can store {quoted(missing & can)}: set `teachers.{role}.signals`" if missing & can else ""
-                    raise ValueError(
-                        f"loss `{name}` needs {quoted(missing)}, but teacher `{role}` ({backend}) gives {quoted(given)}{declare}; "
-                        f"losses that it can feed: {', '.join(others)}"
-                    )
-                _same_temperature(role, self.teachers[role].stores(), name, config)
+            self._column_supplies(role)
         return self
 
     @model_validator(mode="after")
@@ -136,6 +171,29 @@ class Recipe(Config):
                 raise ValueError(f"teacher role `{role}` of regime `{self.train.regime}` is at 0 in the mix of every corpus")
         return self
 
+    def _column_supplies(self, role: str) -> None:
+        backend = self.teachers[role].backend  # type: ignore[attr-defined]
+        can = TEACHERS.get(backend).SIGNALS
+        given = gives(self.teachers[role], backend, can)
+        for name, config in self.losses.items():
+            needs = self.stored_signals(config, role)
+            missing = needs - given
+            if missing:
+                others = sorted(n for n in LOSSES if not LOSSES.get(n).NEED.signals - given)
+                declare = f"; it can store {quoted(missing & can)}: set `teachers.{role}.signals`" if missing & can else ""
+                raise ValueError(
+                    f"loss `{name}` needs {quoted(missing)}, but teacher `{role}` ({backend}) gives {quoted(given)}{declare}; "
+                    f"losses that it can feed: {', '.join(others)}; or name a live teacher (`losses.{name}.teacher`)"
+                )
+            _same_temperature(role, self.teachers[role].stores(), name, config, needs)
+
+    def stored_signals(self, config: LossConfig, role: str) -> frozenset[str]:
+        """What a loss needs of a role's column: nothing if it counts none of its examples, only the response if its teacher is live."""
+        if config.roles and not any(stream.partition("/")[0] == role for stream in config.roles):
+            return frozenset()
+        needs = LOSSES.get(config.kind).NEED.signals
+        return needs & {"response"} if teacher_of(config) else needs
+
     @property
     def run_dir(self) -> Path:
         """The run folder."""
@@ -143,7 +201,7 @@ class Recipe(Config):
 
     def digest(self) -> str:
         """Digest of what changes the trained student: not names and places, how often it is logged and saved, or how it is judged."""
-        data = self.model_dump(mode="json", include={"seed", "data", "prompt", "student", "losses", "plan", "optim", "deepspeed"})
+        data = self.model_dump(mode="json", include={"seed", "data", "prompt", "student", "live", "losses", "plan", "optim", "deepspeed"})
         data["data"].pop("root")
         if self.gates.active:
             data["gates"] = self.gates.model_dump(mode="json")
@@ -153,9 +211,13 @@ class Recipe(Config):
         return digest(data)
 
 
-def _same_temperature(role: str, stored: SignalsConfig, loss: str, config: LossConfig) -> None:
+def _gated(projector: str) -> bool:
+    return bool(getattr(PROJECTORS.get(projector), "gated", False))
+
+
+def _same_temperature(role: str, stored: SignalsConfig, loss: str, config: LossConfig, needs: frozenset[str]) -> None:
     """Stored log-probs are at the capture temperature already; the student's must be at the same one."""
-    for signal in sorted(LOSSES.get(loss).NEED.signals & stored.names):
+    for signal in sorted(needs & stored.names):
         captured, wanted = getattr(getattr(stored, signal), "temperature", None), getattr(config, "temperature", None)
         if captured is not None and wanted is not None and captured != wanted:
             raise ValueError(

@@ -97,11 +97,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`: mappings merge key by key, everything else is replaced."""
+    """`over` on top of `base`: mappings merge key by key, everything else is replaced; so is a part of another `kind` or `backend`."""
     out = dict(base)
     for key, value in over.items():
-        out[key] = merge(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merge(out[key], value) if both and not _another(out[key], value) else value
     return out
+
+
+def _another(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Whether two blocks name different parts, whose other keys then mean different things."""
+    return any(name in over and name in base and over[name] != base[name] for name in ("kind", "backend"))
 
 
 def apply_sets(data: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:

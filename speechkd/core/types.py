@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     import torch
@@ -122,12 +122,43 @@ class Need(NamedTuple):
     signals: frozenset[str] = frozenset()
     """subset of SIGNALS that the teacher column or live teacher must give"""
     student: frozenset[str] = frozenset()
-    """subset of {"head", "hidden", "projected"} that the student must expose"""
+    """subset of {"head", "hidden", "projected", "gate", "words"} that the student must expose; words: embeddings of the transcript"""
+
+
+@dataclass(slots=True, kw_only=True)
+class View:
+    """The same responses after another prompt: what a live text teacher reads. Rows are those examples that have such a prompt."""
+
+    ids_BS: Tensor
+    mask_BS: Tensor
+    response_T: Tensor
+    """flat positions in this view's own [B * S], of the supervised tokens of its examples, in the order of the batch"""
+    to_T: Tensor
+    """which of the batch's T positions they are"""
+
+
+@dataclass(slots=True, kw_only=True)
+class ClipTable:
+    """What is known of the clips of a batch. A batch without audio has one dummy clip without a valid position."""
+
+    role_C: Tensor
+    """stream (below) of the clip's example"""
+    mask_CQ: Tensor
+    """boolean; valid projected positions, a prefix of each row"""
+    language_C: Tensor
+    """index in the projector's languages, -1 where unknown"""
+    words_CN: Tensor
+    """ids of the transcript, where a loss needs it; 0 beyond its end"""
+    words_mask_CN: Tensor
+    """boolean"""
 
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """One collated micro-batch, on one device. An empty micro-batch is a dummy clip and a dummy token whose mask is 0.
+
+    Roles and channels are rows, not passes: an example of stream `kd` has audio, one of `kd/text` has text in its place, and all go through
+    the student together. So the sequence of module calls does not depend on what a batch holds; losses pick their rows by masks.
 
     Text and audio share one sequence of S positions per example, padded on the right: prompt | audio | prompt | response.
     """
@@ -146,6 +177,17 @@ class Batch:
     """flat positions in [B * S] of the supervised tokens themselves (`losses/positions.py` shifts them)"""
     mask_T: Tensor
     """boolean; False at a dummy"""
+    role_T: Tensor
+    """stream of each supervised token: its number in the run's list of streams"""
+    first_T: Tensor
+    """boolean; the first supervised token of its example"""
+    role_A: Tensor
+    """stream of each audio position"""
+    clips: ClipTable
+    views: Mapping[str, View]
+    """by live teacher"""
+    progress: float = 0.0
+    """share of the run's steps that are done, for schedules inside the student"""
     signals: Mapping[str, Tensor]
     """tensors of stored teacher signals, aligned with T"""
     examples: int
@@ -155,9 +197,14 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on `device`, copied without waiting."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in moved.items():
-            if hasattr(value, "to"):
-                moved[name] = value.to(device, non_blocking=True)
-        moved["signals"] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.signals.items()}
-        return Batch(**moved)
+        return cast(Batch, _moved(self, device))
+
+
+def _moved(value: object, device: str | torch.device) -> object:
+    """`value` with every tensor in it on `device`."""
+    if isinstance(value, (Batch, View, ClipTable)):
+        moved: dict[str, Any] = {f.name: _moved(getattr(value, f.name), device) for f in fields(value)}
+        return type(value)(**moved)
+    if isinstance(value, Mapping):
+        return {name: _moved(one, device) for name, one in value.items()}
+    return value.to(device, non_blocking=True) if hasattr(value, "to") else value

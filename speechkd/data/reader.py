@@ -64,8 +64,8 @@ class Reader:
         metadata: Metadata = json.loads(found[1])
         return metadata
 
-    def read(self, row: int) -> Example:
-        """Example `row` of the column. Raises DataError naming shard and member."""
+    def read(self, row: int, hear: bool = True) -> Example:
+        """Example `row` of the column, without its audio if not to `hear`. Raises DataError naming shard and member."""
         assert self.column is not None, "a reader without a column has samples, not examples"
         shard, place = self.column.sample_of(row)
         sample = int(self.shards.starts[shard]) + place
@@ -74,7 +74,7 @@ class Reader:
             key=self.column.key_of(row),
             turn=turn.turn,
             metadata=self.metadata(sample),
-            samples_T=self.audio(sample),
+            samples_T=self.audio(sample) if hear else None,
             question=turn.question,
             text=turn.text,
             tokens=turn.tokens,

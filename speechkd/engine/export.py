@@ -12,9 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from speechkd.core.errors import DataError, InputError
-from speechkd.core.files import fsync_folder, sha256_file, write_json, write_text
+from speechkd.core.files import fsync_folder, publishing, sha256_file, write_json, write_text
+from speechkd.core.types import Batch, ClipTable
 from speechkd.models.exported import (
     FORMAT,
+    LLM_FOLDER,
+    LORA_FOLDER,
     MANIFEST,
     TEMPLATE,
     TOKENIZER,
@@ -24,7 +27,18 @@ from speechkd.models.exported import (
     load_features,
     load_student,
     load_tokenizer,
+    read_manifest,
+    trained_tensors,
 )
+from speechkd.models.lora import CONFIG as ADAPTER_CONFIG
+from speechkd.models.lora import PEFT_PREFIX
+from speechkd.models.lora import WEIGHTS as ADAPTER
+from speechkd.models.lora import LoraConfig
+from speechkd.models.lora import merge as merge_lora
+from speechkd.models.lora import peft_config, peft_names
+from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
+from speechkd.models.projectors import PROJECTORS
+from speechkd.models.student import LLM, PROJECTOR, Student, load_trainable
 
 PROBE_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 """Largest logit difference allowed between training and export, as a share of the largest logit: what the precision itself rounds away.
@@ -40,6 +54,8 @@ def write_export(
     llm: Base,
     projector: dict[str, Any],
     normalise_layers: bool,
+    lora: LoraConfig | None,
+    merge: bool,
     dtype: str,
     prompt: str,
     step: int,
@@ -51,7 +67,8 @@ def write_export(
     """Write the folder at `out` (replacing an earlier export), read it back and compare; returns the probe's relative difference.
 
     `tensors`: the checkpoint's trained tensors, float32. `card`: the model card's text. `probe`: the run's probe batch with the
-    logits that training saw. Raises DataError if what comes back differs; then `out` is left as it was.
+    logits that training saw. `merge` folds LoRA into the language model, which then is part of the export.
+    Raises DataError if what comes back differs; then `out` is left as it was.
     """
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise InputError(f"`{out}` exists and is no export: name an empty folder, or remove it")
@@ -61,12 +78,20 @@ def write_export(
     fresh = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh / WEIGHTS, {"format": "pt"})
     load_tokenizer(llm.name).save_pretrained(fresh / TOKENIZER)
     load_features(encoder.name).extractor.save_pretrained(fresh)
     write_text(fresh / TEMPLATE, prompt)
     write_text(fresh / "README.md", card)
+    wanted = dict(tensors)
+    if merge and lora is not None:
+        wanted, llm = _merged(fresh, tensors, encoder, llm, projector, normalise_layers, lora, dtype)
+    elif lora is not None:
+        _write_adapter(fresh / LORA_FOLDER, tensors, lora, llm.name)
+    own = {name: tensor.contiguous() for name, tensor in wanted.items() if not name.startswith(LLM)}
+    save_file(own, fresh / WEIGHTS, {"format": "pt"})
     manifest = ExportManifest(
+        lora=None if merge else lora,
+        merged=merge,
         format=FORMAT,
         encoder=encoder,
         llm=llm,
@@ -79,7 +104,7 @@ def write_export(
         files={str(path.relative_to(fresh)): sha256_file(path) for path in sorted(fresh.rglob("*")) if path.is_file()},
     )
     write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
-    difference = _compare(fresh, tensors, probe, dtype)
+    difference = _compare(fresh, wanted, probe, dtype)
     write_json(fresh / MANIFEST, manifest.model_copy(update={"probe_difference": difference}).model_dump(mode="json"))
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -91,12 +116,46 @@ def write_export(
     return difference
 
 
+def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], lora: LoraConfig, base: str) -> None:
+    """The LoRA of the language model as PEFT reads it. Raises DataError for a B that is zero throughout: nothing was trained."""
+    adapter = {name: tensor.contiguous() for name, tensor in peft_names(tensors, LLM).items()}
+    if not adapter:
+        return  # LoRA on the projector alone stands beside the projector
+    if not any(tensor.any() for name, tensor in adapter.items() if ".lora_B." in name):
+        raise DataError("every lora_B is zero: nothing was trained")
+    folder.mkdir()
+    save_file(adapter, folder / ADAPTER, {"format": "pt"})
+    targets = {name.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for name in adapter}
+    write_json(folder / ADAPTER_CONFIG, peft_config(lora, targets, base))
+
+
+def _merged(
+    fresh: Path,
+    tensors: Mapping[str, Tensor],
+    encoder: Base,
+    llm: Base,
+    projector: dict[str, Any],
+    normalise_layers: bool,
+    lora: LoraConfig,
+    dtype: str,
+) -> tuple[dict[str, Tensor], Base]:
+    """Fold LoRA into the language model, saved below `fresh`; what else is trained, and the language model as the export's own."""
+    kind = getattr(torch, dtype)
+    config = PROJECTORS.get(str(projector["kind"])).Config.model_validate(projector)
+    student = Student(load_whisper_encoder(encoder.name, kind), load_causal_lm(llm.name, kind), config, normalise_layers, lora)
+    load_trainable(student, dict(tensors))
+    merge_lora(student)
+    student.llm.lm.save_pretrained(fresh / LLM_FOLDER)
+    kept = {name: p.detach() for name, p in student.named_parameters() if name.startswith((PROJECTOR, "mix."))}
+    return kept, Base(name=LLM_FOLDER, fingerprint=fingerprint(str(fresh / LLM_FOLDER)))
+
+
 def _compare(folder: Path, tensors: Mapping[str, Tensor], probe: Path | None, dtype: str) -> float | None:
-    back = load_file(folder / WEIGHTS)
+    back = trained_tensors(folder, read_manifest(folder))
     for name, tensor in tensors.items():
         same = name in back and torch.equal(back[name], tensor)
         if not same:
-            raise DataError(f"{folder / WEIGHTS}: `{name}` is not what was written")
+            raise DataError(f"{folder}: `{name}` is not what was written")
     student = load_student(folder)
     if probe is None or not probe.is_file():
         return None
@@ -108,20 +167,20 @@ def _compare(folder: Path, tensors: Mapping[str, Tensor], probe: Path | None, dt
     return difference
 
 
-def probe_batch(saved: Mapping[str, Tensor]) -> Any:
+PROBE_TENSORS = ("features_BMT", "ids_BS", "mask_BS", "audio_to_A", "audio_from_A", "response_T", "mask_T", "role_T", "first_T", "role_A")
+PROBE_CLIPS = ("role_C", "mask_CQ", "language_C", "words_CN", "words_mask_CN")
+
+
+def probe_batch(saved: Mapping[str, Tensor]) -> Batch:
     """The batch stored beside the probe's logits."""
-    from speechkd.core.types import Batch
+    tensors: dict[str, Any] = {name: saved[name] for name in PROBE_TENSORS}
+    clips = ClipTable(**{name: saved[name] for name in PROBE_CLIPS})
+    return Batch(**tensors, clips=clips, views={}, signals={}, examples=int(saved["ids_BS"].shape[0]), seconds=0.0)
 
-    names = ("features_BMT", "ids_BS", "mask_BS", "audio_to_A", "audio_from_A", "response_T", "mask_T")
-    return Batch(**{name: saved[name] for name in names}, signals={}, examples=int(saved["ids_BS"].shape[0]), seconds=0.0)
 
-
-def save_probe(path: Path, batch: Any, predict_T: Tensor, logits_TV: Tensor) -> None:
+def save_probe(path: Path, batch: Batch, predict_T: Tensor, logits_TV: Tensor) -> None:
     """Store a probe batch and the logits that training computes for it."""
-    names = ("features_BMT", "ids_BS", "mask_BS", "audio_to_A", "audio_from_A", "response_T", "mask_T")
-    tensors = {name: getattr(batch, name).cpu().contiguous() for name in names}
-    tensors |= {"predict_T": predict_T.cpu().contiguous(), "logits_TV": logits_TV.float().cpu().contiguous()}
-    from speechkd.core.files import publishing
-
+    tensors = {name: getattr(batch, name) for name in PROBE_TENSORS} | {name: getattr(batch.clips, name) for name in PROBE_CLIPS}
+    tensors |= {"predict_T": predict_T, "logits_TV": logits_TV.float()}
     with publishing(path) as temporary:
-        save_file(tensors, temporary)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)

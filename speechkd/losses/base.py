@@ -167,6 +167,16 @@ class ClipLoss:
 Loss = HeadLoss | LayerLoss | ClipLoss
 
 
+def place(config: LossConfig) -> Place:
+    """Where a loss's rows stand."""
+    return config.at if isinstance(config, TaughtConfig) else "response"
+
+
+def teacher_of(config: LossConfig) -> str:
+    """The live teacher that a loss names; empty for stored signals and for none."""
+    return config.teacher if isinstance(config, TaughtConfig) else ""
+
+
 def given(tensor: Tensor | None, loss: str, signal: str) -> Tensor:
     """`tensor`, which the loss needs. Raises InputError if the batch lacks it."""
     if tensor is None:

@@ -114,6 +114,8 @@ def check_share(kl_weight: float) -> None:
 class Config(TaughtConfig):
     """Recipe block of `contrastive`."""
 
+    negative: str = ""
+    """the live teacher's pass without the metadata: same model, nothing read"""
     alpha: float = Field(default=ALPHA, ge=0.0, allow_inf_nan=False)
     kl_weight: float = Field(default=KL_WEIGHT, ge=0.0, le=1.0)
     """share of the KL; the rest is the CE's"""

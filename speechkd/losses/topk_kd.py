@@ -17,7 +17,7 @@ from speechkd.kernels import linear_topk_kl
 from speechkd.kernels.linear_topk_kl.reference import topk_kl_rows
 from speechkd.kernels.linear_topk_kl.target import teacher_target
 from speechkd.kernels.logits import check_rows, check_temperature, masked_rows, sum_rows
-from speechkd.losses.base import HeadLoss, LossConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, Supervision, TaughtConfig, given
 
 
 def topk_kl(
@@ -37,11 +37,13 @@ def topk_kl(
     return sum_rows(topk_kl_rows(masked_rows(student_logits_TV, mask_T), target, temperature), mask_T)
 
 
-class Config(LossConfig):
+class Config(TaughtConfig):
     """Recipe block of `topk_kl`."""
 
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """must equal the column's capture temperature"""
+    k: int = Field(default=64, ge=1)
+    """ids kept of a live teacher; of a stored one the column says how many"""
     t2_scale: bool = False
     """multiply by temperature squared"""
     tail: Literal["bucket", "renormalise", "ignore"] = "bucket"

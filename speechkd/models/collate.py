@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechkd.core.types import Batch
+from speechkd.core.types import Batch, ClipTable, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,13 @@ class Row:
     """16 kHz mono float32; None for a text-only example"""
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     """teacher signals by `losses.Supervision` field, one row per response token"""
+    role: int = 0
+    """stream of the example"""
+    language: int = -1
+    words: Sequence[int] = ()
+    """the transcript's ids, where a loss needs them"""
+    reads: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """prompts of live text teachers, by name; a teacher that is not here does not see the example"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,58 +43,100 @@ class Collator:
     sample_rate: int = 16_000
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     """of each signal that batches carry, one row [1, ...] of zeros: stands in where a batch, or an example in it, has none"""
+    views: Sequence[str] = ()
+    """names of live text teachers; every batch has each of their views"""
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Collate; no rows give an empty micro-batch (dummy clip, dummy token, count 0)."""
-        clips = [row.samples_T for row in rows if row.samples_T is not None]
+        heard = [row for row in rows if row.samples_T is not None]
+        clips = [row.samples_T for row in heard if row.samples_T is not None]
         window_Q = self.positions(self.window_frames)
-        sequences, audio_to, audio_from, response = [], [], [], []
-        clip = 0
-        for row in rows:
-            spots = 0 if row.samples_T is None else self.positions(self.frames(row.samples_T.size))
-            sequences.append(([*row.before, *[0] * spots, *row.after, *row.response], len(row.before), spots))
-        length = max((len(ids) for ids, _, _ in sequences), default=2)
-        ids_BS = torch.zeros(max(1, len(rows)), length, dtype=torch.long)
-        mask_BS = torch.zeros_like(ids_BS)
-        for index, (row, (ids, start, spots)) in enumerate(zip(rows, sequences, strict=True)):
-            ids_BS[index, : len(ids)] = torch.tensor(ids)
-            mask_BS[index, : len(ids)] = 1
-            origin = index * length
-            if spots:
-                audio_to.append(torch.arange(spots) + origin + start)
-                audio_from.append(torch.arange(spots) + clip * window_Q)
-                clip += 1
-            first = len(ids) - len(row.response)
-            response.append(torch.arange(len(row.response)) + origin + first)
-        supervised = sum(len(positions) for positions in response)
-        if not rows:
-            mask_BS[:] = 1
-        if not supervised:  # a dummy position keeps shapes and module calls alike on every rank
-            response = [torch.ones(1, dtype=torch.long)]
-        none = torch.zeros(0, dtype=torch.long)
+        spots = [0 if row.samples_T is None else self.positions(self.frames(row.samples_T.size)) for row in rows]
+        sequences = [[*row.before, *[0] * n, *row.after, *row.response] for row, n in zip(rows, spots, strict=True)]
+        ids_BS, mask_BS, response_T = _padded(sequences, [len(row.response) for row in rows])
+        length = ids_BS.shape[1]
+        starts = [index * length + len(row.before) for index, row in enumerate(rows)]
+        clip = np.cumsum([n > 0 for n in spots]) - 1
+        audio = [(index, n) for index, n in enumerate(spots) if n]
+        supervised = sum(len(row.response) for row in rows)
         return Batch(
             features_BMT=self.features(clips or [np.zeros(1, np.float32)]),
             ids_BS=ids_BS,
             mask_BS=mask_BS,
-            audio_to_A=torch.cat(audio_to) if audio_to else none,
-            audio_from_A=torch.cat(audio_from) if audio_from else none,
-            response_T=torch.cat(response),
+            audio_to_A=_joined([torch.arange(n) + starts[index] for index, n in audio]),
+            audio_from_A=_joined([torch.arange(n) + int(clip[index]) * window_Q for index, n in audio]),
+            response_T=response_T,
             mask_T=torch.full((max(1, supervised),), supervised > 0),
-            signals={name: self._signal(name, zero, rows) for name, zero in self.signals.items()},
+            role_T=_joined([torch.full((len(row.response),), row.role) for row in rows if row.response], torch.zeros(1, dtype=torch.long)),
+            first_T=_joined([torch.arange(len(row.response)) == 0 for row in rows if row.response], torch.zeros(1, dtype=torch.bool)),
+            role_A=_joined([torch.full((n,), rows[index].role) for index, n in audio]),
+            clips=_clip_table(heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q),
+            views={name: _view(name, rows) for name in self.views},
+            signals={name: _signal(name, zero, rows) for name, zero in self.signals.items()},
             examples=len(rows),
             seconds=sum(c.size for c in clips) / self.sample_rate,
         )
 
-    def _signal(self, name: str, zero: Tensor, rows: Sequence[Row]) -> Tensor:
-        """Rows of all examples under each other, narrower ones (fewer sampled ids) filled up with zeros."""
-        parts = [row.signals.get(name, zero.expand(len(row.response), *zero.shape[1:])) for row in rows if row.response]
-        if not parts:
-            return zero
-        if zero.dim() == 1:
-            return torch.cat(parts)
-        width = max(part.shape[1] for part in parts)
-        whole = [part if part.shape[1] == width else torch.nn.functional.pad(part, _pad_second(part, width)) for part in parts]
-        return torch.cat(whole)
+
+def _joined(parts: Sequence[Tensor], empty: Tensor | None = None) -> Tensor:
+    if parts:
+        return torch.cat(list(parts))
+    return torch.zeros(0, dtype=torch.long) if empty is None else empty
+
+
+def _padded(sequences: Sequence[Sequence[int]], responses: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """ids and mask, padded on the right, and the flat positions of the last `responses` tokens of each; a dummy where there are none."""
+    length = max((len(ids) for ids in sequences), default=2)
+    ids_BS = torch.zeros(max(1, len(sequences)), length, dtype=torch.long)
+    mask_BS = torch.zeros_like(ids_BS)
+    found = []
+    for index, (ids, count) in enumerate(zip(sequences, responses, strict=True)):
+        ids_BS[index, : len(ids)] = torch.tensor(ids)
+        mask_BS[index, : len(ids)] = 1
+        found.append(torch.arange(count) + index * length + len(ids) - count)
+    if not sequences:
+        mask_BS[:] = 1
+    response_T = _joined(found)
+    return ids_BS, mask_BS, response_T if len(response_T) else torch.ones(1, dtype=torch.long)
+
+
+def _clip_table(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> ClipTable:
+    words = max((len(row.words) for row in heard), default=0)
+    words_CN = torch.zeros(max(1, len(heard)), max(1, words), dtype=torch.long)
+    mask_CN = torch.zeros_like(words_CN, dtype=torch.bool)
+    for index, row in enumerate(heard):
+        words_CN[index, : len(row.words)] = torch.tensor(row.words, dtype=torch.long)
+        mask_CN[index, : len(row.words)] = True
+    return ClipTable(
+        role_C=torch.tensor([row.role for row in heard] or [0]),
+        mask_CQ=torch.arange(window_Q)[None] < torch.tensor(list(spots) or [0])[:, None],
+        language_C=torch.tensor([row.language for row in heard] or [-1]),
+        words_CN=words_CN,
+        words_mask_CN=mask_CN,
+    )
+
+
+def _view(name: str, rows: Sequence[Row]) -> View:
+    """The examples that the live teacher `name` reads; a dummy that no loss counts where it reads none."""
+    first = np.cumsum([0, *(len(row.response) for row in rows)])
+    used = [index for index, row in enumerate(rows) if name in row.reads and row.response]
+    ids_BS, mask_BS, response_T = _padded(
+        [[*rows[index].reads[name], *rows[index].response] for index in used], [len(rows[index].response) for index in used]
+    )
+    to_T = _joined([torch.arange(first[index], first[index + 1]) for index in used], torch.zeros(1, dtype=torch.long))
+    return View(ids_BS=ids_BS, mask_BS=mask_BS, response_T=response_T, to_T=to_T)
+
+
+def _signal(name: str, zero: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Rows of all examples under each other, narrower ones (fewer sampled ids) filled up with zeros."""
+    parts = [row.signals.get(name, zero.expand(len(row.response), *zero.shape[1:])) for row in rows if row.response]
+    if not parts:
+        return zero
+    if zero.dim() == 1:
+        return torch.cat(parts)
+    width = max(part.shape[1] for part in parts)
+    whole = [part if part.shape[1] == width else torch.nn.functional.pad(part, _pad_second(part, width)) for part in parts]
+    return torch.cat(whole)
 
 
 def _pad_second(tensor: Tensor, width: int) -> tuple[int, ...]:

@@ -18,12 +18,15 @@ from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features
+from speechkd.models.lora import WEIGHTS as ADAPTER
+from speechkd.models.lora import LoraConfig, own_names
 from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt
-from speechkd.models.student import Student, load_trainable
+from speechkd.models.student import LLM, Student, load_trainable
 
 FORMAT = "speechkd-student/1"
+LORA_FOLDER, LLM_FOLDER = "lora", "llm"
 MANIFEST, WEIGHTS, TEMPLATE, TOKENIZER = "export.json", "projector.safetensors", "prompt.j2", "tokenizer"
 
 
@@ -47,6 +50,10 @@ class ExportManifest(Config):
     recipe_digest: str
     checkpoint: str
     metadata_fields: list[str] = []
+    lora: LoraConfig | None = None
+    """trained beside the projector; in PEFT's format in the folder `lora`"""
+    merged: bool = False
+    """LoRA is folded into the language model, which stands in the folder `llm`"""
     files: dict[str, str]
     """name -> sha256 of every other file"""
     probe_difference: float | None = Field(None)
@@ -143,21 +150,37 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
 
     Raises InputError for a missing or changed file, or where the frozen models are not those of the export.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     manifest = read_manifest(folder)
-    for base in (manifest.encoder, manifest.llm):
-        found = fingerprint(base.name)
-        if found != base.fingerprint:
-            raise InputError(f"`{base.name}` is not the model that this export was trained with: its fingerprint differs ({folder})")
+    for name, base in ((manifest.encoder.name, manifest.encoder), (llm_of(folder, manifest), manifest.llm)):
+        if fingerprint(name) != base.fingerprint:
+            raise InputError(f"`{name}` is not the model that this export was trained with: its fingerprint differs ({folder})")
     dtype = getattr(torch, manifest.dtype)
-    encoder, llm = load_whisper_encoder(manifest.encoder.name, dtype), load_causal_lm(manifest.llm.name, dtype)
-    kind = str(manifest.projector.get("kind"))
-    config = build(PROJECTORS.get(kind, str(folder / MANIFEST)).Config, manifest.projector, str(folder / MANIFEST))
+    encoder, llm = load_whisper_encoder(manifest.encoder.name, dtype), load_causal_lm(llm_of(folder, manifest), dtype)
     with torch_seed(0, "untrained"):  # the control is the same whenever it is asked
-        student = Student(encoder, llm, config, manifest.normalise_layers)
+        student = Student(encoder, llm, projector_config(folder, manifest), manifest.normalise_layers, manifest.lora)
     if weights:
-        load_trainable(student, load_file(folder / WEIGHTS))
+        load_trainable(student, trained_tensors(folder, manifest))
     prompt = Prompt((folder / TEMPLATE).read_text(encoding="utf-8"), load_tokenizer(str(folder / TOKENIZER)), str(folder / TEMPLATE))
     return DistilledStudent(student, prompt, load_features(str(folder)))
+
+
+def llm_of(folder: Path, manifest: ExportManifest) -> str:
+    """The language model of an export: its own merged one, or the frozen one that it stands on."""
+    return str(folder / LLM_FOLDER) if manifest.merged else manifest.llm.name
+
+
+def projector_config(folder: Path, manifest: ExportManifest) -> Any:
+    """The projector's block, by its own Config."""
+    kind = str(manifest.projector.get("kind"))
+    return build(PROJECTORS.get(kind, str(folder / MANIFEST)).Config, manifest.projector, str(folder / MANIFEST))
+
+
+def trained_tensors(folder: Path, manifest: ExportManifest) -> dict[str, Tensor]:
+    """What was trained, by the student's names."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / WEIGHTS)
+    if manifest.lora is not None and (folder / LORA_FOLDER / ADAPTER).is_file():
+        tensors |= own_names(load_file(folder / LORA_FOLDER / ADAPTER), LLM)
+    return tensors

@@ -1,4 +1,4 @@
-"""The frozen language model: embeddings, hidden states, and a head that ZeRO-3 gathers exactly where it is used."""
+"""The language model: embeddings, hidden states of any layer, and a head that ZeRO-3 gathers exactly where it is used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from speechkd.models.lora import LoraConfig, Switch, add_lora, lora_layers
 
 
 class Head(nn.Module):
@@ -25,7 +27,7 @@ class Head(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A frozen causal LM from transformers."""
+    """A causal LM from transformers, frozen but for LoRA."""
 
     def __init__(self, causal_lm: Any) -> None:
         super().__init__()
@@ -35,23 +37,50 @@ class LanguageModel(nn.Module):
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.width: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
+        self.layers: int = config.num_hidden_layers
+        self.switch = Switch()
 
     def train(self, mode: bool = True) -> LanguageModel:
-        """Stays in evaluation mode: no dropout in a frozen model."""
-        return super().train(False)
+        """Stays in evaluation mode, LoRA's dropout apart: no dropout in a frozen model."""
+        super().train(False)
+        for layer in lora_layers(self).values():
+            layer.train(mode)
+        return self
+
+    def add_lora(self, names: list[str], config: LoraConfig) -> None:
+        """Put LoRA on layers of `lm`, by name. Heads and embeddings have none: a tied one would be two."""
+        add_lora(self.lm, names, config, self.switch)
 
     def embed(self, ids_BS: Tensor) -> Tensor:
         """Token ids [B, S] -> input embeddings [B, S, D]."""
         out: Tensor = self.lm.get_input_embeddings()(ids_BS)
         return out
 
-    def hidden(self, embeddings_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-        """Final hidden states (after the last norm) [B, S, D]; `mask_BS` is 1 on real positions, padding on the right."""
+    def states(self, embeddings_BSD: Tensor, mask_BS: Tensor, every_layer: bool = False) -> tuple[Tensor, ...]:
+        """Hidden states [B, S, D]: the final ones (after the last norm) alone, or of every layer.
+
+        `mask_BS` is 1 on real positions, padding on the right. With `every_layer` 0 is the embeddings, i the output of block i, and the
+        last is after the final norm, as transformers gives them.
+        """
         positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
-        out: Tensor = self.lm.base_model(
-            inputs_embeds=embeddings_BSD, attention_mask=mask_BS, position_ids=positions_BS, use_cache=False
-        ).last_hidden_state
+        out = self.lm.base_model(
+            inputs_embeds=embeddings_BSD,
+            attention_mask=mask_BS,
+            position_ids=positions_BS,
+            use_cache=False,
+            output_hidden_states=every_layer,
+        )
+        return tuple(out.hidden_states) if every_layer else (out.last_hidden_state,)
+
+    def final_norm(self, states_TD: Tensor) -> Tensor:
+        """The model's own last norm, for reading inner layers through the head (logit lens)."""
+        out: Tensor = self.lm.base_model.norm(states_TD)
         return out
+
+    def last_attention(self) -> nn.Module:
+        """The last block's self-attention."""
+        block: nn.Module = self.lm.base_model.layers[-1].self_attn
+        return block
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits [T, V] in float32, soft-capped as the model's own head does. For probes and decoding, not for training."""

@@ -197,7 +197,13 @@ def meta_causal_lm(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.M
     return module.eval()
 
 
-def meta_whisper_encoder(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+def config_home(name: str, root: str | None) -> str:
+    """Where a model's configuration is read: `root`/name if it is no folder itself and stands there, else its own name."""
+    local = Path(root, name) if root else None
+    return str(local) if local is not None and not Path(name).is_dir() and local.is_dir() else name
+
+
+def meta_encoder(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     """The encoder without memory, from configuration files alone, for dry runs."""
     config = read_config(resolve(path_or_id, weights=False))
     with torch.device("meta"):

@@ -8,11 +8,12 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.types import Metadata
 
@@ -20,6 +21,13 @@ _SPAN = "\ue000span\ue001"
 """Stands where the audio goes while a prompt is rendered; private-use characters occur in no text."""
 MAX_METADATA_CHARS = 4000
 _MARK = re.compile(r"([<\[])(?=\S)")
+
+
+class Reading(Config):
+    """What is read where the audio stands: metadata `fields` as JSON, as plain text (a spoken question as it is written), or nothing."""
+
+    fields: list[str] = ["transcript"]
+    form: Literal["json", "text", "nothing"] = "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,17 @@ class Prompt:
     def teacher(self, question: str, metadata: str) -> list[int]:
         """The teacher's prompt with `metadata` (JSON text) in the audio span."""
         return self._ids(self._chat(question, metadata))
+
+    def read(self, question: str, reading: Reading, metadata: Metadata) -> list[int]:
+        """The prompt with a clip's metadata read in the audio span. Plain text cannot spell a chat template's marks."""
+        if reading.form == "json":
+            return self.teacher(question, metadata_json(metadata, reading.fields))
+        text = "\n".join(str(metadata[name]) for name in reading.fields if name in metadata) if reading.form == "text" else ""
+        return self.teacher(question, plain_text(text))
+
+    def words(self, text: str) -> list[int]:
+        """Text as tokens, without special ones: a transcript whose embeddings a projector should find."""
+        return self._ids(plain_text(text))
 
     def answer(self, text: str, ended: bool = True) -> list[int]:
         """A known answer as response tokens, ending with the end of turn where it `ended` by itself."""

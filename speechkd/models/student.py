@@ -1,9 +1,9 @@
-"""The student: frozen encoder, layer mix, projector, frozen language model. What trains is the mix and the projector."""
+"""The student: frozen encoder, layer mix, projector, language model. What trains is the mix, the projector and, where asked for, LoRA."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,55 +13,118 @@ from speechkd.core.errors import InputError
 from speechkd.core.types import Batch
 from speechkd.models.encoder import FrozenEncoder, LayerMix
 from speechkd.models.language_model import LanguageModel
-from speechkd.models.projectors import PROJECTORS
+from speechkd.models.lora import LoraConfig, Switch, add_lora, linear_layers, lora_layers, matching
+from speechkd.models.projectors import PROJECTORS, Gated, Hint
+
+LLM, PROJECTOR = "llm.lm.", "projector."
+"""Prefixes of the two parts that can have LoRA"""
+
+
+class Heard(NamedTuple):
+    """What an audio side makes of a batch's clips."""
+
+    audio_CQD: Tensor
+    gate_CK: Tensor | None
 
 
 class Student(nn.Module):
-    """Audio and text in one sequence through a frozen LM.
+    """Audio and text in one sequence through one LM.
 
     The sequence of module calls is the same for every batch (encoder, mix, projector, LM): a rank without audio runs a
     dummy clip that reaches no position, so that ZeRO-3's gathers stay in step on all ranks.
     """
 
-    def __init__(self, encoder: nn.Module, causal_lm: nn.Module, projector: Config, normalise_layers: bool = False) -> None:
-        """`encoder`: a transformers WhisperEncoder; `causal_lm`: a transformers causal LM; both loaded (and possibly partitioned)."""
+    def __init__(
+        self, encoder: nn.Module, causal_lm: nn.Module, projector: Config, normalise_layers: bool = False, lora: LoraConfig | None = None
+    ) -> None:
+        """`encoder`: a transformers speech encoder; `causal_lm`: a transformers causal LM; both loaded (and possibly partitioned).
+
+        Raises InputError for a LoRA target that matches no linear layer of LLM and projector.
+        """
         super().__init__()
         self.encoder = FrozenEncoder(encoder)
         self.llm = LanguageModel(causal_lm)
         self.mix = LayerMix(self.encoder.layers, normalise_layers)
         kind = projector.kind  # type: ignore[attr-defined]  # every projector's Config has it
-        self.projector: Any = PROJECTORS.get(kind)(projector, self.encoder.width, self.llm.width)
+        made: Any = PROJECTORS.get(kind)(projector, self.encoder.width, self.llm.width)
+        self.projector = made
+        self.lora = lora
+        if lora is not None:
+            names = lora_names(self, lora)
+            self.llm.add_lora([n.removeprefix(LLM) for n in names if n.startswith(LLM)], lora)
+            add_lora(made, [n.removeprefix(PROJECTOR) for n in names if n.startswith(PROJECTOR)], lora, Switch())
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that train."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
-    def embeddings(self, batch: Batch) -> Tensor:
+    def hear(self, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
+        """The batch's clips, encoded, as the LLM is given them."""
+        return hear(self.mix, self.projector, states_LCFD, batch)
+
+    def embeddings(self, batch: Batch, audio_CQD: Tensor) -> Tensor:
         """Input embeddings [B, S, D]: text tokens, with projected audio at its positions."""
-        audio_CQD = self.projector(self.mix(self.encoder(batch.features_BMT)))
-        text_BSD = self.llm.embed(batch.ids_BS)
-        audio_AD = audio_CQD.flatten(0, 1)[batch.audio_from_A].to(text_BSD.dtype)
-        return text_BSD.flatten(0, 1).index_copy(0, batch.audio_to_A, audio_AD).view_as(text_BSD)
+        return place_audio(self.llm.embed(batch.ids_BS), batch, audio_CQD)
+
+    def states(self, batch: Batch, audio_CQD: Tensor, every_layer: bool = False) -> tuple[Tensor, ...]:
+        """Hidden states [B, S, D], as `LanguageModel.states`."""
+        with self.llm.switch.set(positions_BS=self._scope(batch)):
+            return self.llm.states(self.embeddings(batch, audio_CQD), batch.mask_BS, every_layer)
+
+    def _scope(self, batch: Batch) -> Tensor | None:
+        """Where LoRA is active: everywhere (None), or at audio positions only."""
+        if self.lora is None or self.lora.scope == "all":
+            return None
+        audio_X = torch.zeros(batch.ids_BS.numel(), dtype=torch.bool, device=batch.ids_BS.device)
+        return audio_X.index_fill(0, batch.audio_to_A, True).view_as(batch.ids_BS)
 
     def forward(self, batch: Batch, predict_T: Tensor) -> Tensor:
         """Hidden states [T, D] at the flat positions `predict_T` (they predict the response); only these reach the head."""
-        hidden_BSD = self.llm.hidden(self.embeddings(batch), batch.mask_BS)
+        (hidden_BSD,) = self.states(batch, self.hear(self.encoder(batch.features_BMT), batch).audio_CQD)
         return hidden_BSD.flatten(0, 1)[predict_T]
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int, stop: int) -> list[list[int]]:
         """Greedy answers to a batch of prompts (no responses in it), each without its stop token."""
-        embeddings_BSD, mask_BS = _left_padded(self.embeddings(batch), batch.mask_BS)
-        out_BN = self.llm.lm.generate(
-            inputs_embeds=embeddings_BSD,
-            attention_mask=mask_BS,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=stop,
-            pad_token_id=stop,
-        )
+        audio_CQD = self.hear(self.encoder(batch.features_BMT), batch).audio_CQD
+        embeddings_BSD, mask_BS = _left_padded(self.embeddings(batch, audio_CQD), batch.mask_BS)
+        scope_BS = self._scope(batch)
+        if scope_BS is not None:
+            scope_BS = _left_padded(scope_BS[..., None], batch.mask_BS)[0][..., 0]
+        with self.llm.switch.set(positions_BS=scope_BS):
+            out_BN = self.llm.lm.generate(
+                inputs_embeds=embeddings_BSD,
+                attention_mask=mask_BS,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=stop,
+                pad_token_id=stop,
+            )
         return [row[: row.index(stop)] if stop in row else row for row in out_BN.tolist()]
+
+
+def hear(mix: LayerMix, projector: Any, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
+    """Encoder states to LLM inputs. A projector with a language gate is told the true language in training, never afterwards."""
+    mixed_CFD = mix(states_LCFD)
+    if not getattr(projector, "gated", False):
+        return Heard(projector(mixed_CFD), None)
+    out: Gated = projector(mixed_CFD, Hint(language_B=batch.clips.language_C if projector.training else None, progress=batch.progress))
+    return Heard(out.states_BQE, out.gate_BK)
+
+
+def place_audio(text_BSD: Tensor, batch: Batch, audio_CQD: Tensor) -> Tensor:
+    """Token embeddings with projected audio at its positions."""
+    audio_AD = audio_CQD.flatten(0, 1)[batch.audio_from_A].to(text_BSD.dtype)
+    return text_BSD.flatten(0, 1).index_copy(0, batch.audio_to_A, audio_AD).view_as(text_BSD)
+
+
+def lora_names(student: Student, lora: LoraConfig) -> list[str]:
+    """Linear layers that LoRA goes on, by their names in the student. Raises InputError for a target that matches nothing."""
+    head = student.llm.lm.get_output_embeddings()
+    names = [LLM + name for name, part in linear_layers(student.llm.lm).items() if part is not head]
+    names += [PROJECTOR + name for name in linear_layers(student.projector)]
+    return matching(lora.targets, names)
 
 
 def _left_padded(values_BSD: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,3 +144,8 @@ def load_trainable(student: Student, tensors: dict[str, Tensor]) -> None:
         if parameter.shape != tensors[name].shape:
             raise InputError(f"trained tensor `{name}` must have shape {tuple(parameter.shape)}, has {tuple(tensors[name].shape)}")
         parameter.data.copy_(tensors[name])
+
+
+def lora_count(student: Student) -> int:
+    """Modules with LoRA."""
+    return len(lora_layers(student))

@@ -36,13 +36,14 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         raise InputError(f"`{checkpoint}` is no valid checkpoint: {why}")
     if source is None:
         raise InputError(f"no valid checkpoint in `{run_dir / CHECKPOINTS}`: train first")
-    if merge:
+    if merge and recipe.student.lora is None:
         raise InputError(f"`--merge` folds LoRA into the language model, and recipe `{recipe.name}` trains no LoRA: export without it")
     trainer = read_trainer(source)
-    if _is_of(out, trainer):
+    if _is_of(out, trainer, merge):
         say(f"export: `{out}` is of this checkpoint already")
         return out
-    tensors = {name.removeprefix(STUDENT): tensor for name, tensor in load_file(source / WEIGHTS).items()}
+    trained = load_file(source / WEIGHTS)  # what a loss learned for itself ends with training
+    tensors = {name.removeprefix(STUDENT): tensor for name, tensor in trained.items() if name.startswith(STUDENT)}
     base = {part: Base(name=_lasting(getattr(recipe.student, part)), fingerprint=trainer["base"][part]) for part in ("encoder", "llm")}
     card = Environment(loader=PackageLoader("speechkd.stages", "."), autoescape=False).get_template("model_card.md.j2")
     difference = write_export(
@@ -52,6 +53,8 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         llm=base["llm"],
         projector=recipe.student.projector.model_dump(mode="json"),
         normalise_layers=recipe.student.normalise_layers,
+        lora=recipe.student.lora,
+        merge=merge,
         dtype=recipe.student.dtype,
         prompt=open_prompt(recipe).text,
         step=trainer["step"],
@@ -65,13 +68,13 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     return out
 
 
-def _is_of(out: Path, trainer: dict[str, Any]) -> bool:
+def _is_of(out: Path, trainer: dict[str, Any], merge: bool) -> bool:
     """Whether `out` is a whole export of this checkpoint; a damaged one is made again."""
     try:
         there = read_manifest(out)
     except InputError:
         return False
-    return (there.step, there.recipe_digest) == (trainer["step"], trainer["recipe"])
+    return (there.step, there.recipe_digest, there.merged) == (trainer["step"], trainer["recipe"], merge)
 
 
 def _lasting(name: str) -> str:

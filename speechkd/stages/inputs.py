@@ -117,7 +117,8 @@ def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
     if "model" in teacher and not config.REMOTE:
         teacher["fingerprint"] = fingerprint(teacher["model"])
     asked = recipe.prompt.identity()
-    asked.pop("template")  # its text counts, not its place
+    for name in ("template", "text", "transcript"):  # the template's text counts, not its place; the others are the student's
+        asked.pop(name, None)
     tokenizer = tokenizer_digest(prompt.tokenizer)
     made_of = digest([teacher, signals.model_dump(mode="json"), asked, prompt.text, tokenizer])[:8]
     return ColumnSpec(

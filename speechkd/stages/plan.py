@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from speechkd.core.errors import InputError
 from speechkd.engine.ds_config import read_ds_config, stage
-from speechkd.models.pretrained import meta_causal_lm, meta_whisper_encoder
+from speechkd.models.lora import lora_layers
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.budget import budgets
 from speechkd.stages.inputs import open_corpora, open_prompt
+from speechkd.stages.methods import check_methods, meta_student
 from speechkd.stages.supply import make_schedule, open_supplies
 
 GIB = 2**30
@@ -30,6 +30,7 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     memory = read_ds_config(Path(recipe.deepspeed))
     recipe.plan.per_rank(ranks)
     student = meta_student(recipe)
+    check_methods(recipe)
     _print_parameters(recipe, student)
     _print_memory(recipe, student, ranks, stage(memory))
     print(
@@ -43,21 +44,6 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     return 0
 
 
-def meta_student(recipe: Recipe) -> Student:
-    """The recipe's student on the meta device, from configuration files alone (`student.config_root` stands in for a hub out of reach)."""
-    dtype = getattr(torch, recipe.student.dtype)
-    encoder = meta_whisper_encoder(_config_home(recipe, recipe.student.encoder), dtype)
-    llm = meta_causal_lm(_config_home(recipe, recipe.student.llm), dtype)
-    with torch.device("meta"):
-        return Student(encoder, llm, recipe.student.projector, recipe.student.normalise_layers)
-
-
-def _config_home(recipe: Recipe, name: str) -> str:
-    root = recipe.student.config_root
-    local = Path(root, name) if root else None
-    return str(local) if local is not None and not Path(name).is_dir() and local.is_dir() else name
-
-
 def _print_parameters(recipe: Recipe, student: Student) -> None:
     parts: tuple[tuple[str, str, nn.Module], ...] = (
         ("encoder", recipe.student.encoder, student.encoder),
@@ -65,6 +51,10 @@ def _print_parameters(recipe: Recipe, student: Student) -> None:
         ("projector", student.projector.__class__.__name__, student.projector),
         ("layer mix", "softmax", student.mix),
     )
+    if student.lora is not None:
+        layers = lora_layers(student)
+        count = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
+        print(f"lora        {count:>15,} parameters, {count:>12,} trained  ({len(layers)} modules, scope {student.lora.scope})")
     for part, name, module in parts:
         count = sum(p.numel() for p in module.parameters())
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -106,7 +96,8 @@ def _print_data(recipe: Recipe, ranks: int) -> None:
         hours = float(supply.source.seconds_N.sum()) / 3600
         examples, column = len(supply.source.shard_N), supply.reader.column
         print(
-            f"data        {supply.role}: {examples:,} examples of {supply.corpus.card.name}, {hours:.2f} h, column {column and column.name}"
+            f"data        {supply.stream}: {examples:,} examples of {supply.corpus.card.name}, {hours:.2f} h, "
+            f"column {column and column.name}"
         )
         if supply.kept is not None:
             print(f"gates       {supply.role}: {supply.kept.line()}")
@@ -116,4 +107,4 @@ def _print_data(recipe: Recipe, ranks: int) -> None:
 
 
 def _mix(mix: dict[str, float]) -> str:
-    return " + ".join(f"{passes:g} x {role}" for role, passes in mix.items())
+    return " + ".join(f"{passes:g} x {stream}" for stream, passes in mix.items())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,27 +16,32 @@ from speechkd.core.types import Batch, Origin
 from speechkd.data.columns import Column
 from speechkd.data.plan import ExampleRef, Plan, PlanSource
 from speechkd.data.reader import Reader
-from speechkd.losses import LOSSES
-from speechkd.models.collate import Collator, Row
-from speechkd.models.prompt import Prompt, StudentPrompt, tokenizer_digest
+from speechkd.models.collate import Collator
+from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import Corpus, column_spec, open_corpora, other_column, student_vocabulary
+from speechkd.stages.methods import teacher_prompts
 from speechkd.stages.quality import Kept, gate
-from speechkd.teachers.prompts import hears
+from speechkd.stages.rows import RowMaker
 from speechkd.train.schedule import Schedule, Segment
 
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """One (teacher role, corpus): what a plan's source number stands for."""
+    """One (stream, corpus): what a plan's source number stands for."""
 
-    role: str
+    stream: str
     corpus: Corpus
     reader: Reader
     source: PlanSource
     """the training split's finished answers that the recipe's gates keep; a truncated one would teach not to stop"""
     kept: Kept | None = None
     """what the gates kept of the whole column, where any is set"""
+
+    @property
+    def role(self) -> str:
+        """The teacher's."""
+        return self.stream.partition("/")[0]
 
 
 def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
@@ -45,9 +51,10 @@ def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
     """
     supplies = []
     corpora = open_corpora(recipe)
-    for role in recipe.train.roles:
+    for stream in recipe.train.streams:
+        role, _, text = stream.partition("/")
         spec = column_spec(recipe, role, prompt)
-        signals = spec.signals.names & frozenset(name for loss in recipe.losses for name in LOSSES.get(loss).NEED.signals)
+        signals = spec.signals.names & frozenset(signal for c in recipe.losses.values() for signal in recipe.stored_signals(c, role))
         for corpus in corpora:
             if not corpus.config.weight(role):
                 continue
@@ -56,25 +63,27 @@ def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
             column = corpus.shards.column(spec.name)
             if changes := column.spec.differs_from(spec):
                 raise InputError(f"column `{spec.name}` of corpus `{corpus.card.name}` was made with {'; '.join(changes)}")
-            _check_origin(recipe, column, prompt)
+            _check_origin(recipe, role, column, prompt)
             reader = Reader(corpus.shards, column, signals)
-            source = reader.source(role, corpus.config.train_split, stops=("eos",))
+            source = reader.source(stream, corpus.config.train_split, stops=("eos",))
             kept = gate(recipe, role, corpus, column) if recipe.gates.active else None
             if kept is not None:
                 source = source.keep(kept.keep_N)
                 if not len(source):
                     raise InputError(f"the gates drop every answer of column `{spec.name}`: {kept.line()} (gates)")
-            supplies.append(Supply(role, corpus, reader, source, kept))
+            if text:  # read, not heard
+                source = replace(source, seconds_N=np.zeros_like(source.seconds_N))
+            supplies.append(Supply(stream, corpus, reader, source, kept))
     return supplies
 
 
-def _check_origin(recipe: Recipe, column: Column, prompt: Prompt) -> None:
+def _check_origin(recipe: Recipe, role: str, column: Column, prompt: Prompt) -> None:
     """Log-probs over other ids, or at another temperature, than the student's would train in silence."""
     tokenizer = tokenizer_digest(prompt.tokenizer)
     if column.spec.tokenizer != tokenizer:
         raise InputError(f"column `{column.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`)")
     for loss, config in recipe.losses.items():
-        for signal in sorted(LOSSES.get(loss).NEED.signals & column.spec.signals.names & {"topk", "sampled"}):
+        for signal in sorted(recipe.stored_signals(config, role) & column.spec.signals.names & {"topk", "sampled"}):
             width = student_vocabulary(recipe)
             student = Origin(tokenizer=tokenizer, vocab_size=width, temperature=getattr(config, "temperature", 1.0))
             if reason := column.spec.origin(signal).unfit_for(student):
@@ -82,10 +91,10 @@ def _check_origin(recipe: Recipe, column: Column, prompt: Prompt) -> None:
 
 
 def make_schedule(recipe: Recipe, supplies: Sequence[Supply]) -> Schedule:
-    """The phases' plans over the supplies of their roles: passes of the phase times the weight of the corpus."""
+    """The phases' plans over the supplies of their streams: passes of the phase times the weight of the corpus."""
     segments = []
     for number, phase in enumerate(recipe.train.phases):
-        passes = [phase.mix.get(supply.role, 0) * supply.corpus.config.weight(supply.role) for supply in supplies]
+        passes = [phase.mix.get(supply.stream, 0) * supply.corpus.config.weight(supply.role) for supply in supplies]
         used = [i for i, count in enumerate(passes) if count > 0]
         sources = [replace(supplies[i].source, passes=passes[i]) for i in used]
         plan = Plan(recipe.plan, sources, derive(recipe.seed, "plan", number, phase.name))
@@ -93,22 +102,21 @@ def make_schedule(recipe: Recipe, supplies: Sequence[Supply]) -> Schedule:
     return Schedule(segments)
 
 
-def make_loader(supplies: Sequence[Supply], prompt: Prompt, collator: Collator) -> Callable[[Sequence[ExampleRef]], Batch]:
-    """A function from one micro-batch of the plan to a collated batch, for any number of threads. Questions repeat: their ids are kept."""
-    asked: dict[str, StudentPrompt] = {}
+def make_loader(recipe: Recipe, supplies: Sequence[Supply], prompt: Prompt, collator: Collator) -> Callable[[Sequence[ExampleRef]], Batch]:
+    """A function from one micro-batch of the plan to a collated batch, for any number of threads."""
+    prompts = teacher_prompts(recipe, prompt)
+    make_row = RowMaker(recipe, prompt, prompts)
+    collator = replace(collator, signals=_zeros(supplies), views=tuple(prompts))
     asking = Lock()  # a tokenizer serves one thread at a time
-    collator = replace(collator, signals=_zeros(supplies))
+    numbers = [recipe.train.streams.index(supply.stream) for supply in supplies]
 
     def load(refs: Sequence[ExampleRef]) -> Batch:
         rows = []
         for ref in refs:
-            example = supplies[ref.source].reader.read(ref.row)
+            supply = supplies[ref.source]
+            example = supply.reader.read(ref.row, hear=not supply.stream.endswith("/text"))
             with asking:
-                if example.question not in asked:
-                    asked[example.question] = prompt.student(example.question)
-                around = asked[example.question]
-            samples_T = example.samples_T if hears(example.turn) else None
-            rows.append(Row(around.before, around.after, example.tokens, samples_T, example.signals))
+                rows.append(make_row(numbers[ref.source], example))
         return collator(rows)
 
     return load

@@ -22,6 +22,7 @@ from speechkd.models.exported import load_features
 from speechkd.models.pretrained import fingerprint
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import evaluation_questions, open_prompt
+from speechkd.stages.methods import check_methods
 from speechkd.stages.supply import Supply, make_schedule, open_supplies
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.mlflow_sender import start_sender
@@ -42,6 +43,7 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     supplies = open_supplies(recipe, open_prompt(recipe))
     schedule = make_schedule(recipe, supplies)
     schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
+    check_methods(recipe)
     _check_before_start(recipe, supplies)
     prepare_run(folder, recipe, schedule.digest, resume)
     newest = latest(folder / CHECKPOINTS)

@@ -18,16 +18,15 @@ from speechkd.core.log import progress, say
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
 from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_trainer, save
-from speechkd.engine.ds_config import Precision, read_ds_config, stage
+from speechkd.engine.ds_config import Precision, read_ds_config
 from speechkd.engine.export import save_probe
-from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
 from speechkd.engine.wrap import Engine
 from speechkd.engine.zero import close_distributed, init_distributed, local_device, partition_report
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
-from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
+from speechkd.stages.methods import build_method, build_student
 from speechkd.stages.supply import make_loader, make_schedule, open_supplies
 from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE, frozen_base, same_base
 from speechkd.tracking.journal import JOURNAL, Journal
@@ -38,18 +37,6 @@ from speechkd.train.schedule import Schedule, feed
 
 LOCK, LOCK_WAIT_S = ".lock", 60.0
 PROBE_POSITIONS, PROBES_KEPT = 16, 4
-
-
-def build_student(recipe: Recipe) -> Student:
-    """The student on this rank: frozen models partitioned as they load, mix and projector made from the seed (equal on all ranks)."""
-    memory = read_ds_config(Path(recipe.deepspeed))
-    dtype = getattr(torch, recipe.student.dtype)
-    split = stage(memory) == 3
-    encoder = load_whisper_encoder(recipe.student.encoder, dtype, split, memory)
-    llm = load_causal_lm(recipe.student.llm, dtype, split, memory)
-    with torch_seed(recipe.seed, "student"):
-        student = Student(encoder, llm, recipe.student.projector, recipe.student.normalise_layers)
-    return student.to(local_device())
 
 
 def work(folder: Path) -> None:
@@ -70,7 +57,9 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     world = dist.world_size()
     dist.barrier()  # rank 0 holds the run folder's lock
     newest = latest(folder / CHECKPOINTS)
-    distiller = Distiller(build_student(recipe), recipe.losses)
+    student = build_student(recipe)
+    with torch_seed(recipe.seed, "losses"):
+        distiller = Distiller(student, build_method(recipe, student))
     if newest is not None:
         _same_run(read_trainer(newest), recipe, schedule, newest)
         load_weights(distiller, newest)
@@ -84,7 +73,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
             say(f"train: continues from {newest} on {world} ranks")
     state = {"recipe": recipe.digest(), "plan": schedule.digest, "seed": recipe.seed, "base": frozen_base(recipe)}
     collator = make_collator(distiller.student, load_features(recipe.student.encoder))
-    load = make_loader(supplies, prompt, collator)
+    load = make_loader(recipe, supplies, prompt, collator)
 
     def keep(step: int) -> None:
         _assert_partitioned(engine, recipe)
@@ -129,8 +118,10 @@ def _write_probe(path: Path, engine: Engine, load: object, schedule: Schedule) -
     refs = [ref for micro in schedule.share(0, 0, 1) for ref in micro][:2]
     batch: Batch = load(refs)  # type: ignore[operator]
     batch.response_T, batch.mask_T = batch.response_T[:PROBE_POSITIONS], batch.mask_T[:PROBE_POSITIONS]
+    engine.train(False)
     with torch.no_grad():
         logits_TV: Tensor = engine.forward(batch.to(local_device()), True)
+    engine.train()
     if dist.rank() == 0:
         try:
             save_probe(path, batch, predicting_positions(batch.response_T), logits_TV)

@@ -15,7 +15,7 @@ from speechkd.core.files import digest
 from speechkd.core.seeds import derive
 from speechkd.core.types import Metadata
 from speechkd.data.cards import Task
-from speechkd.models.prompt import MAX_METADATA_CHARS, metadata_json, plain_text
+from speechkd.models.prompt import MAX_METADATA_CHARS, Reading, metadata_json, plain_text
 from speechkd.teachers.base import Request
 
 SPOKEN, WRITTEN = "spoken", "written"
@@ -70,10 +70,15 @@ class PromptConfig(Config):
     tasks: bool = True
     span: SpanConfig = SpanConfig()
     channels: ChannelConfig | None = None
+    text: Reading = Reading(form="text")
+    """what the student reads in streams `role/text`"""
+    transcript: str = "transcript"
+    """the metadata field whose words a projector may be asked to find"""
 
     def identity(self) -> dict[str, Any]:
         """What the turns depend on, as JSON: a pool by what it says, and of what is not set nothing."""
-        unset = {name for name in ("pool", "span", "channels") if getattr(self, name) == type(self).model_fields[name].get_default()}
+        optional = ("pool", "span", "channels", "text", "transcript")
+        unset = {name for name in optional if getattr(self, name) == type(self).model_fields[name].get_default()}
         data = self.model_dump(mode="json", exclude=unset)
         return data if self.pool is None else {**data, "pool": digest(_lines(self.pool))}
 

@@ -11,7 +11,10 @@ from speechkd.core.errors import unknown_name
 
 
 class Phase(Config):
-    """A stretch of training. `mix` says how many passes over each role's column one epoch makes, e.g. {kd: 1, ift: 0.5}."""
+    """A stretch of training. `mix` says how many passes over each stream one epoch makes, e.g. {kd: 1, ift: 0.5, kd/text: 0.5}.
+
+    A stream is a teacher's role, whose examples the student hears, or `role/text`: the same examples, read (recipe key `prompt.text`).
+    """
 
     name: str
     steps: int = Field(gt=0)
@@ -39,6 +42,9 @@ class TrainConfig(Config):
             raise ValueError(unknown_name("regime", self.regime, self.regimes))
         if not self.phases:
             raise ValueError(f"regime `{self.regime}` has no phases")
+        for stream in self.all_streams:
+            if stream.partition("/")[1:] not in (("", ""), ("/", "text")):
+                raise ValueError(f"stream `{stream}` must be a role, which is heard, or `role/text`, which is read (train.regimes)")
         return self
 
     @property
@@ -52,6 +58,16 @@ class TrainConfig(Config):
         return sum(phase.steps for phase in self.phases)
 
     @property
+    def streams(self) -> list[str]:
+        """Streams that the chosen regime trains on, in order of first use."""
+        return list(dict.fromkeys(stream for phase in self.phases for stream, passes in phase.mix.items() if passes > 0))
+
+    @property
     def roles(self) -> list[str]:
-        """Teacher roles that the chosen regime trains on, in order of first use."""
-        return list(dict.fromkeys(role for phase in self.phases for role, passes in phase.mix.items() if passes > 0))
+        """Teacher roles of these streams."""
+        return list(dict.fromkeys(stream.partition("/")[0] for stream in self.streams))
+
+    @property
+    def all_streams(self) -> list[str]:
+        """Streams of all regimes: what a loss's `roles` may name."""
+        return list(dict.fromkeys(stream for phases in self.regimes.values() for phase in phases for stream in phase.mix))

@@ -63,6 +63,7 @@ class Loop:
             dist.sum_over_ranks(agreed)
             self.engine.set_lr(learning_rate(self.optim, step, self.steps))
             for index, batch in enumerate(batches):
+                batch.progress = step / self.steps
                 torch.manual_seed(derive(self.seed, "micro-step", step, dist.rank() * len(batches) + index))
                 out = self.engine.forward(batch)
                 self.engine.backward(self._loss(out, agreed[:-1]) * dist.world_size())

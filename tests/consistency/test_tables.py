@@ -57,7 +57,10 @@ def test_entry_is_in_its_document(room: str) -> None:
 
 @pytest.mark.parametrize("room", TABLES)
 def test_no_part_is_forgotten(room: str) -> None:
-    """A file with a fixed `kind` or `backend`, or with a LOSS, and no table line is a part that nobody can reach."""
+    """A file with a fixed `kind` or `backend`, or with a LOSS, and no table line is a part that nobody can reach.
+
+    Blocks of live teachers (`teachers/live_config.py`) are a closed union of pydantic's, not a table.
+    """
     marks = ("    kind: Literal[", "    backend: Literal[", "\nLOSS = ")
     parts = {path.stem for path in (PACKAGE / room).glob("*.py") if any(mark in path.read_text(encoding="utf-8") for mark in marks)}
-    assert parts <= {home(room, name).rpartition(".")[2] for name in TABLES[room]}
+    assert parts - {"live_config"} <= {home(room, name).rpartition(".")[2] for name in TABLES[room]}

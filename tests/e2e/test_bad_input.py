@@ -33,7 +33,7 @@ def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
         (["--set", "optim.learning_rate=1e-3"], ["learning_rate", "allowed", "optim"]),
         (["--set", "student.projector.hiden=3"], ["hiden", "did you mean `hidden`"]),
         (["--set", "student.projector.kind=mlp_stak"], ["mlp_stak", "mlp_stack"]),
-        (["--set", "losses.topk_kl.weight=1"], ["topk_kl", "`topk`", "teacher `kd`", "hf_local", "response_ce"]),
+        (["--set", "losses.topk_kl.weight=1"], ["topk_kl", "`topk`", "teacher `kd`", "hf_local", "losses.topk_kl.teacher"]),
         (["--set", "train.regime=kd_ft"], ["kd_ft", "did you mean `kd_ift`"]),
         (["--set", "teachers.kd.backend=hf_locl"], ["hf_locl", "hf_local"]),
         (["--ranks", "3", "--dry-run"], ["3 ranks", "2 micro-batches", "nearest: 2"]),

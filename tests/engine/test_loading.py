@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
-from speechkd.models.pretrained import checkpoint_tensors, meta_causal_lm, meta_whisper_encoder
+from speechkd.models.pretrained import checkpoint_tensors, meta_causal_lm, meta_encoder
 from tests.engine.conftest import Campaign
 from tests.engine.ranks import run, save_causal_lm
 
@@ -51,7 +51,7 @@ def test_a_whisper_encoder_is_found_however_it_was_saved(models: dict[str, str],
 def test_dry_runs_count_without_memory(models: dict[str, str]) -> None:
     for meta, real in (
         (meta_causal_lm(models["tied"]), load_causal_lm(models["tied"], torch.float32)),
-        (meta_whisper_encoder(models["whisper"]), load_whisper_encoder(models["whisper"], torch.float32)),
+        (meta_encoder(models["whisper"]), load_whisper_encoder(models["whisper"], torch.float32)),
     ):
         assert {p.device.type for p in meta.parameters()} == {"meta"}
         assert sum(p.numel() for p in meta.parameters()) == sum(p.numel() for p in real.parameters())

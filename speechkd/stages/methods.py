@@ -1,0 +1,208 @@
+"""Live teachers of a recipe: checked from configurations and tokenizers alone, then built beside the student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speechkd.core.errors import InputError
+from speechkd.core.seeds import torch_seed
+from speechkd.engine.ds_config import read_ds_config, stage
+from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
+from speechkd.engine.zero import local_device
+from speechkd.losses import LOSSES, LayerLoss
+from speechkd.losses.base import LayerConfig, teacher_of
+from speechkd.models.encoder import LayerMix
+from speechkd.models.exported import TOKENIZER, ExportManifest, llm_of, load_tokenizer, projector_config, read_manifest, trained_tensors
+from speechkd.models.pretrained import config_home, fingerprint, meta_causal_lm, meta_encoder, read_config, resolve
+from speechkd.models.projectors import PROJECTORS
+from speechkd.models.projectors.whisper_start import start_from_whisper
+from speechkd.models.prompt import Prompt
+from speechkd.models.student import Student
+from speechkd.recipe import Recipe
+from speechkd.teachers.live import Hearer, build_live
+from speechkd.teachers.live_config import SpeechConfig, TextLlmConfig
+from speechkd.train.distiller import Method
+
+
+def meta_student(recipe: Recipe) -> Student:
+    """The recipe's student on the meta device, from configuration files alone (`student.config_root` stands in for a hub out of reach).
+
+    Raises InputError for a LoRA target that matches nothing.
+    """
+    dtype = getattr(torch, recipe.student.dtype)
+    encoder = meta_encoder(config_home(recipe.student.encoder, recipe.student.config_root), dtype)
+    llm = meta_causal_lm(config_home(recipe.student.llm, recipe.student.config_root), dtype)
+    with torch.device("meta"):
+        return Student(encoder, llm, recipe.student.projector, recipe.student.normalise_layers, recipe.student.lora)
+
+
+def check_methods(recipe: Recipe) -> None:
+    """What of losses, LoRA and live teachers would fail once weights are loaded. Reads configurations and tokenizers only.
+
+    Raises InputError: a LoRA target that matches nothing, a layer out of range, vocabularies that disagree, an unfit speech teacher.
+    """
+    if recipe.student.lora is not None:
+        meta_student(recipe)
+    _check_start(recipe)
+    for name in recipe.live:
+        shared_ids(recipe, name)
+        _check_speech(recipe, name)
+    for name, config in recipe.losses.items():
+        if isinstance(LOSSES.get(config.kind), LayerLoss):
+            assert isinstance(config, LayerConfig)
+            try:
+                config.pairs(_depth(recipe, ""), _depth(recipe, teacher_of(config)))
+            except InputError as error:
+                raise InputError(f"{error} (losses.{name})") from None
+
+
+def _llm_of(recipe: Recipe, teacher: str) -> str:
+    """The language model behind a live teacher, or the student's."""
+    config = recipe.live.get(teacher)
+    if isinstance(config, TextLlmConfig):
+        return config.model
+    if isinstance(config, SpeechConfig):
+        return llm_of(Path(config.model), _export(config))
+    return recipe.student.llm
+
+
+def _tokenizer_of(recipe: Recipe, teacher: str) -> Any:
+    config = recipe.live.get(teacher)
+    return load_tokenizer(str(Path(config.model) / TOKENIZER) if isinstance(config, SpeechConfig) else _llm_of(recipe, teacher))
+
+
+def _depth(recipe: Recipe, teacher: str) -> int:
+    config = read_config(resolve(config_home(_llm_of(recipe, teacher), recipe.student.config_root), weights=False))
+    depth: int = config.get_text_config().num_hidden_layers
+    return depth
+
+
+def _width(recipe: Recipe, teacher: str) -> int:
+    config = read_config(resolve(config_home(_llm_of(recipe, teacher), recipe.student.config_root), weights=False))
+    width: int = config.get_text_config().vocab_size
+    return width
+
+
+def _export(config: SpeechConfig) -> ExportManifest:
+    return read_manifest(Path(config.model))
+
+
+def shared_ids(recipe: Recipe, teacher: str) -> Tensor | None:
+    """Boolean over ids below both vocabularies' ends: which the student and a live teacher share; None where they are one vocabulary.
+
+    Raises InputError naming the first id on which the tokenizers disagree: their distributions would be compared token by wrong token.
+    """
+    name = _llm_of(recipe, teacher)
+    if name == recipe.student.llm:
+        return None
+    mine, other = ({number: token for token, number in _tokenizer_of(recipe, t).get_vocab().items()} for t in ("", teacher))
+    for number in sorted(mine.keys() & other.keys()):
+        if mine[number] != other[number]:
+            raise InputError(
+                f"vocabularies disagree: id {number} is `{mine[number]}` for the student (`{recipe.student.llm}`), `{other[number]}` for "
+                f"`{name}` (live.{teacher}): distil its answers instead, or choose a teacher of the same family"
+            )
+    widths = _width(recipe, ""), _width(recipe, teacher)
+    shared_W = torch.zeros(min(widths), dtype=torch.bool)
+    shared_W[[number for number in mine.keys() & other.keys() if number < len(shared_W)]] = True
+    return None if widths[0] == widths[1] and bool(shared_W.all()) else shared_W
+
+
+def _check_speech(recipe: Recipe, teacher: str) -> None:
+    config = recipe.live[teacher]
+    if not isinstance(config, SpeechConfig):
+        return
+    manifest = _export(config)
+    if manifest.lora is not None:
+        raise InputError(f"`{config.model}` has LoRA apart from its base: export it with `--merge` (live.{teacher}.model)")
+    if manifest.encoder.fingerprint != fingerprint(recipe.student.encoder):
+        raise InputError(
+            f"`{config.model}` hears through another encoder than the student's `{recipe.student.encoder}` (live.{teacher}.model)"
+        )
+    blocks: list[Any] = [recipe.student.projector, projector_config(Path(config.model), manifest)]
+    with torch.device("meta"):
+        ours, theirs = (PROJECTORS.get(block.kind)(block, 8, 8) for block in blocks)
+    if any(ours.positions(frames) != theirs.positions(frames) for frames in (1, 50, 99, 1500)):
+        raise InputError(f"`{config.model}` makes another number of audio positions than the student's projector (live.{teacher}.model)")
+
+
+def teacher_prompts(recipe: Recipe, prompt: Prompt) -> dict[str, Prompt]:
+    """The prompt of every live teacher that reads, in its own tokenizer. Raises InputError where its turns end with another token."""
+    prompts = {}
+    for name, config in recipe.live.items():
+        if config.kind == "self":
+            prompts[name] = prompt
+        elif isinstance(config, TextLlmConfig):
+            prompts[name] = Prompt(prompt.text, load_tokenizer(config.model), recipe.prompt.template)
+            if prompts[name].end_of_turn != prompt.end_of_turn:
+                raise InputError(f"`{config.model}` ends a turn with another token than the student's LLM (live.{name}.model)")
+    return prompts
+
+
+def build_student(recipe: Recipe) -> Student:
+    """The student on this rank: frozen models partitioned as they load, what trains made from the seed (equal on all ranks)."""
+    memory = read_ds_config(Path(recipe.deepspeed))
+    dtype = getattr(torch, recipe.student.dtype)
+    split = stage(memory) == 3
+    encoder = load_whisper_encoder(recipe.student.encoder, dtype, split, memory)
+    llm = load_causal_lm(recipe.student.llm, dtype, split, memory)
+    with torch_seed(recipe.seed, "student"):
+        student = Student(encoder, llm, recipe.student.projector, recipe.student.normalise_layers, recipe.student.lora)
+        start_from_whisper(student.projector)
+    if recipe.student.start:
+        _start_from(student, Path(recipe.student.start))
+    return student.to(local_device())
+
+
+def _start_from(student: Student, folder: Path) -> None:
+    """Layer mix and projector of an export, under LoRA if the student has it there. What trains is not partitioned yet."""
+    own = dict(student.named_parameters())
+    for name, tensor in trained_tensors(folder, read_manifest(folder)).items():
+        home, _, last = name.rpartition(".")
+        own.get(name, own.get(f"{home}.base_layer.{last}", tensor)).data.copy_(tensor)
+
+
+def _check_start(recipe: Recipe) -> None:
+    """Raises InputError for an export that a student of this recipe cannot start from."""
+    if not recipe.student.start:
+        return
+    folder, key = Path(recipe.student.start), "student.start"
+    manifest = read_manifest(folder)
+    if manifest.lora is not None:
+        raise InputError(f"`{folder}` has LoRA apart from its base: export it with `--merge`, and name its `llm` folder as the LLM ({key})")
+    for part, name, base in (("encoder", recipe.student.encoder, manifest.encoder), ("llm", recipe.student.llm, manifest.llm)):
+        if fingerprint(name) != base.fingerprint:
+            raise InputError(f"`{folder}` was trained before another {part} than `{name}` ({key})")
+    same = projector_config(folder, manifest) == recipe.student.projector and manifest.normalise_layers == recipe.student.normalise_layers
+    if not same:
+        raise InputError(f"`{folder}` has another projector or layer mix than `student.projector` and `normalise_layers` say ({key})")
+
+
+def build_method(recipe: Recipe, student: Student) -> Method:
+    """The recipe's losses and live teachers. `student` is as it is at step 0: a snapshot is taken of it before any checkpoint is loaded."""
+    memory = read_ds_config(Path(recipe.deepspeed))
+    dtype = getattr(torch, recipe.student.dtype)
+    split = stage(memory) == 3
+
+    def load_llm(name: str) -> nn.Module:
+        return load_causal_lm(name, dtype, split, memory)
+
+    def load_speech(name: str) -> Hearer:
+        folder, manifest = Path(name), read_manifest(Path(name))
+        config = projector_config(folder, manifest)
+        llm: Any = load_llm(llm_of(folder, manifest))
+        llm.set_attn_implementation("eager")  # the others give no attention weights
+        mix = LayerMix(student.encoder.layers, manifest.normalise_layers)
+        projector: Any = PROJECTORS.get(config.kind)(config, student.encoder.width, llm.config.get_text_config().hidden_size)
+        for prefix, part in (("mix.", mix), ("projector.", projector)):
+            own = {n.removeprefix(prefix): t for n, t in trained_tensors(folder, manifest).items() if n.startswith(prefix)}
+            part.load_state_dict(own)
+        return Hearer(mix, projector, llm).to(local_device())
+
+    live = {name: build_live(name, config, student, load_llm, load_speech) for name, config in recipe.live.items()}
+    shared = {name: shared_ids(recipe, name) for name in recipe.live}
+    return Method(losses=recipe.losses, streams=recipe.train.streams, teachers=live, shared=shared)

@@ -1,0 +1,164 @@
+"""Teachers that run inside the training step, under no gradient, on the very responses that the student is trained on.
+
+    self       the student's own LLM with LoRA off, reading text where the student hears audio (BLSP, wong26a's setting); no second copy
+    snapshot   the student as it was before training, hearing the same clips (P4's acoustic teacher): frozen copies of mix and projector
+    text_llm   another text LLM, of any depth and width, on a vocabulary that agrees (P3, P4's textual teacher)
+    speech     another distilled student (an export), hearing the same clips through the same encoder (P5)
+What they show has the type of what the student shows, so a loss never knows where its teacher ran.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speechkd.core.types import Batch, View
+from speechkd.losses.positions import predicting_positions
+from speechkd.models.encoder import LayerMix
+from speechkd.models.language_model import LanguageModel
+from speechkd.models.student import Student, hear, place_audio
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What one model showed of a micro-batch: its states, and where in them the rows of losses stand."""
+
+    llm: LanguageModel
+    states: tuple[Tensor, ...]
+    """[B * S, width]: every layer from the embeddings on, or the final one alone"""
+    predict_T: Tensor
+    """flat positions that predict the response"""
+    to_T: Tensor | None
+    """which of the batch's T positions they are; None: all, in order"""
+    audio_A: Tensor | None
+    """flat audio positions; None for a reader"""
+    audio_CQE: Tensor | None = None
+    attention_CQ: Tensor | None = None
+    gate_CK: Tensor | None = None
+
+    def final(self, at: str, rows: int) -> Tensor:
+        """Final states [rows, width] at response or audio positions; rows that this model did not see are zero: losses mask them."""
+        return self._at(self.states[-1], at, rows)
+
+    def layer(self, number: int, at: str, rows: int) -> Tensor:
+        """States of layer `number` (1 is the first block's output)."""
+        assert len(self.states) > number, "layers were not asked for"
+        return self._at(self.states[number], at, rows)
+
+    def _at(self, states_XE: Tensor, at: str, rows: int) -> Tensor:
+        if at == "audio":
+            assert self.audio_A is not None, "a reader has no audio positions"
+            return states_XE[self.audio_A]
+        picked_TE = states_XE[self.predict_T]
+        if self.to_T is None:
+            return picked_TE
+        return picked_TE.new_zeros(rows, picked_TE.shape[1]).index_copy(0, self.to_T, picked_TE)
+
+
+class Reader(nn.Module):
+    """A text LLM on the view that was collated for it: the student's own (`own` is None, LoRA off), or another."""
+
+    def __init__(self, name: str, own: nn.Module | None) -> None:
+        super().__init__()
+        self.name = name
+        self.own = None if own is None else LanguageModel(own)
+
+    @torch.no_grad()
+    def look(self, student: Student, batch: Batch, states_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> Seen:
+        """One pass."""
+        llm = student.llm if self.own is None else self.own
+        view: View = batch.views[self.name]
+        with llm.switch.set(off=True):
+            states = llm.states(llm.embed(view.ids_BS), view.mask_BS, every_layer)
+        flat = tuple(s.flatten(0, 1) for s in states)
+        return Seen(llm=llm, states=flat, predict_T=predicting_positions(view.response_T), to_T=view.to_T, audio_A=None)
+
+
+class Hearer(nn.Module):
+    """A mix and projector of its own on the student's encoder states, before the student's LLM (LoRA off) or another."""
+
+    def __init__(self, mix: LayerMix, projector: nn.Module, own: nn.Module | None) -> None:
+        super().__init__()
+        self.mix, self.projector = mix.requires_grad_(False), projector.requires_grad_(False)
+        self.own = None if own is None else LanguageModel(own)
+
+    def train(self, mode: bool = True) -> Hearer:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def look(self, student: Student, batch: Batch, states_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> Seen:
+        """One pass over the student's own rows."""
+        llm = student.llm if self.own is None else self.own
+        audio_CQE = hear(self.mix, self.projector, states_LCFD, batch).audio_CQD
+        with llm.switch.set(off=True), _recorded(llm, attention) as record:
+            states = llm.states(place_audio(llm.embed(batch.ids_BS), batch, audio_CQE), batch.mask_BS, every_layer)
+        return Seen(
+            llm=llm,
+            states=tuple(s.flatten(0, 1) for s in states),
+            predict_T=predicting_positions(batch.response_T),
+            to_T=None,
+            audio_A=batch.audio_to_A,
+            audio_CQE=audio_CQE,
+            attention_CQ=audio_attention(record.weights(), batch, audio_CQE.shape[:2]) if attention else None,
+        )
+
+
+class _Record:
+    """The last block's attention weights [B, H, S, S], caught as they are made."""
+
+    def __init__(self, llm: LanguageModel, wanted: bool) -> None:
+        self._llm, self._wanted, self._kept = llm, wanted, None
+
+    def __enter__(self) -> _Record:
+        self._hook = self._llm.last_attention().register_forward_hook(self._keep) if self._wanted else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._kept = output[1]
+
+    def weights(self) -> Tensor:
+        assert self._kept is not None, "attention weights exist only in the eager implementation"
+        return self._kept
+
+
+def _recorded(llm: LanguageModel, wanted: bool) -> _Record:
+    return _Record(llm, wanted)
+
+
+def audio_attention(weights_BHSS: Tensor, batch: Batch, shape: Sequence[int]) -> Tensor:
+    """How much each clip's response attends to each of its audio positions, [C, Q]: mean over heads, sum over response tokens (PL-Distill).
+
+    Rows are the response tokens' own positions. Only ratios within a clip matter to AwCKA, so nothing is normalised here.
+    """
+    B, _, S, _ = weights_BHSS.shape
+    rows_BS = torch.zeros(B * S, dtype=weights_BHSS.dtype, device=weights_BHSS.device)
+    rows_BS = rows_BS.index_add(0, batch.response_T, batch.mask_T.to(rows_BS.dtype)).view(B, S)
+    to_BS = torch.einsum("bhst,bs->bt", weights_BHSS, rows_BS) / weights_BHSS.shape[1]
+    C, Q = shape
+    return to_BS.new_zeros(C * Q).index_copy(0, batch.audio_from_A, to_BS.flatten()[batch.audio_to_A]).view(C, Q)
+
+
+LiveTeacher = Reader | Hearer
+
+
+def build_live(
+    name: str, config: Any, student: Student, load_llm: Callable[[str], nn.Module], load_speech: Callable[[str], Hearer]
+) -> LiveTeacher:
+    """The live teacher of a recipe's block. The student is as it will be at step 0; `load_...` come from the engine, which partitions."""
+    if config.kind == "self":
+        return Reader(name, None)
+    if config.kind == "text_llm":
+        return Reader(name, load_llm(config.model))
+    if config.kind == "snapshot":
+        return Hearer(copy.deepcopy(student.mix), copy.deepcopy(student.projector), None)
+    return load_speech(config.model)

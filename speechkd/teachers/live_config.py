@@ -1,0 +1,79 @@
+"""Blocks of live teachers in a recipe, and what each kind can show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from speechkd.core.config import Config
+from speechkd.core.errors import unknown_name
+from speechkd.losses import LOSSES, ClipLoss, LayerLoss, LossConfig
+from speechkd.losses.base import place, teacher_of
+from speechkd.models.prompt import Reading
+
+
+class SelfConfig(Config):
+    """The student's own LLM, LoRA off."""
+
+    kind: Literal["self"] = "self"
+    reads: Reading = Reading()
+
+
+class SnapshotConfig(Config):
+    """The student before training."""
+
+    kind: Literal["snapshot"] = "snapshot"
+
+
+class TextLlmConfig(Config):
+    """`model`: a folder or hub id of a causal LM."""
+
+    kind: Literal["text_llm"] = "text_llm"
+    model: str
+    reads: Reading = Reading()
+
+
+class SpeechConfig(Config):
+    """`model`: an export folder of a student with the same encoder, a merged one if it has LoRA."""
+
+    kind: Literal["speech"] = "speech"
+    model: str
+
+
+LiveConfig = Annotated[SelfConfig | SnapshotConfig | TextLlmConfig | SpeechConfig, Field(discriminator="kind")]
+
+READS = frozenset({"response", "dense", "topk", "hidden"})
+SHOWS: Mapping[str, frozenset[str]] = {
+    "self": READS,
+    "text_llm": READS,
+    "snapshot": READS | {"projected"},
+    "speech": READS | {"projected"},
+}
+"""By kind: the signals that a pass of it gives. Those that give `projected` hear the clip; the others read a text in its place."""
+
+
+def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) -> None:
+    """Whether the live teachers that a loss names are there and can show what it looks at. Raises ValueError, one line."""
+    part, teacher = LOSSES.get(config.kind), teacher_of(config)
+    for key in ("teacher", "negative"):
+        named = getattr(config, key, "")
+        if named and named not in live:
+            raise ValueError(unknown_name("live teacher", named, live, f"losses.{name}.{key}"))
+    if hasattr(config, "negative") and not config.negative:
+        raise ValueError(f"loss `{name}` needs a second pass: set `losses.{name}.negative` to a live teacher that reads nothing")
+    if not teacher:
+        if "dense" in part.NEED.signals or isinstance(part, LayerLoss):
+            raise ValueError(f"loss `{name}` needs a live teacher: set `losses.{name}.teacher` (`live` has: {', '.join(live) or 'none'})")
+        return
+    kind = live[teacher].kind
+    missing = part.NEED.signals - SHOWS[kind]
+    if missing:
+        raise ValueError(f"loss `{name}` needs `{min(missing)}`, which live teacher `{teacher}` ({kind}) cannot show")
+    if getattr(config, "attention", False) and kind != "speech":
+        raise ValueError(f"loss `{name}` weighs by attention, which live teacher `{teacher}` ({kind}) cannot show: set `attention: false`")
+    if (place(config) == "audio" or isinstance(part, ClipLoss)) and "projected" not in SHOWS[kind]:
+        raise ValueError(
+            f"loss `{name}` looks at audio, which live teacher `{teacher}` ({kind}) does not hear; kinds that do: snapshot, speech"
+        )

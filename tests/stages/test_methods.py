@@ -1,0 +1,142 @@
+"""What is wrong with losses, LoRA or live teachers is one line and exit 2, while no weight file is even there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechkd import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def weightless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-ins without their weights, and a teacher whose tokenizer disagrees with the student's on one id."""
+    folder = tmp_path_factory.mktemp("weightless")
+    for part in ("llm", "encoder"):
+        shutil.copytree(ROOT / "standins" / part, folder / part, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(folder / "llm", folder / "other")
+    path = folder / "other" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = [token for token, number in vocabulary.items() if number in (700, 701)]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    (folder / "other" / "tokenizer.model").unlink(missing_ok=True)
+    return folder
+
+
+def says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, recipe: dict[str, object], *words: str) -> str:
+    """The one line of a dry run of the embedded recipe with `recipe` over it, on models without weights."""
+    over = {"extends": str(ROOT / "pipelines/meta_prompt_kd.yaml"), **recipe}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(over), encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    models = ["--set", f"student.llm={folder}/llm", "--set", f"student.encoder={folder}/encoder"]
+    monkeypatch.setattr("sys.argv", ["speechkd", "train", str(path), "--dry-run", *models, *words])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    said = capsys.readouterr().err.strip()
+    assert leaving.value.code == 2, said
+    assert "Traceback" not in said and said.count("\n") == 0, said
+    return said
+
+
+READER = {"reader": {"kind": "self"}}
+LORA = {"r": 2, "targets": ["q_proj"]}
+WRONG = {
+    "a LoRA target that matches nothing": (
+        {"student": {"lora": {**LORA, "targets": ["q_prj"]}}},
+        ["LoRA target `q_prj`", "did you mean `q_proj`", "student.lora.targets"],
+    ),
+    "a layer map out of range": (
+        {"live": READER, "losses": {"layer_wise": {"teacher": "reader", "map": [[4, 4], [5, 4]]}}},
+        ["5->4", "student layers 1..4", "losses.layer_wise"],
+    ),
+    "a skip that leaves no layer": (
+        {"live": READER, "losses": {"layer_wise": {"teacher": "reader", "every": 9}}},
+        ["9", "losses.layer_wise"],
+    ),
+    "a loss without its signal": ({"losses": {"topk_kl": {}}}, ["loss `topk_kl`", "`topk`", "set `teachers.kd.signals`"]),
+    "a dense loss without a live teacher": (
+        {"losses": {"divergence": {}}},
+        ["loss `divergence`", "live teacher", "losses.divergence.teacher"],
+    ),
+    "an unknown live teacher": (
+        {"live": READER, "losses": {"divergence": {"teacher": "raeder"}}},
+        ["live teacher `raeder`", "did you mean `reader`"],
+    ),
+    "a reader asked what it hears": (
+        {"live": READER, "losses": {"audio_kl": {"teacher": "reader"}}},
+        ["loss `audio_kl`", "does not hear", "snapshot, speech"],
+    ),
+    "attention of a teacher that cannot show it": (
+        {"live": {"old": {"kind": "snapshot"}}, "losses": {"attn_cka": {"teacher": "old"}}},
+        ["loss `attn_cka`", "attention: false"],
+    ),
+    "a gate that the projector does not have": ({"losses": {"language_id": {}}}, ["loss `language_id`", "mlp_stack", "query_bank"]),
+    "a contrast without its other side": (
+        {"live": READER, "losses": {"contrastive": {"teacher": "reader"}}},
+        ["loss `contrastive`", "losses.contrastive.negative"],
+    ),
+    "an unknown stream": (
+        {"losses": {"response_ce": {"roles": ["kdd"]}}},
+        ["stream `kdd`", "did you mean `kd`", "losses.response_ce.roles"],
+    ),
+    "a channel that there is not": (
+        {"train": {"regime": "x", "regimes": {"x": [{"name": "x", "steps": 1, "mix": {"kd/txt": 1}}]}}},
+        ["stream `kd/txt`", "`role/text`"],
+    ),
+    "an unknown objective": (
+        {"objective": "ful", "objectives": {"full": ["response_ce"]}},
+        ["objective `ful`", "did you mean `full`"],
+    ),
+    "an export that is not there": (
+        {"live": {"big": {"kind": "speech", "model": "nowhere"}}, "losses": {"attn_cka": {"teacher": "big"}}},
+        ["`nowhere` is no export"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_method_is_told_before_any_weight_is_there(
+    what: str, weightless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, parts = WRONG[what]
+    said = says(capsys, monkeypatch, weightless, recipe)
+    assert all(part in said for part in parts), said
+
+
+def test_vocabularies_that_disagree_on_a_shared_id(
+    weightless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"live": {"reader": {"kind": "text_llm", "model": f"{weightless}/other"}}, "losses": {"divergence": {"teacher": "reader"}}}
+    said = says(capsys, monkeypatch, weightless, recipe)
+    assert "vocabularies disagree: id 700" in said and f"{weightless}/other" in said and "live.reader" in said
+
+
+def test_the_same_recipe_with_its_names_right_is_planned(
+    weightless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: nothing above is refused for want of weights."""
+    over = {
+        "extends": str(ROOT / "pipelines/meta_prompt_kd.yaml"),
+        "live": {"reader": {"kind": "text_llm", "model": f"{weightless}/llm"}, "old": {"kind": "snapshot"}},
+        "student": {"llm": f"{weightless}/llm", "encoder": f"{weightless}/encoder", "lora": LORA},
+        "losses": {"layer_wise": {"teacher": "reader"}, "acoustic_snapshot": {"teacher": "old"}},
+        "data": {"root": str(weightless / "none")},
+    }
+    path = weightless / "right.yaml"
+    path.write_text(yaml.safe_dump(over), encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["speechkd", "train", str(path), "--dry-run"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    said = capsys.readouterr()
+    assert leaving.value.code in (0, None), said.err
+    assert "layer_wise" in said.out and "lora" in said.out
