@@ -11,28 +11,31 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import re
 import uuid
-from collections.abc import Collection, Iterator, Sequence
-from time import monotonic
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import Field, field_validator
 
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.core.log import say
+from speechkd.data.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
+from speechkd.teachers import calls
 from speechkd.teachers.base import Answer, Request, TeacherConfig
-from speechkd.teachers.openai_reply import BadReply, error_text, read_answer, retry_after
+from speechkd.teachers.calls import Again, Calls, Pace, Rejected
+from speechkd.teachers.openai_reply import BadReply, error_text, read_answer, read_top_k, retry_after
 from speechkd.teachers.prompts import reading
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MAX_REPLY = 64 << 20
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 CONNECT_S = 10.0
 MASK = "***"
+T = TypeVar("T")
 MODELS = "/models"
 
 
@@ -57,6 +60,10 @@ class OpenAIHttpConfig(TeacherConfig):
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = None
+    signals: SignalsConfig = SignalsConfig()
+    """`topk` alone, from servers that score given text (vLLM's `prompt_logprobs`, its `--max-logprobs` at least k)"""
+    vocab_size: int | None = Field(None, ge=1)
+    """width of the model's output where it is wider than the tokenizer; needed for `topk` only"""
     key_env: str | None = None
     concurrency: int = Field(32, ge=1, le=4096)
     timeout_s: float = Field(120.0, gt=0)
@@ -65,6 +72,21 @@ class OpenAIHttpConfig(TeacherConfig):
     """calls after the first before a request that fails, while the server works, becomes a row with a reason"""
     patience_s: float = Field(600.0, ge=0)
     """how long a server may be away before the stage stops (the same command continues)"""
+
+    def stores(self) -> SignalsConfig:
+        """The block's `signals`."""
+        return self.signals
+
+    def output_width(self) -> int:
+        """`vocab_size`, where it is given."""
+        return self.vocab_size or 0
+
+    @field_validator("signals")
+    @classmethod
+    def _as_served(cls, signals: SignalsConfig) -> SignalsConfig:
+        if signals.topk is not None and signals.topk.temperature != 1.0:
+            raise ValueError(f"topk.temperature must be 1, is {signals.topk.temperature:g}: a server's log-probs are at temperature 1")
+        return signals
 
     @field_validator("url")
     @classmethod
@@ -88,14 +110,17 @@ class OpenAIHttpTeacher:
     """Answers as they come, each tokenized by the student's tokenizer. A request that cannot be answered is an answer with a reason."""
 
     Config = OpenAIHttpConfig
-    SIGNALS = frozenset({"response"})
+    SIGNALS = frozenset({"response", "topk"})
 
     def __init__(self, config: OpenAIHttpConfig, prompt: Prompt) -> None:
-        """Raises InputError for a missing key, a server that cannot be reached or refuses the key, a model that it does not list."""
+        """Raises InputError for a missing key, a server that cannot be reached or refuses the key, a model that it does not list, and
+        for signals that it does not give."""
         self.config, self.prompt = config, prompt
         self._key = _Key(config.key_env)
         self._tls = httpx2.create_ssl_context()
         asyncio.run(self._check_server())
+        if config.signals.topk is not None:
+            asyncio.run(self._check_scores(config.signals.topk.k))
 
     def accepts(self, request: Request) -> bool:
         """Every request: an LLM always answers."""
@@ -112,16 +137,58 @@ class OpenAIHttpTeacher:
         Raises InputError where the server refuses key, model or path; ConnectionError where it is away for longer than `patience_s`.
         """
         messages = {number: self._message(request) for number, request in enumerate(requests) if number not in done}
-        if not messages:
-            return
-        loop = asyncio.new_event_loop()
-        calls = _Calls(self, sorted(messages, key=lambda number: (messages[number], number)), requests)
-        try:
-            while batch := loop.run_until_complete(calls.next_batch()):
-                yield batch
-        finally:
-            loop.run_until_complete(calls.close())
-            loop.close()
+        client = self.client()
+
+        async def attempt(number: int) -> Answer:
+            path, body, prompt_tokens = self.body(requests[number])
+            reply = await self.call(client, "POST", path, body)
+            return _read(lambda: read_answer(reply, self.prompt, prompt_tokens))
+
+        def failed(number: int, reason: str) -> Answer:
+            return Answer("", [], len(self._prompt(requests[number])), "error", reason)
+
+        order = sorted(messages, key=lambda number: (messages[number], number))
+        yield from Calls(self._pace, order, attempt, failed, lambda: self._lives(client), client.aclose).run()
+
+    def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
+        """Top-k of given answers, from the server's log-probs of the whole text. Raises InputError for one that it cannot score."""
+        from speechkd.data.signals import encode_topk
+
+        store = self.config.signals.topk
+        assert store is not None, "only called where signals are declared"
+        out: list[Mapping[str, Tensor]] = [{} for _ in requests]
+        vocabulary = max(len(self.prompt.tokenizer), self.config.output_width())
+        prompts = [self._prompt(request) for request in requests]
+        order = sorted((i for i, answer in enumerate(answers) if answer.stop != "error" and answer.tokens), key=lambda i: prompts[i])
+        client = self.client()
+
+        async def attempt(number: int) -> Mapping[str, Tensor]:
+            import torch
+
+            tokens = answers[number].tokens
+            reply = await self.call(client, "POST", "/completions", self._scoring_body([*prompts[number], *tokens], store.k))
+            found = _read(lambda: read_top_k(reply, len(prompts[number]), tokens, store.k, vocabulary))
+            ids_TK, logp_TK, tail_T = (torch.from_numpy(array) for array in found)
+            return {"topk": encode_topk(store, ids_TK, logp_TK, tail_T, vocabulary)}
+
+        def failed(number: int, reason: str) -> Mapping[str, Tensor]:
+            raise InputError(f"the server cannot score the answer to `{requests[number].key}`: {reason} ({self.config.url})")
+
+        for batch in Calls(self._pace, order, attempt, failed, lambda: self._lives(client), client.aclose).run():
+            for number, signals in batch:
+                out[number] = signals
+        return out
+
+    def _scoring_body(self, ids: list[int], k: int) -> dict[str, Any]:
+        return {"model": self.config.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+
+    @property
+    def _pace(self) -> Pace:
+        config = self.config
+        return Pace(config.url, config.concurrency, config.retries, config.patience_s)
+
+    def _prompt(self, request: Request) -> list[int]:
+        return self.prompt.teacher(request.question, reading(request, self.config.fields))
 
     def _message(self, request: Request) -> str:
         return self.prompt.message(request.question, reading(request, self.config.fields))
@@ -129,7 +196,7 @@ class OpenAIHttpTeacher:
     def body(self, request: Request) -> tuple[str, dict[str, Any], int]:
         """Path, JSON body and prompt length (in the student's tokens) of one call."""
         config = self.config
-        prompt = self.prompt.teacher(request.question, reading(request, config.fields))
+        prompt = self._prompt(request)
         body: dict[str, Any] = {"model": config.model, "max_tokens": config.max_new_tokens, "temperature": config.temperature}
         body |= {"top_p": config.top_p} if config.top_p < 1 else {}
         body |= {"seed": config.seed} if config.seed is not None else {}
@@ -149,7 +216,7 @@ class OpenAIHttpTeacher:
         )
 
     async def call(self, client: httpx2.AsyncClient, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """One call, one parsed reply. Raises _Again, _Rejected or InputError; nothing raised or returned holds the key."""
+        """One call, one parsed reply. Raises Again, Rejected or InputError; nothing raised or returned holds the key."""
         name = str(uuid.uuid4())
         try:
             async with asyncio.timeout(self.config.timeout_s):
@@ -159,17 +226,17 @@ class OpenAIHttpTeacher:
                     async for chunk in response.aiter_bytes():
                         data += chunk
                         if len(data) > MAX_REPLY:
-                            raise _Again("the reply is too long")
+                            raise Again("the reply is too long")
                     if response.headers.get("X-Request-Id", name) != name:
-                        raise _Again("the reply is to another call")
+                        raise Again("the reply is to another call")
                     return self._judge(response.status_code, response.headers.get("Retry-After"), bytes(data), path)
         except (TimeoutError, httpx2.TimeoutException) as error:
             away = isinstance(error, httpx2.ConnectTimeout)
-            raise _Again(f"no reply within {self.config.timeout_s:g} s", away=away) from None
+            raise Again(f"no reply within {self.config.timeout_s:g} s", away=away) from None
         except httpx2.ConnectError as error:
-            raise _Again(self._key.masked(str(error)) or "no connection", away=True) from None
+            raise Again(self._key.masked(str(error)) or "no connection", away=True) from None
         except httpx2.HTTPError as error:
-            raise _Again(f"the reply broke off ({type(error).__name__})") from None
+            raise Again(f"the reply broke off ({type(error).__name__})") from None
 
     def _judge(self, status: int, wait: str | None, data: bytes, path: str) -> Any:
         where = f"({self.config.url}{path})"
@@ -182,16 +249,16 @@ class OpenAIHttpTeacher:
             key = f"key of `{self.config.key_env}`" if self.config.key_env else "call without a key; name its variable in `key_env`"
             raise InputError(f"the server refuses the {key}: {status} {said} {where}")
         if status == 404 and path == MODELS:
-            raise _Rejected("no list of models")
+            raise Rejected("no list of models")
         if status == 404 or 300 <= status < 400:
             raise InputError(f"the server answers {status} {said}: wrong `url` or `model` {where}")
         if status in (408, 409, 425, 429) or status >= 500:
             seconds = retry_after(wait)
-            raise _Again(f"{status} {said}".strip(), wait=seconds, counts=status != 429)
+            raise Again(f"{status} {said}".strip(), wait=seconds, counts=status != 429)
         if status >= 400:
-            raise _Rejected(f"{status} {said}".strip())
+            raise Rejected(f"{status} {said}".strip())
         if not isinstance(body, dict):
-            raise _Again("the reply is not JSON")
+            raise Again("the reply is not JSON")
         return body
 
     async def _check_server(self) -> None:
@@ -202,18 +269,49 @@ class OpenAIHttpTeacher:
                 try:
                     listed = await self.call(client, "GET", MODELS)
                     break
-                except _Again as problem:
+                except Again as problem:
                     if problem.away and last:
                         raise InputError(f"cannot reach the teacher's server: {problem} ({url}: teachers.url)") from None
                     if not problem.away:  # it lives, and does not list models
                         return
-                    await asyncio.sleep(2 * FIRST_WAIT_S)
-                except _Rejected:
+                    await asyncio.sleep(2 * calls.FIRST_WAIT_S)
+                except Rejected:
                     return
         entries = listed.get("data")
         names = [str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry] if isinstance(entries, list) else []
         if names and self.config.model not in names:
             raise InputError(unknown_name("model", self.config.model, names, f"{url} lists these"))
+
+    async def _check_scores(self, k: int) -> None:
+        """Score two tokens, before anything is asked that would have to be thrown away."""
+        ids = self.prompt.answer("a a")
+        try:
+            async with self.client() as client:
+                reply = await self.call(client, "POST", "/completions", self._scoring_body(ids, k))
+            read_top_k(reply, 1, ids[1:], k, max(len(self.prompt.tokenizer), self.config.output_width()))
+        except (Again, Rejected, BadReply) as problem:
+            raise InputError(
+                f"the server gives no top-{k} log-probs of given text ({problem}): vLLM does, started with `--max-logprobs {k}`; "
+                f"otherwise leave `signals` out or use hf_local ({self.config.url})"
+            ) from None
+
+    async def _lives(self, client: httpx2.AsyncClient) -> bool:
+        """Whether the server answers at all: if not, a failed call is no fault of its request."""
+        try:
+            await self.call(client, "GET", MODELS)
+        except Again as problem:
+            return not problem.away
+        except (Rejected, InputError):
+            return True
+        return True
+
+
+def _read(reading_it: Callable[[], T]) -> T:
+    """A reply that is none is a call to make again."""
+    try:
+        return reading_it()
+    except BadReply as problem:
+        raise Again(str(problem)) from None
 
 
 class _Key(httpx2.Auth):
@@ -237,120 +335,3 @@ class _Key(httpx2.Auth):
     def masked(self, text: str) -> str:
         """`text` of a server, which may repeat the key that it was sent."""
         return text.replace(self._value, MASK) if self._value else text
-
-
-class _Again(Exception):
-    """A call that may succeed later."""
-
-    def __init__(self, reason: str, wait: float | None = None, away: bool = False, counts: bool = True) -> None:
-        super().__init__(reason)
-        self.wait, self.away, self.counts = wait, away, counts
-
-
-class _Rejected(Exception):
-    """A request that this server will never answer."""
-
-
-class _Calls:
-    """The calls of one shard: `concurrency` slots over one list of requests."""
-
-    def __init__(self, teacher: OpenAIHttpTeacher, order: Sequence[int], requests: Sequence[Request]) -> None:
-        self._teacher, self._config, self._requests = teacher, teacher.config, requests
-        self._left = iter(order)
-        self._ready: asyncio.Queue[tuple[int, Answer] | Exception | None] = asyncio.Queue()
-        self._committed = asyncio.Event()
-        self._slots: list[asyncio.Task[None]] = []
-        self._wanted = min(self._config.concurrency, len(order))
-        self._client: httpx2.AsyncClient | None = None
-        self._heard = monotonic()
-        self._told = False
-        self._failed: Exception | None = None
-
-    async def next_batch(self) -> list[tuple[int, Answer]]:
-        """What has come since the last call, at least one answer; empty at the end. Being called says that the last batch is committed."""
-        if self._client is None:
-            self._client = self._teacher.client()
-            self._slots = [asyncio.create_task(self._slot(self._client)) for _ in range(self._wanted)]
-        self._committed.set()
-        self._committed = asyncio.Event()
-        batch: list[tuple[int, Answer]] = []
-        while not batch and self._failed is None and self._wanted:
-            found = [await self._ready.get()]
-            while not self._ready.empty():
-                found.append(self._ready.get_nowait())
-            for item in found:
-                if item is None:
-                    self._wanted -= 1
-                elif isinstance(item, Exception):
-                    self._failed = self._failed or item
-                else:
-                    batch.append(item)
-        if not batch and self._failed is not None:
-            raise self._failed
-        return batch
-
-    async def close(self) -> None:
-        """Drop what is in flight."""
-        for slot in self._slots:
-            slot.cancel()
-        await asyncio.gather(*self._slots, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()
-
-    async def _slot(self, client: httpx2.AsyncClient) -> None:
-        try:
-            for number in self._left:
-                answer = await self._answer(client, self._requests[number])
-                committed = self._committed
-                self._ready.put_nowait((number, answer))
-                await committed.wait()
-            self._ready.put_nowait(None)
-        except Exception as error:
-            self._ready.put_nowait(error)
-
-    async def _answer(self, client: httpx2.AsyncClient, request: Request) -> Answer:
-        path, body, prompt_tokens = self._teacher.body(request)
-        began, failures, calls = monotonic(), 0, 0
-        while True:
-            try:
-                reply = await self._teacher.call(client, "POST", path, body)
-                answer = read_answer(reply, self._teacher.prompt, prompt_tokens)
-                self._back()
-                return answer
-            except _Rejected as refusal:
-                self._back()
-                return Answer("", [], prompt_tokens, "error", str(refusal))
-            except (_Again, BadReply) as problem:
-                again = problem if isinstance(problem, _Again) else _Again(str(problem))
-            calls += 1
-            failures += again.counts and not again.away
-            if failures > self._config.retries and await self._lives(client, began):
-                return Answer("", [], prompt_tokens, "error", f"{again} (after {calls} calls)")
-            self._mind_patience(again)
-            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(calls - 1, 10)) * random.uniform(0.5, 1.0)
-            await asyncio.sleep(max(wait, min(again.wait or 0.0, self._config.patience_s)))
-
-    async def _lives(self, client: httpx2.AsyncClient, since: float) -> bool:
-        """Whether the server has answered anything since, or does now: if not, the fault is not the request's."""
-        if self._heard > since:
-            return True
-        try:
-            await self._teacher.call(client, "GET", MODELS)
-        except _Again as problem:
-            return not problem.away
-        except (_Rejected, InputError):
-            return True
-        return True
-
-    def _back(self) -> None:
-        if self._told:
-            say(f"teach: the server at {self._config.url} answers again")
-        self._heard, self._told = monotonic(), False
-
-    def _mind_patience(self, problem: _Again) -> None:
-        silent = monotonic() - self._heard
-        if silent > self._config.patience_s:
-            raise ConnectionError(f"no answer from the teacher's server for {silent:.0f} s: {problem} ({self._config.url}); run it again")
-        if problem.away and not self._told:
-            self._told = True
-            say(f"teach: the server at {self._config.url} is away ({problem}); waiting up to {self._config.patience_s:g} s")

@@ -48,8 +48,8 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def read_top_k(reply: Any, first: int, tokens: list[int], top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids_TK (int64), logp_TK and tail_logp_T (float32) of the response `tokens` at prompt positions `first` .., from `prompt_logprobs`.
+def read_top_k(reply: Any, first: int, tokens: list[int], top_k: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids_TK (int64), logp_TK, tail_logp_T (float32) of response `tokens`, which begin at `first` of the text, from `prompt_logprobs`.
 
     Form of vLLM: one entry a prompt position, a mapping token id -> {logprob, ...} with the K most probable ids and the token itself; the
     first entry is null. The tail is log(1 - sum of the K probabilities), -inf where nothing is left. Raises BadReply.
@@ -65,6 +65,8 @@ def read_top_k(reply: Any, first: int, tokens: list[int], top_k: int) -> tuple[n
             best = sorted(((float(value["logprob"]), int(name)) for name, value in entry.items()), key=lambda pair: (-pair[0], pair[1]))
             if len(best) < top_k or not all(logp <= 1e-4 for logp, _ in best):
                 raise BadReply(f"{len(best)} log-probs at a position, {top_k} were asked for")
+            if not all(0 <= name < vocabulary for _, name in best[:top_k]):
+                raise BadReply(f"the server's ids go beyond {vocabulary - 1}: another model, or `vocab_size` is missing")
             logp_TK[row], ids_TK[row] = [logp for logp, _ in best[:top_k]], [name for _, name in best[:top_k]]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise error if isinstance(error, BadReply) else BadReply("the reply has no prompt_logprobs of the usual form") from None

@@ -43,7 +43,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """The embedded recipe with a server as its teacher; each test's own `revision` gives it its own column."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("speechkd.teachers.openai_http.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("speechkd.teachers.calls.FIRST_WAIT_S", 0.02)
 
     def make(url: str, **changes: Any) -> Path:
         data = yaml.safe_load((ROOT / "pipelines/meta_prompt_kd.yaml").read_text(encoding="utf-8"))

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from speechkd.core.errors import InputError
+from speechkd.data.signals import SignalsConfig, decode
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
-from speechkd.teachers.base import Request
+from speechkd.teachers.base import Answer, Request
+from speechkd.teachers.hf_local import HfLocalConfig, HfLocalTeacher
 from speechkd.teachers.openai_http import OpenAIHttpConfig, OpenAIHttpTeacher
 from tests.teachers.endpoint import Endpoint, Reply, chat, error, scripted
 
@@ -42,13 +45,13 @@ def echo(body: Any) -> Reply:
 
 def teacher(endpoint: Endpoint | str, prompt: Prompt, **changes: Any) -> OpenAIHttpTeacher:
     url = endpoint if isinstance(endpoint, str) else endpoint.url
-    settings = {"url": url, "model": "tiny", "fields": ["language", "n"], "timeout_s": 0.5, "patience_s": 5.0, "concurrency": 8}
+    settings = {"url": url, "model": "tiny", "fields": ["language", "n"], "timeout_s": 30.0, "patience_s": 60.0, "concurrency": 8}
     return OpenAIHttpTeacher(OpenAIHttpConfig.model_validate(settings | changes), prompt)
 
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("speechkd.teachers.openai_http.FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("speechkd.teachers.calls.FIRST_WAIT_S", 0.02)
 
 
 def test_answers_come_in_request_order_within_the_concurrency(prompt: Prompt) -> None:
@@ -80,7 +83,7 @@ FAULTS: dict[str, Callable[[Reply], Reply]] = {
     "429 with Retry-After": lambda reply: error(429, "slow down", {"Retry-After": "0.05"}),
     "500": lambda reply: error(500, "oops"),
     "cut body": lambda reply: Reply(reply.body, keep=20),
-    "no reply in time": lambda reply: Reply(reply.body, delay=5),
+    "no reply in time": lambda reply: Reply(reply.body, delay=60),
     "not JSON": lambda reply: Reply(b"<html>busy</html>"),
     "no choices": lambda reply: Reply(b'{"choices": []}'),
     "another call's reply": lambda reply: Reply(chat("re 999").body, headers={"X-Request-Id": "not-yours"}),
@@ -100,8 +103,10 @@ def test_a_fault_costs_one_more_call_and_no_answer(name: str, prompt: Prompt) ->
         return FAULTS[name](echo(body))
 
     with scripted(once, ["tiny"]) as endpoint:
-        answers = teacher(endpoint, prompt, timeout_s=0.3).answer(asked(12))
-    assert [a.text for a in answers] == [f"re {i}" for i in range(12)] and len(endpoint.calls) == 16
+        late = name == "no reply in time"
+        answers = teacher(endpoint, prompt, timeout_s=1.5 if late else 30).answer(asked(12))
+    assert [a.text for a in answers] == [f"re {i}" for i in range(12)]
+    assert len(endpoint.calls) == 16 or late and len(endpoint.calls) > 16, "a busy machine may be late by itself"
 
 
 def test_a_reply_sent_twice_is_never_the_next_calls_answer(prompt: Prompt) -> None:
@@ -215,3 +220,73 @@ def test_redirects_are_not_followed(prompt: Prompt) -> None:
             with pytest.raises(InputError, match="307"):
                 teacher(endpoint, prompt).answer(asked(1))
     assert not other.calls
+
+
+def vllm_scores(model: Any, body: Any) -> Reply:
+    """What vLLM answers to a completion request with `prompt_logprobs`: the K best of each position and the token itself."""
+    ids = torch.tensor([body["prompt"]])
+    with torch.no_grad():
+        logp_SV = model(input_ids=ids).logits[0].float().log_softmax(-1)
+    entries: list[dict[str, Any] | None] = [None]
+    for position, token in enumerate(body["prompt"][1:]):
+        best = logp_SV[position].topk(body["prompt_logprobs"]).indices.tolist()
+        entries.append({str(i): {"logprob": float(logp_SV[position, i]), "rank": 1, "decoded_token": "?"} for i in [*best, token]})
+    return Reply(json.dumps({"choices": [{"text": "x", "finish_reason": "length", "prompt_logprobs": entries}]}).encode())
+
+
+def test_served_scores_are_those_of_the_model_itself(prompt: Prompt) -> None:
+    """The stored bytes decode to what `hf_local` computes: same ids, log-probs and tail, row by row."""
+    model = str(ROOT / "standins/llm")
+    signals = {"topk": {"k": 8, "bits": 32}}
+    settings = {"model": model, "fields": ["language", "n"], "dtype": "float32", "signals": signals}
+    local = HfLocalTeacher(HfLocalConfig.model_validate(settings), prompt)
+    requests = asked(5)
+    answers = [Answer(text, prompt.answer(text), 9, "eos") for text in ("german", "drei sieben", "a man", "x")] + [
+        Answer("", [], 9, "error", "no")
+    ]
+
+    def answer(body: Any) -> Reply:
+        return vllm_scores(local.model, body)
+
+    with scripted(answer, ["tiny"]) as endpoint:
+        width = local.config.output_width()
+        served = teacher(endpoint, prompt, signals=signals, vocab_size=width).score(requests, answers)
+    assert len(endpoint.calls) == 5, "a probe and one call an answer"
+    for mine, truth, reply in zip(served, local.score(requests, answers), answers, strict=True):
+        if reply.stop == "error":
+            assert mine == {}
+            continue
+        store = SignalsConfig.model_validate(signals)
+        one, other = (decode(store, ["topk"], found, len(reply.tokens), width) for found in (mine, truth))
+        assert torch.equal(one["ids_TK"], other["ids_TK"])
+        torch.testing.assert_close(one["logp_TK"], other["logp_TK"], atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(one["tail_logp_T"].exp(), other["tail_logp_T"].exp(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "answer, part",
+    [
+        (lambda body: chat("x"), "no prompt_logprobs"),
+        (lambda body: error(400, "Requested prompt logprobs of 8, which is greater than max allowed: 5"), "greater than max allowed: 5"),
+    ],
+)
+def test_a_server_without_scores_is_one_clear_line(answer: Any, part: str, prompt: Prompt) -> None:
+    with scripted(answer, ["tiny"]) as endpoint, pytest.raises(InputError) as said:
+        teacher(endpoint, prompt, signals={"topk": {"k": 8}})
+    assert part in str(said.value) and "--max-logprobs 8" in str(said.value) and "\n" not in str(said.value)
+
+
+def test_what_a_server_cannot_give_is_refused_in_the_recipe() -> None:
+    with pytest.raises(ValueError, match="temperature must be 1"):
+        OpenAIHttpConfig.model_validate({"url": "http://h/v1", "model": "m", "fields": [], "signals": {"topk": {"k": 8, "temperature": 2}}})
+
+
+def test_completions_send_the_students_own_prompt(prompt: Prompt) -> None:
+    def answer(body: Any) -> Reply:
+        return Reply(json.dumps({"choices": [{"text": " re 1 ", "finish_reason": "stop"}]}).encode())
+
+    with scripted(answer, ["tiny"]) as endpoint:
+        [found] = teacher(endpoint, prompt, api="completions", seed=3, top_p=0.9).answer(asked(1))
+    body = endpoint.calls[0].json()
+    assert body["prompt"] == prompt.teacher("Question 0?", '{"language": "german", "n": 0}') and endpoint.calls[0].path == "/v1/completions"
+    assert found.text == "re 1" and (body["seed"], body["top_p"], body["max_tokens"]) == (3, 0.9, 256)
