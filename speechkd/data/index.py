@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PLACES = ["key", "audio_offset", "audio_bytes", "audio_sha256", "json_offset", "json_bytes", "json_sha256"]
 """What is needed to read a sample"""
+PARTS = (("flac", "audio"), ("json", "json"))
+"""Suffix of a member, and what its columns begin with"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +189,30 @@ class ShardSet:
             except (DataError, InputError) as error:
                 yield str(error)
 
+    def members(self, shard: int, checked: bool = True) -> Iterator[tuple[str, memoryview]]:
+        """(name, bytes) of every member of a shard's tar, in order, not copied. Raises DataError for one that differs from its digest."""
+        for label, member in self._listed(shard):
+            problem = self.tars.problem(tar_path(shard), member) if checked else None
+            if problem:
+                raise DataError(f"{self.root / tar_path(shard)}: member `{label}` {problem}")
+            yield label, self.tars.view(tar_path(shard), member)
+
+    def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
+        rows = self._shard_columns(shard, None).to_pydict()
+        parts = [(suffix, *(rows[f"{part}_{what}"] for what in ("offset", "bytes", "sha256"))) for suffix, part in PARTS]
+        for place, key in enumerate(rows["key"]):
+            for suffix, offsets, sizes, digests in parts:
+                if sizes[place]:
+                    yield f"{key}.{suffix}", Member(offsets[place], sizes[place], digests[place])
+
     def _bad_members(self, name: str) -> Iterator[str]:
-        for row in self._shard_columns(int(Path(name).stem), None).to_pylist():
-            for suffix, part in (("flac", "audio"), ("json", "json")):
-                member = Member(row[f"{part}_offset"], row[f"{part}_bytes"], row[f"{part}_sha256"])
-                try:
-                    problem = self.tars.problem(name, member) if member.size else None
-                except DataError:
-                    return
-                if problem:
-                    yield f"{name}: member `{row['key']}.{suffix}` {problem}"
+        for label, member in self._listed(int(Path(name).stem)):
+            try:
+                problem = self.tars.problem(name, member)
+            except DataError:
+                return
+            if problem:
+                yield f"{name}: member `{label}` {problem}"
 
 
 def tar_path(shard: int) -> str:

@@ -11,12 +11,13 @@ import soundfile
 
 def task_encoder() -> Any:
     """A task encoder; built here because its base class is there only where Energon is."""
-    from megatron.energon import Cooker, DefaultTaskEncoder
+    from megatron.energon import Cooker, DefaultTaskEncoder, stateless
 
     class Audio(DefaultTaskEncoder):  # type: ignore[misc]
-        cookers = [Cooker(cook)]
+        cookers = [Cooker(stateless(cook))]
         decoder = None
 
+        @stateless  # type: ignore[untyped-decorator]
         def batch(self, samples: list[Any]) -> list[np.ndarray]:
             return [sample["audio"] for sample in samples]
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from torch.utils.data import DataLoader, IterableDataset
 
 BATCH = 32
 """Clips that loader processes hand over at once"""
@@ -48,8 +49,6 @@ def _list(batch: list[Any]) -> list[Any]:
 
 def _loader(dataset: Any, workers: int) -> Iterator[np.ndarray]:
     """Through torch's DataLoader; without workers directly."""
-    from torch.utils.data import DataLoader
-
     if not workers:
         yield from dataset
         return
@@ -129,7 +128,7 @@ def _write_shar(wavs: Sequence[Path], out: Path) -> None:
             writer.write(MonoCut(path.stem, 0, recording.duration, 0, supervisions=[words], recording=recording))
 
 
-class _Shar:
+class _Shar(IterableDataset[np.ndarray]):
     """Cuts of both parts; loader processes split by shards."""
 
     def __init__(self, folder: Path, workers: int) -> None:
@@ -139,7 +138,7 @@ class _Shar:
             "cuts": [str(path) for path in sorted(folder.glob("*/cuts.*"))],
             "recording": [str(path) for path in sorted(folder.glob("*/recording.*"))],
         }
-        self._cuts, self._length = CutSet.from_shar(fields=fields, split_for_dataloading=workers > 0), None
+        self._cuts = CutSet.from_shar(fields=fields, split_for_dataloading=workers > 0)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for cut in self._cuts:
@@ -174,8 +173,6 @@ class Streaming:
         return self._with(dataset, workers)
 
     def _with(self, dataset: Any, workers: int) -> Iterator[np.ndarray]:
-        from torch.utils.data import DataLoader
-
         for batch in DataLoader(dataset, batch_size=BATCH, num_workers=workers, collate_fn=_decode_all):
             yield from batch
 

@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,19 @@ def test_a_damaged_index_is_never_used(copied: Path) -> None:
     with pytest.raises(DataError, match="audio/000001.parquet: bytes differ"):
         Reader(open_shards(copied)).audio(5)
     assert Reader(open_shards(copied)).audio(1) is not None, "what other shards hold is not concerned"
+
+
+def test_members_come_as_they_lie_and_bad_ones_are_named(copied: Path) -> None:
+    with tarfile.open(copied / "audio/000001.tar") as tar:
+        whole = [(entry.name, tar.extractfile(entry).read()) for entry in tar]  # type: ignore[union-attr]
+    shards = open_shards(copied)
+    assert [(name, bytes(data)) for name, data in shards.members(1)] == whole
+    row = shards.table.slice(5, 1).to_pylist()[0]
+    flip(copied / "audio/000001.tar", row["audio_offset"])
+    shards = open_shards(copied)
+    assert len(list(shards.members(1, checked=False))) == len(whole)
+    with pytest.raises(DataError, match="audio/000001.tar: member `c05.flac` bytes differ"):
+        list(shards.members(1))
 
 
 def test_samples_of_a_split_or_a_shard(tones_root: Path) -> None:
