@@ -8,7 +8,7 @@ export TORCH PYTHON VENV
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-system torture lint types contracts unit standins clean
+.PHONY: help setup demo test test-system torture bench lint types contracts unit standins clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -28,6 +28,11 @@ test-system: setup  ## servers, kills, browser and rebuilds
 
 torture: setup  ## the long forms: the demo's promises
 	$(BIN)/python -m pytest -m torture
+
+bench: setup  ## reading and writing beside other loaders on the same audio; resuming in ten million examples
+	@tests/bench/install $(VENV)
+	$(VENV)-bench/bin/python -W ignore -m tests.bench.reading
+	$(BIN)/python -m tests.bench.resume
 
 lint: setup  ## flake8 and isort
 	$(BIN)/flake8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,26 +91,31 @@ class Reader:
         Text length is that of the response. Raises InputError for an unknown split or if nothing is left.
         """
         assert self.column is not None, "a reader without a column has no examples"
-        if split is not None and split not in self.shards.splits():
-            raise InputError(unknown_name("split", split, self.shards.splits(), f"{self.shards.dataset}/{self.shards.version}"))
-        table = self.column.columns(["shard", "sample", "tokens", "stop", "turn"])
-        base = self.shards.columns(["seconds", "split"])
+        column_names = ["shard", "sample", "tokens", "stop", *(["turn"] if turns else [])]
+        with ThreadPoolExecutor(2) as pool:  # each is hashed whole, without Python's lock
+            reading = pool.submit(self.column.columns, column_names)
+            base = self.shards.columns(["seconds", "split"])
+            table = reading.result()
         sample_N = table["sample"].to_numpy()
         keep_N = _chosen(table["stop"], lambda stop: stop in stops)
         if split is not None:
-            keep_N &= _chosen(base["split"], lambda name: name == split)[sample_N]
+            in_split_N = _chosen(base["split"], lambda name: name == split)
+            if not in_split_N.any():
+                raise InputError(unknown_name("split", split, self.shards.splits(), f"{self.shards.dataset}/{self.shards.version}"))
+            keep_N &= in_split_N[sample_N]
         if turns:
             keep_N &= _chosen(table["turn"], lambda turn: turn.startswith(turns))
         row_N = np.flatnonzero(keep_N).astype(np.int32 if len(keep_N) < 2**31 else np.int64)
         if not row_N.size:
             where = f"split {split or 'any'}, stop {'/'.join(stops)}"
             raise InputError(f"column `{self.column.name}` has no examples for role `{role}` ({where})")
+        kept = slice(None) if len(row_N) == len(keep_N) else row_N
         return PlanSource(
             role=role,
             digest=digest([self.shards.digest, self.column.digest]),
-            shard_N=table["shard"].to_numpy()[row_N],
-            seconds_N=base["seconds"].to_numpy()[sample_N[row_N]],
-            tokens_N=table["tokens"].to_numpy()[row_N],
+            shard_N=table["shard"].to_numpy()[kept],
+            seconds_N=base["seconds"].to_numpy()[sample_N[kept]],
+            tokens_N=table["tokens"].to_numpy()[kept],
             passes=passes,
             row_N=None if len(row_N) == len(keep_N) else row_N,
         )
@@ -126,7 +132,9 @@ class Reader:
 
 def _chosen(column: pa.ChunkedArray, wanted: Callable[[str], bool]) -> np.ndarray:
     """bool [N]: which rows of a dictionary column have a wanted value; each distinct value is asked about once."""
-    whole = column.combine_chunks()
-    yes = np.array([wanted(value) for value in whole.dictionary.to_pylist()], dtype=bool)
-    chosen: np.ndarray = yes[whole.indices.to_numpy()]
+    masks = [np.zeros(0, dtype=bool)]
+    for chunk in column.chunks:  # one of each row group, with its own dictionary
+        yes = np.array([wanted(value) for value in chunk.dictionary.to_pylist()], dtype=bool)
+        masks.append(yes[chunk.indices.to_numpy()])
+    chosen: np.ndarray = np.concatenate(masks)
     return chosen
