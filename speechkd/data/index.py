@@ -200,10 +200,10 @@ class ShardSet:
     def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
         rows = self._shard_columns(shard, None).to_pydict()
         parts = [(suffix, *(rows[f"{part}_{what}"] for what in ("offset", "bytes", "sha256"))) for suffix, part in PARTS]
-        for place, key in enumerate(rows["key"]):
+        for spot, key in enumerate(rows["key"]):
             for suffix, offsets, sizes, digests in parts:
-                if sizes[place]:
-                    yield f"{key}.{suffix}", Member(offsets[place], sizes[place], digests[place])
+                if sizes[spot]:
+                    yield f"{key}.{suffix}", Member(offsets[spot], sizes[spot], digests[spot])
 
     def _bad_members(self, name: str) -> Iterator[str]:
         for label, member in self._listed(int(Path(name).stem)):
