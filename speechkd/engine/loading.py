@@ -19,10 +19,10 @@ from speechkd.core.tensors import Stored
 from speechkd.models import pretrained
 from speechkd.models.pretrained import (
     causal_lm_from,
-    checkpoint_tensors,
     encoder_tensors,
     fill,
     fill_whole,
+    language_model_tensors,
     read_config,
     resolve,
     whisper_encoder_from,
@@ -50,7 +50,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
         module.tie_weights()  # type: ignore[operator]
     gc.collect()  # a head that was replaced by a tied one sits in a reference cycle
     _refuse_mixed_precision(module, dtype, folder)
-    fill(module, checkpoint_tensors(folder), folder, fill_parameter, full_shape)
+    fill(module, language_model_tensors(folder), folder, fill_parameter, full_shape)
     _generation_config(module, folder)
     return module.eval()
 

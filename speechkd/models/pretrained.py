@@ -20,8 +20,10 @@ from speechkd.core.tensors import Stored, read_header, read_into, read_tensor
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BLOCK, BLOCKS = 1 << 16, 64
-ENCODER_PREFIXES = ("model.encoder.", "encoder.", "")
-"""Where a Whisper encoder's tensors stand: in the full model, in the model without head, or saved alone."""
+ENCODER_PREFIXES = ("model.encoder.", "encoder.", "audio_tower.", "")
+"""Where a Whisper encoder's tensors stand: in the full model, in the model without head, in a Qwen2-Audio, or saved alone."""
+SPEECH_LLMS = {"qwen2_audio": "language_model."}
+"""Model types that hold an LLM and a Whisper-type encoder, and where their LLM's tensors stand"""
 
 
 def resolve(path_or_id: str, weights: bool = True) -> Path:
@@ -112,9 +114,11 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def causal_lm_from(config: Any, dtype: torch.dtype) -> nn.Module:
-    """An empty causal LM of a configuration. Raises InputError for another kind of model."""
+    """An empty causal LM of a configuration, of a speech LLM its language model. Raises InputError for another kind of model."""
     from transformers import AutoModelForCausalLM
 
+    if config.model_type in SPEECH_LLMS:
+        config = config.get_text_config()
     try:
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
@@ -123,25 +127,40 @@ def causal_lm_from(config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def whisper_encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
-    """An empty Whisper encoder of a configuration. Raises InputError for another kind of model."""
+    """An empty Whisper encoder of a configuration. Raises InputError for another kind of model.
+
+    Qwen2-Audio's encoder is Whisper's with pooling before the last norm; here pooling is the projector's (`linear`), after it.
+    """
+    from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+    if config.model_type == "qwen2_audio":
+        same = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "max_source_positions")
+        kept = {name: getattr(config.audio_config, name) for name in (*same, "activation_function", "scale_embedding")}
+        config = WhisperConfig(**kept)
     if config.model_type != "whisper":
-        raise InputError(f"the encoder must be of model type `whisper`, is `{config.model_type}`")
+        raise InputError(f"the encoder must be of model type `whisper` or `qwen2_audio`, is `{config.model_type}`")
     config.dtype = dtype
     with _default_dtype(dtype):
         return WhisperEncoder(config)
 
 
 def load_causal_lm(path_or_id: str, dtype: torch.dtype) -> nn.Module:
-    """A whole causal language model in eval mode, by transformers' own loader.
+    """A whole causal language model in eval mode, by transformers' own loader; of a speech LLM its language model alone.
 
     Raises InputError for a missing folder, id or file, DataError for tensors that do not match the architecture.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     folder = resolve(path_or_id)
-    read_config(folder)
+    config = read_config(folder)
+    if config.model_type in SPEECH_LLMS:
+        with no_init_weights():
+            part = causal_lm_from(config, dtype)
+            part.tie_weights()  # type: ignore[operator]
+        fill(part, language_model_tensors(folder), folder)
+        return part.eval()
     checkpoint_tensors(folder)  # refuse missing or torn files in our own words, and pickles altogether
     with quietly():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -171,6 +190,13 @@ def encoder_tensors(folder: Path) -> dict[str, Stored]:
     """A Whisper encoder's tensors by their names inside the encoder."""
     tensors = checkpoint_tensors(folder)
     prefix = next((p for p in ENCODER_PREFIXES if f"{p}conv1.weight" in tensors), "")
+    return {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
+
+
+def language_model_tensors(folder: Path) -> dict[str, Stored]:
+    """A language model's tensors by their names inside it: all of a folder's, or those of the LLM in a speech LLM."""
+    tensors = checkpoint_tensors(folder)
+    prefix = SPEECH_LLMS.get(read_config(folder).model_type, "")
     return {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
 
 

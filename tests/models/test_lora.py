@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -142,3 +143,20 @@ def test_a_target_that_matches_nothing_is_answered_with_the_nearest() -> None:
     made = student(None)
     assert lora_names(made, LoraConfig(targets=["layers.1.mlp.up_proj"])) == ["llm.lm.model.layers.1.mlp.up_proj"]
     assert matching(["b"], ["a.b", "ab", "b"]) == ["a.b", "b"]
+
+
+def test_generating_with_plora_is_the_argmax_of_the_training_path() -> None:
+    """The prefill has audio positions, what is generated after it has none; left padding moves the mask with its row."""
+    from tests.contracts.tiny import Case, collator, distiller_of, rows
+
+    case = Case({"response_ce": {}}, lora={"r": 2, "alpha": 8, "targets": SEVEN, "scope": "audio"})
+    distiller = distiller_of(case).eval()
+    made, make, found = distiller.student, collator(distiller, case), rows(case, 3, "")
+    answers = made.generate(make([dataclasses.replace(row, response=()) for row in found]), 4, stop=V + 1)
+    from speechkd.losses.positions import predicting_positions
+
+    for row, answer in zip(found, answers, strict=True):
+        batch = make([dataclasses.replace(row, response=answer, signals={})])
+        with torch.no_grad():
+            greedy = made.llm.logits(made(batch, predicting_positions(batch.response_T))).argmax(-1).tolist()
+        assert greedy == answer and len(answer) == 4
