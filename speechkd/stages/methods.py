@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from speechkd.core.errors import InputError
+from speechkd.core.files import sha256_file
 from speechkd.core.seeds import torch_seed
 from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
@@ -16,7 +17,16 @@ from speechkd.engine.zero import local_device
 from speechkd.losses import LOSSES, LayerLoss
 from speechkd.losses.base import LayerConfig, teacher_of
 from speechkd.models.encoder import LayerMix
-from speechkd.models.exported import TOKENIZER, ExportManifest, llm_of, load_tokenizer, projector_config, read_manifest, trained_tensors
+from speechkd.models.exported import (
+    MANIFEST,
+    TOKENIZER,
+    ExportManifest,
+    llm_of,
+    load_tokenizer,
+    projector_config,
+    read_manifest,
+    trained_tensors,
+)
 from speechkd.models.pretrained import config_home, fingerprint, meta_causal_lm, meta_encoder, read_config, resolve
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.projectors.whisper_start import start_from_whisper
@@ -85,6 +95,29 @@ def _width(recipe: Recipe, teacher: str) -> int:
     config = read_config(resolve(config_home(_llm_of(recipe, teacher), recipe.student.config_root), weights=False))
     width: int = config.get_text_config().vocab_size
     return width
+
+
+def other_bases(recipe: Recipe) -> dict[str, str]:
+    """Digests of what else a run stands on: models of live teachers, and the export that it starts from."""
+    found = {}
+    for name, config in recipe.live.items():
+        if isinstance(config, TextLlmConfig):
+            found[f"live teacher {name}"] = fingerprint(config.model)
+        elif isinstance(config, SpeechConfig):
+            found[f"live teacher {name}"] = sha256_file(Path(config.model) / MANIFEST)
+    if recipe.student.start:
+        found["start"] = sha256_file(Path(recipe.student.start) / MANIFEST)
+    return found
+
+
+def live_parameters(recipe: Recipe) -> dict[str, int]:
+    """Parameters of the language models that live teachers bring with them, from configuration files alone."""
+    counts = {}
+    for name, config in recipe.live.items():
+        if isinstance(config, (TextLlmConfig, SpeechConfig)):
+            llm = meta_causal_lm(config_home(_llm_of(recipe, name), recipe.student.config_root))
+            counts[name] = sum(p.numel() for p in llm.parameters())
+    return counts
 
 
 def _export(config: SpeechConfig) -> ExportManifest:

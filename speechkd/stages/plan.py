@@ -13,7 +13,7 @@ from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.budget import budgets
 from speechkd.stages.inputs import open_corpora, open_prompt
-from speechkd.stages.methods import check_methods, meta_student
+from speechkd.stages.methods import check_methods, live_parameters, meta_student
 from speechkd.stages.supply import make_schedule, open_supplies
 
 GIB = 2**30
@@ -32,6 +32,7 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     student = meta_student(recipe)
     check_methods(recipe)
     _print_parameters(recipe, student)
+    _print_live(recipe)
     _print_memory(recipe, student, ranks, stage(memory))
     print(
         f"regime      {recipe.train.regime}: " + ", then ".join(f"{p.name} {p.steps} steps of {_mix(p.mix)}" for p in recipe.train.phases)
@@ -61,9 +62,16 @@ def _print_parameters(recipe: Recipe, student: Student) -> None:
         print(f"{part:<11} {count:>15,} parameters, {trained:>12,} trained  ({name})")
 
 
+def _print_live(recipe: Recipe) -> None:
+    own = live_parameters(recipe)
+    for name, config in recipe.live.items():
+        what = f"{own[name]:>15,} parameters of its own" if name in own else "the student's own language model, without LoRA"
+        print(f"live        {what}  ({name}: {config.kind})")
+
+
 def _print_memory(recipe: Recipe, student: Student, ranks: int, zero: int) -> None:
     size = 2 if recipe.student.dtype == "bfloat16" else 4
-    frozen = sum(p.numel() for p in student.parameters() if not p.requires_grad) * size
+    frozen = sum(p.numel() for p in student.parameters() if not p.requires_grad) * size + sum(live_parameters(recipe).values()) * size
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     split = ranks if zero == 3 else 1
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in student.modules()) * size

@@ -22,7 +22,7 @@ from speechkd.models.exported import load_features
 from speechkd.models.pretrained import fingerprint
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import evaluation_questions, open_prompt
-from speechkd.stages.methods import check_methods
+from speechkd.stages.methods import check_methods, other_bases
 from speechkd.stages.supply import Supply, make_schedule, open_supplies
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.mlflow_sender import start_sender
@@ -82,16 +82,15 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, supplies: Sequence
 
 def frozen_base(recipe: Recipe) -> dict[str, str]:
     """Fingerprints of the frozen models: a checkpoint is worth nothing on others."""
-    return {"encoder": fingerprint(recipe.student.encoder), "llm": fingerprint(recipe.student.llm)}
+    return {"encoder": fingerprint(recipe.student.encoder), "llm": fingerprint(recipe.student.llm), **other_bases(recipe)}
 
 
 def same_base(trainer: dict[str, Any], recipe: Recipe, checkpoint: Path) -> None:
     """Raises InputError if a checkpoint was trained on other frozen models than the recipe's names stand for now."""
     for part, found in frozen_base(recipe).items():
         if trainer.get("base", {}).get(part) != found:
-            raise InputError(
-                f"`{checkpoint}` was trained on another {part} than `{getattr(recipe.student, part)}` is now: use another `name`"
-            )
+            now = getattr(recipe.student, part, recipe.name)
+            raise InputError(f"`{checkpoint}` was trained on another {part} than `{now}` has now: use another `name`")
 
 
 def _check_before_start(recipe: Recipe, supplies: Sequence[Supply]) -> None:
