@@ -29,7 +29,7 @@ from speechkd.models.exported import (
 )
 from speechkd.models.pretrained import config_home, fingerprint, meta_causal_lm, meta_encoder, read_config, resolve
 from speechkd.models.projectors import PROJECTORS
-from speechkd.models.projectors.whisper_start import start_from_whisper
+from speechkd.models.projectors.whisper_start import start_from_whisper, whisper_fit
 from speechkd.models.prompt import Prompt
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
@@ -53,11 +53,13 @@ def meta_student(recipe: Recipe) -> Student:
 def check_methods(recipe: Recipe) -> None:
     """What of losses, LoRA and live teachers would fail once weights are loaded. Reads configurations and tokenizers only.
 
-    Raises InputError: a LoRA target that matches nothing, a layer out of range, vocabularies that disagree, an unfit speech teacher.
+    Raises InputError: a LoRA target that matches nothing, a layer out of range, vocabularies that disagree, an unfit speech teacher,
+    a Whisper model whose decoder the projector cannot start from.
     """
     if recipe.student.lora is not None:
         meta_student(recipe)
     _check_start(recipe)
+    _check_decoder(recipe)
     for name in recipe.live:
         shared_ids(recipe, name)
         _check_speech(recipe, name)
@@ -213,6 +215,13 @@ def _check_start(recipe: Recipe) -> None:
     same = projector_config(folder, manifest) == recipe.student.projector and manifest.normalise_layers == recipe.student.normalise_layers
     if not same:
         raise InputError(f"`{folder}` has another projector or layer mix than `student.projector` and `normalise_layers` say ({key})")
+
+
+def _check_decoder(recipe: Recipe) -> None:
+    """Raises InputError where the projector cannot start from the Whisper model that it names; one on the hub is not asked yet."""
+    source = getattr(recipe.student.projector, "init_from", None)
+    if source is not None and Path(source).is_dir():
+        whisper_fit(meta_student(recipe).projector.decoder, source)
 
 
 def build_method(recipe: Recipe, student: Student) -> Method:

@@ -39,6 +39,7 @@ def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
         (["--ranks", "3", "--dry-run"], ["3 ranks", "2 micro-batches", "nearest: 2"]),
         (["--set", "deepspeed=ds_configs/zero4.json", "--dry-run"], ["zero4.json", "did you mean"]),
         (["--set", "student.llm=standins/lm", "--dry-run"], ["standins/lm"]),
+        (["--set", "student.projector={kind: qformer, init_from: standins/llm}", "--dry-run"], ["standins/llm", "projector.init_from"]),
         (["--set", "nonsense"], ["--set nonsense", "key.path=value"]),
     ],
 )

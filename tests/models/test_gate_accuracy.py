@@ -18,7 +18,7 @@ from speechkd.models.pretrained import load_whisper_encoder
 from speechkd.models.projectors.gates import AttentionGate, ConvGate
 
 ROOT = Path(__file__).parents[2]
-CLIPS = {"train": 1200, "test_known": 300, "test_unseen": 300}
+CLIPS = {"train": 2400, "test_known": 300, "test_unseen": 300}
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def test_gate_accuracy(kind: type[AttentionGate] | type[ConvGate], corpus: dict[
     with torch_seed(0, "gate"):
         gate = kind(states_NFD.shape[2], 64, int(language_N.max()) + 1)
         optimiser = torch.optim.AdamW(gate.parameters(), 3e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=300)
-        for _ in range(300):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=400)
+        for _ in range(400):
             pick = torch.randint(len(language_N), (48,))
             out = language_id(gate(states_NFD[pick]), language_N[pick], torch.ones(48, dtype=torch.bool))
             optimiser.zero_grad()

@@ -64,6 +64,20 @@ def test_fewer_queries_take_the_first_positions(whisper: str) -> None:
     assert torch.equal(projector.decoder.embed_positions, read_tensor(fit.fitting["embed_positions"])[:3])
 
 
+def test_lora_on_the_decoder_does_not_hide_it(whisper: str) -> None:
+    from speechkd.models.lora import LoraConfig, Switch, add_lora
+
+    plain, adapted = make("qformer", queries=5, init_from=whisper, **KEYS), make("qformer", queries=5, init_from=whisper, **KEYS)
+    names = [name for name, _ in adapted.named_modules() if name.endswith(("q_proj", "fc1"))]
+    add_lora(adapted, names, LoraConfig(r=2, targets=["q_proj", "fc1"]), Switch())
+    fits = [start_from_whisper(projector) for projector in (plain, adapted)]
+    assert fits[0] is not None and fits[1] is not None and fits[0].fitting.keys() == fits[1].fitting.keys() and fits[1].misfit is None
+    states = torch.randn(2, 11, 36)
+    with torch.no_grad():
+        adapted.queries.copy_(plain.queries)
+        torch.testing.assert_close(adapted.decoder(adapted.queries[None], states[:1]), plain.decoder(plain.queries[None], states[:1]))
+
+
 def test_what_cannot_be_a_start_is_refused(whisper: str) -> None:
     with pytest.raises(InputError, match="has 4 heads, the projector 2"):
         start_from_whisper(make("qformer", init_from=whisper, **{**KEYS, "heads": 2}))

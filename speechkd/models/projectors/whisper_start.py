@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from speechkd.core import dist
 from speechkd.core.errors import InputError
+from speechkd.core.log import say
 from speechkd.core.tensors import Stored, read_tensor
 from speechkd.models.pretrained import checkpoint_tensors, read_config, resolve
 from speechkd.models.projectors.cross_decoder import CrossDecoder
@@ -80,4 +82,7 @@ def start_from_whisper(projector: Any) -> Fit | None:
     params = _own(projector.decoder)
     for name, stored in fit.fitting.items():
         params[name].copy_(read_tensor(stored)[: params[name].shape[0]])
+    if dist.rank() == 0:
+        rest = f"; the rest as it was made, first {fit.misfit}" if fit.misfit else ""
+        say(f"projector: {len(fit.fitting)} of {fit.total} decoder tensors start from {path_or_id}{rest}")
     return fit
