@@ -97,8 +97,17 @@ def compare(folder: Path) -> str:
         print(lines[-1], flush=True)
 
     wavs = write_clips(folder / "clips", WRITTEN, 2.0)
-    turns = [{one.name: _seconds(lambda: one.write(wavs, folder / f"{one.name}-{turn}")) for one in everyone} for turn in range(2)]
-    add(f"write {WRITTEN:,} clips of 2 s, 2 cores, from nothing", {name: WRITTEN / median(turn[name] for turn in turns) for name in names})
+    few = write_clips(folder / "few", WRITTEN // 8, 2.0)
+    whole: dict[str, list[float]] = {name: [] for name in names}
+    start: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(3):
+        for one in everyone:
+            whole[one.name].append(_seconds(lambda: one.write(wavs, folder / f"{one.name}-{turn}")))
+            start[one.name].append(_seconds(lambda: one.write(few, folder / f"{one.name}-few-{turn}")))
+    add(f"write {WRITTEN:,} clips of 2 s, 2 cores, from nothing", {name: WRITTEN / median(whole[name]) for name in names})
+    more = WRITTEN - len(few)
+    apart = {name: more / (median(whole[name]) - median(start[name])) for name in names}
+    add(f"write, the time of {len(few)} clips taken off (start-up apart)", apart)
     homes = {one.name: folder / f"{one.name}-0" for one in everyone}
     raw = {one.name: (lambda one=one: _drain(one.raw(homes[one.name]), 2 * WRITTEN)) for one in everyone if hasattr(one, "raw")}
     checked = "speechkd, checked"

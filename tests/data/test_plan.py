@@ -7,13 +7,16 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from speechkd.core.errors import InputError
-from speechkd.data.plan import ExampleRef, Plan, PlanConfig
+from speechkd.data.plan import ExampleRef, Plan, PlanConfig, PlanSource
+from speechkd.data.windows import Deal, Frame
+from tests.bench.clips import mixed_lengths
 from tests.data.plans import plans, source
 
 CONFIG = PlanConfig(micro_batches=12, max_examples=5, max_seconds=30, max_tokens=400, block_shards=3)
@@ -109,3 +112,38 @@ def test_an_impossible_plan_is_refused() -> None:
         Plan(CONFIG, [source(0, 1)], seed=1)
     with pytest.raises(InputError, match="must be above 0"):
         Plan(CONFIG, [source(3, 1, passes=0)], seed=1)
+
+
+def test_a_resume_puts_only_a_few_windows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deep in epoch 1000 of a corpus of 250 windows: the one it lies in, and those that hold what it finds waiting."""
+    ordered: list[int] = []
+    shuffled = Deal._shuffled
+
+    def counted(self: Deal, frame: Frame, epoch: int, window: int) -> Any:
+        ordered.append(window)
+        return shuffled(self, frame, epoch, window)
+
+    monkeypatch.setattr(Deal, "_shuffled", counted)
+    seconds_N, tokens_N = mixed_lengths(200_000)
+    plan = Plan(
+        PlanConfig(micro_batches=64, max_examples=64, max_seconds=160, max_tokens=4096, block_shards=8),
+        [PlanSource("kd", "d", np.arange(200_000) // 100, seconds_N, tokens_N)],
+        1,
+    )
+    step = 1000 * plan.steps_per_epoch(0) + 123
+    assert plan.position(step) == (1000, 123) and not ordered
+    found = plan.step(step)
+    assert len(found) == 64 and 0 < len(ordered) < 40
+    assert [set(batch) for batch in found] == [set(batch) for batch in plan.epoch(1000)[123]]
+
+
+def test_useful_frames_on_mixed_lengths() -> None:
+    """What `make bench` measures beside other loaders, here as a floor, for text as well; the budget is nearly used up."""
+    seconds_N, tokens_N = mixed_lengths(20_000)
+    config = PlanConfig(micro_batches=16, max_examples=64, max_seconds=160, max_tokens=4096)
+    plan = Plan(config, [PlanSource("kd", "d", np.arange(20_000) // 1000, seconds_N, tokens_N)], 1)
+    batches = [[ref.row for ref in batch] for step in plan.epoch(0) for batch in step if batch]
+    padded = sum(len(batch) * seconds_N[batch].max() for batch in batches)
+    assert seconds_N.sum() / padded > 0.96
+    assert tokens_N.sum() / sum(len(batch) * tokens_N[batch].max() for batch in batches) > 0.8
+    assert padded / len(batches) > 0.85 * 160
