@@ -7,6 +7,7 @@ what has been yielded can be made durable first, so a kill costs no more calls t
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ class Calls(Generic[T]):
     """One result for each number in `order`.
 
     `attempt` makes one call; it raises Again or Rejected, and anything else stops the run. `failed` makes the result of a call that was
-    rejected, or that failed more than `retries` times while the server worked. `lives` tells whether it does. `finish` frees what
-    attempts use.
+    rejected, or that failed more than `retries` times while the server worked: it answered others since the last failure, or `lives`
+    says so. `finish` frees what attempts use.
     """
 
     def __init__(
@@ -119,7 +120,8 @@ class Calls(Generic[T]):
             self._ready.put_nowait(error)
 
     async def _persist(self, number: int) -> T:
-        began, failures, calls = monotonic(), 0, 0
+        failures = calls = 0
+        failed_at = math.inf
         while True:
             try:
                 result = await self._attempt(number)
@@ -132,8 +134,9 @@ class Calls(Generic[T]):
                 again = problem
             calls += 1
             failures += again.counts and not again.away
-            if failures > self._pace.retries and (self._heard > began or await self._lives()):
+            if failures > self._pace.retries and (self._heard > failed_at or await self._lives()):
                 return self._failed(number, f"{again} (after {calls} calls)")
+            failed_at = monotonic()
             self._mind_patience(again)
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(calls - 1, 10)) * random.uniform(0.5, 1.0)
             await asyncio.sleep(max(wait, min(again.wait or 0.0, self._pace.patience_s)))

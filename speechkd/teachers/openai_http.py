@@ -296,11 +296,14 @@ class OpenAIHttpTeacher:
             ) from None
 
     async def _lives(self, client: httpx2.AsyncClient) -> bool:
-        """Whether the server answers at all: if not, a failed call is no fault of its request."""
+        """Whether the server works: if not, a failed call is no fault of its request. A gateway before a dead server does not count."""
+        root = urlsplit(self.config.url)
         try:
+            if (await client.get(f"{root.scheme}://{root.netloc}/health")).status_code == 200:  # vLLM, SGLang, transformers serve
+                return True
             await self.call(client, "GET", MODELS)
-        except Again as problem:
-            return not problem.away
+        except (Again, httpx2.HTTPError):
+            return False
         except (Rejected, InputError):
             return True
         return True

@@ -20,7 +20,7 @@ from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request
 from speechkd.teachers.hf_local import HfLocalConfig, HfLocalTeacher
 from speechkd.teachers.openai_http import OpenAIHttpConfig, OpenAIHttpTeacher
-from tests.teachers.endpoint import Endpoint, Reply, chat, error, scripted
+from tests.teachers.endpoint import Call, Endpoint, Reply, chat, error, scripted
 
 ROOT = Path(__file__).parents[2]
 CANARY = "sk-canary-5f1e9c"
@@ -290,3 +290,19 @@ def test_completions_send_the_students_own_prompt(prompt: Prompt) -> None:
     body = endpoint.calls[0].json()
     assert body["prompt"] == prompt.teacher("Question 0?", '{"language": "german", "n": 0}') and endpoint.calls[0].path == "/v1/completions"
     assert found.text == "re 1" and (body["seed"], body["top_p"], body["max_tokens"]) == (3, 0.9, 256)
+
+
+def test_a_gateway_before_a_dead_server_makes_no_rows(prompt: Prompt) -> None:
+    """While the server restarts, its gateway answers every call, health checks too, with 502: far more often than `retries`."""
+    calls = 0
+
+    async def handle(call: Call) -> Reply:
+        nonlocal calls
+        calls += call.method == "POST"
+        if 10 < calls < 34:
+            return error(502, "bad gateway")
+        return Reply(b"{}") if call.method == "GET" else echo(call.json())
+
+    with Endpoint(handle) as endpoint:
+        answers = teacher(endpoint, prompt, retries=2, concurrency=4).answer(asked(30))
+    assert [a.text for a in answers] == [f"re {i}" for i in range(30)] and calls > 50
