@@ -46,8 +46,8 @@ class Calls(Generic[T]):
     """One result for each number in `order`.
 
     `attempt` makes one call; it raises Again or Rejected, and anything else stops the run. `failed` makes the result of a call that was
-    rejected, or that failed more than `retries` times while the server worked: it answered others since the last failure, or `lives`
-    says so. `finish` frees what attempts use.
+    rejected, or that failed more than `retries` times and again after the server had shown that it works: by an answer to another, or
+    because `lives` says so. `finish` frees what attempts use.
     """
 
     def __init__(
@@ -121,8 +121,9 @@ class Calls(Generic[T]):
 
     async def _persist(self, number: int) -> T:
         failures = calls = 0
-        failed_at = math.inf
+        failed_at, proved = math.inf, False
         while True:
+            alive = proved or self._heard > failed_at  # known before the call is made: what fails in an outage is no fault of its own
             try:
                 result = await self._attempt(number)
                 self._back()
@@ -134,9 +135,9 @@ class Calls(Generic[T]):
                 again = problem
             calls += 1
             failures += again.counts and not again.away
-            if failures > self._pace.retries and (self._heard > failed_at or await self._lives()):
+            if failures > self._pace.retries and alive:
                 return self._failed(number, f"{again} (after {calls} calls)")
-            failed_at = monotonic()
+            failed_at, proved = monotonic(), failures >= self._pace.retries and await self._lives()
             self._mind_patience(again)
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(calls - 1, 10)) * random.uniform(0.5, 1.0)
             await asyncio.sleep(max(wait, min(again.wait or 0.0, self._pace.patience_s)))
