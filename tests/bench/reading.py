@@ -116,7 +116,7 @@ def compare(folder: Path) -> str:
     add("the same, sha256 of each checked", {**rates, Ours.name: rates[checked]})
     for seconds, count in ((2.0, READ), (10.0, READ // 4)):
         wavs = write_clips(folder / f"clips{seconds:g}", count, seconds)
-        homes = {one.name: folder / f"{one.name}-{seconds:g}" for one in everyone}
+        homes = {one.name: folder / f"{one.name}-read{seconds:g}" for one in everyone}
         for one in everyone:
             one.write(wavs, homes[one.name])
         for workers in (0, 2):
