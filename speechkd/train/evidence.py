@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from speechkd.core.types import Batch, LossOut
+from speechkd.kernels.chunks import rows_per_chunk
 from speechkd.kernels.logits import head_logits
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, Loss, LossConfig, Supervision
 from speechkd.losses.base import ClipFacts, Clips, Layers, place, teacher_of
@@ -142,10 +143,13 @@ class Evidence:
 def _topk(hidden_TE: Tensor, weight_UE: Tensor, softcap: float | None, shared_W: Tensor | None, config: Any) -> dict[str, Tensor]:
     """What a column would have stored of these rows: K likeliest ids, their log-probs and the tail's, at the loss's temperature.
 
-    Ids that the student does not share are part of the tail.
+    Ids that the student does not share are part of the tail. Chunk by chunk, so that [T, U] logits never exist.
     """
-    logp_TU = torch.log_softmax(head_logits(hidden_TE, weight_UE, softcap) / config.temperature, dim=1)
-    kept_TW = logp_TU if shared_W is None else logp_TU[:, : len(shared_W)].masked_fill(~shared_W, -torch.inf)
-    top = kept_TW.topk(min(config.k, kept_TW.shape[1]), dim=1)
-    tail_T = logp_TU.scatter(1, top.indices, -torch.inf).logsumexp(1)
-    return {"ids_TK": top.indices, "logp_TK": top.values, "tail_logp_T": tail_T}
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for rows_CE in hidden_TE.split(rows_per_chunk(weight_UE.shape[0], hidden_TE.device)):
+        logp_CU = torch.log_softmax(head_logits(rows_CE, weight_UE, softcap) / config.temperature, dim=1)
+        kept_CW = logp_CU if shared_W is None else logp_CU[:, : len(shared_W)].masked_fill(~shared_W, -torch.inf)
+        top = kept_CW.topk(min(config.k, kept_CW.shape[1]), dim=1)
+        parts.append((top.indices, top.values, logp_CU.scatter(1, top.indices, -torch.inf).logsumexp(1)))
+    ids_TK, logp_TK, tail_T = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return {"ids_TK": ids_TK, "logp_TK": logp_TK, "tail_logp_T": tail_T}

@@ -58,8 +58,8 @@ class Loop:
             meter.add("train/data_wait_ratio", item.waited)
             batches = [batch.to(self.device) for batch in item.batches]
             # One all-reduce a step: each loss's count over all ranks, and whether any rank was told to stop.
-            agreed = torch.stack([self.distiller.counts(batch) for batch in batches]).sum(0)
-            agreed = torch.cat([agreed, torch.tensor([float(self.preemption.raised)], dtype=torch.float64)]).to(self.device)
+            counts = torch.stack([self.distiller.counts(batch) for batch in batches]).sum(0)
+            agreed = torch.cat([counts, counts.new_full((1,), float(self.preemption.raised))])
             dist.sum_over_ranks(agreed)
             self.engine.set_lr(learning_rate(self.optim, step, self.steps))
             for index, batch in enumerate(batches):
