@@ -71,6 +71,12 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, config.r))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # PEFT's start: B = 0, so that step 0 is the model as loaded
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own weight, for code that asks a linear layer for its dtype or device."""
+        weight: Tensor = self.base_layer.weight
+        return weight
+
     def train(self, mode: bool = True) -> LoraLinear:
         """The base stays as it is; only the dropout in front of A knows training."""
         self.dropout.train(mode)

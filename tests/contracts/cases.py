@@ -74,6 +74,7 @@ def _mixed() -> dict[str, Case]:
         "live-topk": Case({"topk_kl": _block("topk_kl") | {"teacher": "self", "k": 7}}, lora=LORA),
         "bridges": Case({"layer_wise": _block("layer_wise") | {"representation": "linear"}}),
         "everything": Case(everything, lora=LORA),
+        "lora-projector": Case(ce, projector={"kind": "linear", "pool": 4}, lora=LORA | {"targets": ["q_proj", "linear"]}),
     }
 
 

@@ -65,7 +65,7 @@ def test_a_shipped_recipe_trains_and_exports(workshop: Path, exported: Path, nam
     series = metric_series(folder / JOURNAL)
     for loss in recipe["losses"]:
         values = dict(series[f"train/loss_{loss}"])
-        assert all(0 <= value < 1e4 for value in values.values()), (loss, values)
+        assert all(-1e-6 <= value < 1e4 for value in values.values()), (loss, values)  # a divergence of equals is 0 up to rounding
     out = folder / "export"
     done = speechkd("export", *words, "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
