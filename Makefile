@@ -8,7 +8,7 @@ export TORCH PYTHON VENV
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-system torture bench lint types contracts unit standins clean
+.PHONY: help setup demo test test-system torture bench miniature lint types contracts unit standins clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -33,6 +33,9 @@ bench: setup  ## reading and writing beside other loaders on the same audio; res
 	@tests/bench/install $(VENV)
 	$(VENV)-bench/bin/python -W ignore -m tests.bench.reading
 	$(BIN)/python -m tests.bench.resume
+
+miniature: setup  ## a paper's effect on small parts: make miniature PAPER=wong26a
+	$(BIN)/python pipelines/miniatures/run.py $(PAPER)
 
 lint: setup  ## flake8 and isort
 	$(BIN)/flake8

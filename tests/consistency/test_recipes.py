@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from speechkd.core.config import read_yaml
 from speechkd.core.errors import InputError
 from speechkd.data.cards import load_card
 from speechkd.engine.ds_config import read_ds_config
@@ -14,6 +15,7 @@ from tests.consistency.house import ROOT, document_commands, short
 
 RECIPES = sorted((ROOT / "pipelines").glob("*.yaml"))
 CARDS = sorted((ROOT / "shards/cards").glob("*.yaml"))
+MINIATURES = sorted((ROOT / "pipelines/miniatures").glob("*.yaml"))
 DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 
 
@@ -91,3 +93,11 @@ def test_misspelt_override_is_refused_with_the_nearest(key: str) -> None:
     for path in RECIPES:
         with pytest.raises(InputError, match="did you mean"):
             load_recipe(path, [key])
+
+
+@pytest.mark.parametrize("path", MINIATURES, ids=short)
+def test_every_variant_of_a_miniature_is_a_recipe(path: Path) -> None:
+    mini = read_yaml(path)
+    assert mini["claim"] and len(set(mini["seeds"])) >= 3 and len(mini["variants"]) >= 2
+    digests = {load_recipe(Path(mini["recipe"]), [*mini["set"], *sets]).digest() for sets in mini["variants"].values()}
+    assert len(digests) == len(mini["variants"]), "two variants are the same"
