@@ -127,7 +127,7 @@ def write_recipe(folder: Path, url: str) -> Path:
         "key_env": "SPEECHKD_TEST_KEY",
         "concurrency": CONCURRENCY,
         "timeout_s": TIMEOUT_S,
-        "patience_s": 120,
+        "patience_s": 900,
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
