@@ -121,7 +121,7 @@ def top(logits_CV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, 
 
     The tail is summed over the ids outside, not taken as 1 - the rest, which loses all digits when small. `logits_CV` is used up.
     """
-    z_CV = logits_CV.div_(temperature)
+    z_CV = logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
     z_CK, ids_CK = z_CV.topk(k, dim=1)
     rest_C = z_CV.scatter_(1, ids_CK, -torch.inf).logsumexp(1)
     all_C = torch.logaddexp(z_CK.logsumexp(1), rest_C)

@@ -15,8 +15,12 @@ from speechkd.data.signals import HiddenStore, SampledStore, SignalsConfig, TopK
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.sampled_kd import sampled_ce
 from speechkd.losses.topk_kd import topk_kl
+from speechkd.models.exported import load_tokenizer
 from speechkd.models.pretrained import load_causal_lm
-from speechkd.teachers import scoring
+from speechkd.models.prompt import Prompt
+from speechkd.teachers import TEACHERS, scoring
+from speechkd.teachers.base import Request
+from speechkd.teachers.hf_local import HfLocalTeacher
 from speechkd.teachers.scoring import Forced, Scorer, draw
 
 LLM = str(Path(__file__).parents[2] / "standins/llm")
@@ -145,6 +149,28 @@ def test_drawn_teachers_are_unbiased(proposal: float) -> None:
     cut = p_V.topk(how.draws)
     cut_V = torch.zeros_like(p_V).scatter(0, cut.indices, cut.values / cut.values.sum())
     assert ((cut_V - p_V).abs() > allowed_V).any()
+
+
+def test_batches_are_bounded_in_rows_and_positions() -> None:
+    part = TEACHERS.get("hf_local")
+    config = {"model": LLM, "fields": ["transcript"], "dtype": "float32"}
+    prompt = Prompt("{{ audio }} {{ question }}", load_tokenizer(LLM))
+    cut = part(part.Config.model_validate({**config, "batch_size": 3, "batch_tokens": 100}), prompt)
+    assert isinstance(cut, HfLocalTeacher)
+    assert list(cut._batches([4, 0, 1, 2, 3, 5], [10, 10, 60, 50, 10, 200])) == [[4, 0, 1], [2], [3], [5]]
+    whole = part(part.Config.model_validate({**config, "max_new_tokens": 8}), prompt)
+    asked = [Request(f"c{i}", "open-0", "What?", {"transcript": "one " * (1 + i)}) for i in range(7)]
+    few = part(part.Config.model_validate({**config, "max_new_tokens": 8, "batch_tokens": 60}), prompt)
+    assert [a.tokens for a in few.answer(asked)] == [a.tokens for a in whole.answer(asked)]
+
+
+def test_a_teacher_with_another_tokenizer_is_refused() -> None:
+    part = TEACHERS.get("hf_local")
+    tokenizer = load_tokenizer(LLM)
+    tokenizer.add_tokens(["<another>"])
+    prompt = Prompt("{{ audio }} {{ question }}", tokenizer)
+    with pytest.raises(InputError, match="has another tokenizer than the student"):
+        part(part.Config.model_validate({"model": LLM, "fields": [], "dtype": "float32"}), prompt)
 
 
 def test_what_the_model_does_not_have_is_refused(model: Any) -> None:
