@@ -23,6 +23,8 @@ VARIANTS = [
     ("pl_distill.yaml", "objective=ldist_cka"),
     ("lang_aware.yaml", "student.projector.choice=soft"),
     ("meta_prompt_kd.yaml", "train.regime=mix"),
+    ("topk_kd.yaml", "objective=sampled"),
+    ("topk_kd.yaml", "train.regime=mix"),
 ]
 
 
@@ -42,6 +44,9 @@ def small(workshop: Path, exported: Path, name: str) -> Path:
         recipe["prompt"] |= own["prompt"]
     recipe |= {key: own[key] for key in ("live", "objective", "objectives", "losses", "paper") if key in own}
     recipe["student"] |= own.get("student", {})
+    for role, block in own.get("teachers", {}).items():
+        if "signals" in block:
+            recipe["teachers"][role]["signals"] = block["signals"]
     recipe["train"] |= {"regime": own["train"]["regime"], "regimes": regimes, "checkpoint_every": 4}
     if "languages" in recipe["student"]["projector"]:
         recipe["student"]["projector"]["languages"] = recipe["student"]["projector"]["languages"][:2]
