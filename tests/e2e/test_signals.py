@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 import yaml
 
 from speechkd.core.errors import InputError
-from speechkd.core.files import digest
+from speechkd.core.files import read_json, write_json
 from speechkd.data.index import open_shards
+from speechkd.data.manifest import signed
 from speechkd.recipe import load_recipe
 from speechkd.stages.inputs import open_prompt
 from speechkd.stages.plan import plan
@@ -101,11 +101,11 @@ def republished(taught: Path, tmp_path: Path, change: dict[str, Any]) -> Path:
     """A copy whose column says something else under the same name, with every digest in order: as a foreign tool could have made it."""
     folder = Path(shutil.copytree(taught, tmp_path / "copy"))
     (path,) = version(folder).glob("columns/*/manifest.json")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_json(path)
     del manifest["sha256"]
     for key, value in change.items():
         (manifest if key == "base" else manifest["spec"])[key] = value
-    path.write_text(json.dumps({**manifest, "sha256": digest(manifest)}), encoding="utf-8")
+    write_json(path, signed(manifest))
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace(str(taught), str(folder))
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     return folder
