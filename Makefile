@@ -8,7 +8,7 @@ export TORCH PYTHON VENV
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-system torture bench miniature lint types contracts unit standins clean
+.PHONY: help setup demo test test-system torture bench miniature lint types contracts unit standins schema clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -53,6 +53,9 @@ unit: setup  ## the tests alone
 standins: setup  ## rebuild the small teacher and encoder that ship in standins/
 	$(BIN)/python standins/build_llm.py --out standins/llm
 	$(BIN)/python standins/build_encoder.py --out standins/encoder
+
+schema: setup  ## the JSON schema of cards, for editors
+	$(BIN)/python -m speechkd.data.card_schema shards/card.schema.json
 
 clean:  ## remove caches and build leftovers; keeps the environment and runs
 	rm -rf .mypy_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

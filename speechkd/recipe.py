@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, StringConstraints, model_validator
 
-from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, merge, read_yaml
-from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, read_extending
+from speechkd.core.errors import unknown_name
 from speechkd.core.files import digest
 from speechkd.core.table import Table
 from speechkd.data.plan import PlanConfig
@@ -228,14 +228,7 @@ def _same_temperature(role: str, stored: SignalsConfig, loss: str, config: LossC
 
 def resolve(path: Path, sets: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
     """The recipe's data: the file over what it `extends` (one file, beside it), then `--set` over both."""
-    data = read_yaml(path)
-    parent = data.pop("extends", None)
-    if parent is not None:
-        base = read_yaml(path.parent / str(parent))
-        if "extends" in base:
-            raise InputError(f"`extends` goes one level: `{parent}` extends another file ({path}: extends)")
-        data = merge(base, data)
-    return apply_sets(data, sets)
+    return apply_sets(read_extending(path), sets)
 
 
 def load_recipe(path: Path, sets: tuple[str, ...] | list[str] = ()) -> Recipe:

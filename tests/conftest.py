@@ -3,3 +3,4 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.pop("SPEECHKD_DATA", None)  # where the user's corpora lie; tests have their own

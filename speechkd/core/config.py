@@ -19,7 +19,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 class Config(BaseModel):
     """Base of every configuration: frozen, and a key that it does not know is an error that names the nearest one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +94,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"must be a mapping of keys, is {type(data).__name__} ({path})")
     return data
+
+
+def read_extending(path: Path) -> dict[str, Any]:
+    """Read a YAML file over the one that it `extends`: one file beside it, one level. Raises InputError."""
+    data = read_yaml(path)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    name = str(parent)
+    base = read_yaml(path.parent / name)
+    if "extends" in base:
+        raise InputError(f"`extends` goes one level: `{name}` extends another file ({path}: extends)")
+    return merge(base, data)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 from functools import lru_cache
-from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from speechkd.data.sources.base import RawClip, Rejected
+from speechkd.data.sources.base import SPAN_SLACK, WHOLE, RawClip, Rejected, Span
 
 if TYPE_CHECKING:
     from speechkd.data.cards import AudioLimits
@@ -23,37 +23,74 @@ MAX_KERNEL = 4_000_000
 """Taps of the resampling kernel: a rate without common factor with 16,000 (44,101 Hz, say) would need gigabytes"""
 
 
-def decode_file(path: Path) -> RawClip | Rejected:
-    """Decode a FLAC or PCM WAV file: float32 [T, C] in [-1, 1]. The header is checked before samples are read."""
+def decode_file(path: Path, span: Span = WHOLE) -> RawClip | Rejected:
+    """Decode a FLAC, PCM WAV, Ogg or MP3 file: float32 [T, C] in [-1, 1]. The header is checked before samples are read."""
     try:
         with path.open("rb") as stream:
-            return _decode(stream)
+            return _decode(stream, span)
     except OSError as error:
         return Rejected(f"cannot be opened: {error.strerror}")
 
 
-def _decode(stream: BinaryIO) -> RawClip | Rejected:
+def decode_bytes(data: bytes, span: Span = WHOLE) -> RawClip | Rejected:
+    """Decode a file's content, as `decode_file` does."""
+    return _decode(io.BytesIO(data), span)
+
+
+def _container(magic: bytes) -> str | None:
+    if magic[:4] == b"fLaC":
+        return "FLAC"
+    if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
+        return "WAV"
+    if magic[:4] == b"OggS":
+        return "OGG"
+    if magic[:3] == b"ID3" or (magic[:1] == b"\xff" and len(magic) > 1 and magic[1] & 0xE6 == 0xE2):
+        return "MP3"  # a tag, or the sync bits of an MPEG layer III frame
+    return None
+
+
+def _decode(stream: BinaryIO, span: Span) -> RawClip | Rejected:
     import soundfile
 
-    magic = stream.read(12)
-    if magic[:4] != b"fLaC" and not (magic[:4] == b"RIFF" and magic[8:] == b"WAVE"):
-        return Rejected("is neither FLAC nor WAV")
+    container = _container(stream.read(12))
+    if container is None:
+        return Rejected("is neither FLAC nor WAV, Ogg or MP3")
     stream.seek(0)
     try:
         with soundfile.SoundFile(stream) as file:
-            if not file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE")):
+            if file.format not in (container, "WAVEX", "MPEG", "MP3"):
+                return Rejected(f"is {file.format} that looks like {container}")
+            if container == "WAV" and not file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE")):
                 return Rejected(f"is WAV with encoding {file.subtype}, not PCM")
             if file.channels > HARD_CHANNELS or not 0 < file.samplerate <= MAX_RATE:
                 return Rejected(f"header says {file.channels} channels at {file.samplerate} Hz")
-            if file.frames > HARD_SECONDS * file.samplerate:
-                return Rejected(f"header says {file.frames} samples, over {HARD_SECONDS:.0f} s")
-            said = file.frames
-            samples_TC = file.read(said, dtype="float32", always_2d=True)
-            if len(samples_TC) != said:
-                return Rejected(f"header says {said} samples, holds {len(samples_TC)}")
+            if span.channel is not None and not 0 <= span.channel < file.channels:
+                return Rejected(f"has {file.channels} channels, none is number {span.channel}")
+            first, count = _frames(file.frames, file.samplerate, span)
+            if count < 0:
+                return Rejected(
+                    f"its part from {span.start:g} s for {span.seconds or 0:g} s is not inside {file.frames / file.samplerate:.3f} s"
+                )
+            if count > HARD_SECONDS * file.samplerate:
+                return Rejected(f"header says {count} samples, over {HARD_SECONDS:.0f} s")
+            file.seek(first)
+            samples_TC = file.read(count, dtype="float32", always_2d=True)
+            if len(samples_TC) != count:
+                return Rejected(f"header says {count} samples, holds {len(samples_TC)}")
+            if span.channel is not None:
+                samples_TC = samples_TC[:, span.channel : span.channel + 1]
             return RawClip(samples_TC=samples_TC, rate=file.samplerate)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         return Rejected(f"cannot be decoded: {str(error).splitlines()[0]}")
+
+
+def _frames(total: int, rate: int, span: Span) -> tuple[int, int]:
+    """(first frame, number of frames) of a span; a negative number where it lies outside of the file."""
+    first = round(span.start * rate)
+    count = total - first if span.seconds is None else round(span.seconds * rate)
+    if first < 0 or first > total or count < 0 or first + count > total + SPAN_SLACK * rate:
+        return first, -1
+    return first, min(count, total - first)
 
 
 def normalise(clip: RawClip, limits: AudioLimits) -> np.ndarray | Rejected:
@@ -68,19 +105,19 @@ def normalise(clip: RawClip, limits: AudioLimits) -> np.ndarray | Rejected:
     frames, channels = samples_TC.shape
     seconds = frames / clip.rate
     if not 1 <= channels <= limits.max_channels:
-        return Rejected(f"{channels} channels, allowed 1 to {limits.max_channels}")
+        return Rejected(f"{channels} channels, allowed 1 to {limits.max_channels}", seconds)
     if not frames or seconds < limits.min_seconds:
-        return Rejected(f"{seconds:.3f} s, shorter than {limits.min_seconds:g} s")
-    if seconds > limits.max_seconds:
-        return Rejected(f"{seconds:.3f} s, longer than {limits.max_seconds:g} s")
+        return Rejected(f"{seconds:.3f} s, shorter than {limits.min_seconds:g} s", seconds)
+    if seconds > limits.max_seconds and limits.over_long == "refuse":
+        return Rejected(f"{seconds:.3f} s, longer than {limits.max_seconds:g} s", seconds)
     if not np.isfinite(samples_TC).all():
-        return Rejected("holds NaN or infinite samples")
+        return Rejected("holds NaN or infinite samples", seconds)
     mono_T = samples_TC[:, 0] if channels == 1 else samples_TC.mean(axis=1, dtype=np.float32)
     if clip.rate == RATE:
         return np.ascontiguousarray(mono_T)
-    common = gcd(clip.rate, RATE)
+    common = math.gcd(clip.rate, RATE)
     if (clip.rate // common) * (RATE // common) > MAX_KERNEL:
-        return Rejected(f"sample rate {clip.rate} Hz has no usable ratio to {RATE} Hz")
+        return Rejected(f"sample rate {clip.rate} Hz has no usable ratio to {RATE} Hz", seconds)
     import torch
 
     with torch.inference_mode():
@@ -94,6 +131,20 @@ def _resampler(rate: int) -> Any:
     from torchaudio.transforms import Resample
 
     return Resample(rate, RATE)
+
+
+def pieces(samples_T: np.ndarray, limits: AudioLimits) -> list[np.ndarray]:
+    """[T] -> parts of at most `max_seconds`, in order, no sample lost: cut at the quietest 20 ms of each part's last quarter."""
+    longest, shortest, frame = int(limits.max_seconds * RATE), math.ceil(limits.min_seconds * RATE), RATE // 50
+    out = []
+    while len(samples_T) > longest:
+        last = max(min(longest, len(samples_T) - shortest), 1)  # what is left over must be long enough itself
+        first = min(max(last - longest // 4, shortest, 1), last)
+        loudness = [float(np.square(samples_T[at : at + frame]).sum()) for at in range(first, last - frame + 1, frame)]
+        cut = first + frame * int(np.argmin(loudness)) + frame // 2 if loudness else last
+        out.append(samples_T[:cut])
+        samples_T = samples_T[cut:]
+    return [*out, samples_T]
 
 
 def encode_flac(samples_T: np.ndarray) -> bytes:

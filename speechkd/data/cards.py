@@ -4,39 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from speechkd.core.config import NAME_PATTERN, Config, build, read_yaml
+from speechkd.core.config import NAME_PATTERN, Config, build, read_extending
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
-from speechkd.core.types import Scalar
+from speechkd.core.types import Metadata, Scalar
+from speechkd.data.joins import Join, join
+from speechkd.data.names import MAX_KEY, is_name
 from speechkd.data.sources import SOURCES
 from speechkd.data.sources.base import Item, Source
+from speechkd.data.sources.paths import data_root
 
-MAX_KEY = 80
-"""A USTAR name holds 100 bytes; the longest suffix, `.signals.safetensors`, takes 20 of them."""
-KEY_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+PART = "-part"
+"""Between an over-long clip's key and the number of its part"""
+LONGEST_SPLIT_KEY = MAX_KEY - len(PART) - 4
 
 
 class Task(Config):
-    """A question whose answer is a metadata field; `when` restricts it to samples whose metadata has these values."""
+    """A question whose answer is a metadata field; `when` restricts it to samples whose metadata has these values.
 
-    instruction: str
+    The question is `instruction`, the same for every sample; or `instruction_field` names the field that holds each sample's own.
+    """
+
+    instruction: str = ""
+    instruction_field: str = ""
     field: str
     kind: Literal["choice", "words"]
     choices: list[str] = []
     when: dict[str, Scalar] = {}
 
+    @model_validator(mode="after")
+    def _asks_something(self) -> Task:
+        if bool(self.instruction) == bool(self.instruction_field):
+            raise ValueError("a task has either `instruction` or `instruction_field`")
+        return self
+
+    def question(self, metadata: Metadata) -> str:
+        """What is asked about a sample with this metadata."""
+        return str(metadata[self.instruction_field]) if self.instruction_field else self.instruction
+
 
 class AudioLimits(Config):
-    """What a clip may be; anything else goes to quarantine."""
+    """What a clip may be; anything else goes to quarantine, its seconds counted."""
 
     min_seconds: float = Field(default=0.05, ge=0)
     max_seconds: float = Field(default=30.0, gt=0)
     max_channels: int = Field(default=8, ge=1)
+    over_long: Literal["refuse", "split"] = "refuse"
+    """split: parts of at most `max_seconds`, cut where it is quiet, keys `<key>-part000`, metadata `part` and `parts`; no sample is lost"""
+    whole_only: list[str] = ["transcript"]
+    """metadata names that say something of the whole clip alone, and that its parts do not carry"""
+    duration_field: str = ""
+    """metadata name under which each clip's seconds, as stored, are written; empty: none"""
 
 
 class Card(Config):
@@ -52,6 +76,14 @@ class Card(Config):
     audio: AudioLimits = AudioLimits()
     fields: dict[str, str] = {}
     """raw field -> metadata name; fields not named here keep their own name"""
+    joins: list[Join] = []
+    """tables that add raw fields"""
+    drop: list[str] = []
+    """metadata names that are not kept"""
+    values: dict[str, dict[str, Scalar]] = {}
+    """metadata name -> raw value -> value; values not named here stay"""
+    constants: dict[str, Scalar] = {}
+    """metadata that every sample has and its source does not say"""
     tasks: dict[str, Task] = {}
     grows: str | None = Field(default=None, pattern=NAME_PATTERN, max_length=64)
     """an earlier version of this dataset: its unchanged shards are referenced, only new and changed items are written"""
@@ -71,6 +103,8 @@ class Card(Config):
         for name in self.tasks:
             if not is_name(name):
                 raise ValueError(f"tasks: `{name}` must be letters, digits, _ or -")
+        if self.audio.over_long == "split" and 2 * self.audio.min_seconds > self.audio.max_seconds:
+            raise ValueError("audio: to split, max_seconds must be at least twice min_seconds")
         return self
 
     @property  # not cached: a changed copy of a model would carry the old one along
@@ -79,26 +113,22 @@ class Card(Config):
         return digest(self.model_dump(mode="json"))
 
 
-def is_name(text: str) -> bool:
-    """Whether `text` may stand in a member name: [A-Za-z0-9_-]+, no dot, at most MAX_KEY letters."""
-    return 0 < len(text) <= MAX_KEY and KEY_LETTERS.issuperset(text)
-
-
 def load_card(path: Path, check_source: bool = True) -> Card:
-    """Read a card. `check_source=False` leaves the source's own block alone (a published card outlives its source).
+    """Read a card, over the one that it `extends` (a language, a part).
 
+    `check_source=False` leaves the source's own block alone: a published card outlives its source.
     Raises InputError for a missing file, an unknown key, an unknown source kind.
     """
-    card = build(Card, read_yaml(path), str(path))
+    card = build(Card, read_extending(path), str(path))
     if check_source:
         _source_config(card, str(path))
     return card
 
 
 def open_source(card: Card, card_dir: Path) -> Source:
-    """The card's source; relative folders in the card are relative to `card_dir`. Raises InputError if its raw data is not there."""
+    """The card's source, below the data root. Raises MissingData if its raw data is not there."""
     kind, config = _source_config(card, f"card `{card.name}`")
-    return kind(config, card_dir)
+    return kind(config, data_root(card_dir))
 
 
 def _source_config(card: Card, where: str) -> tuple[type[Source], Config]:
@@ -109,8 +139,8 @@ def _source_config(card: Card, where: str) -> tuple[type[Source], Config]:
     return source, build(source.Config, card.source, f"{where}: source")
 
 
-def list_items(card: Card, source: Source) -> list[Item]:
-    """All items of a card, sorted by key, with the card's metadata names.
+def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
+    """All items of a card, sorted by key, with the card's metadata names and values.
 
     Raises InputError for no items, a key that cannot name a tar member, a key given twice, or a mapped field that no item has.
     """
@@ -118,29 +148,44 @@ def list_items(card: Card, source: Source) -> list[Item]:
     if not items:
         raise InputError(f"card `{card.name}`: its source has no items")
     for before, item in zip([None, *items], items, strict=False):
-        if not is_name(item.key):
-            raise InputError(f"key `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
-        if not is_name(item.split):
-            raise InputError(f"split `{item.split[:100]}` of `{item.key}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
+        _check_names(item, card)
         if before is not None and before.key == item.key:
             raise InputError(f"key `{item.key}` is given twice (card `{card.name}`)")
-    if not card.fields:
-        return items
-    present = {name for item in items for name in item.metadata}
+    items = join(items, card.joins, data_root(card_dir))
+    present = set(source.columns)
+    for item in items:
+        present.update(item.metadata)
     for raw in card.fields:
         if raw not in present:
             raise InputError(unknown_name("field", raw, present, f"card `{card.name}`: fields"))
-    return [replace(item, metadata=_rename(item, card.fields)) for item in items]
+    named = {card.fields.get(name, name) for name in present}
+    for name in card.values:
+        if name not in named:
+            raise InputError(unknown_name("field", name, named, f"card `{card.name}`: values"))
+    for name in card.drop:  # what is not there need not be dropped; what is nearly there is a slip of the pen
+        if name not in named and get_close_matches(name, named, n=1, cutoff=0.75):
+            raise InputError(unknown_name("field", name, named, f"card `{card.name}`: drop"))
+    return [replace(item, metadata=_metadata(item, card)) for item in items]
 
 
-def _rename(item: Item, fields: dict[str, str]) -> dict[str, Scalar]:
+def _check_names(item: Item, card: Card) -> None:
+    if not is_name(item.key):
+        raise InputError(f"key `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
+    if not is_name(item.split):
+        raise InputError(f"split `{item.split[:100]}` of `{item.key}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
+    if card.audio.over_long == "split" and (len(item.key) > LONGEST_SPLIT_KEY or PART in item.key):
+        raise InputError(f"key `{item.key}` must have at most {LONGEST_SPLIT_KEY} letters and no `{PART}` to be split (card `{card.name}`)")
+
+
+def _metadata(item: Item, card: Card) -> dict[str, Scalar]:
+    """Renamed, then dropped, then with other values, then with constants."""
     out: dict[str, Scalar] = {}
     for raw, value in item.metadata.items():
-        name = fields.get(raw, raw)
-        if name in out:
+        name = card.fields.get(raw, raw)
+        if name in out or name in card.constants:
             raise InputError(f"item `{item.key}` has two fields for `{name}`: map one of them to another name (fields)")
-        out[name] = value
-    return out
+        out[name] = card.values[name].get(str(value), value) if name in card.values else value
+    return {name: value for name, value in out.items() if name not in card.drop} | card.constants
 
 
 def blocks(items: Sequence[Item], size: int) -> list[list[Item]]:

@@ -24,7 +24,7 @@ from speechkd.data.sources.base import Item
 from speechkd.data.store import Place
 
 ITEMS, QUARANTINE = "items.parquet", "quarantine.jsonl"
-PLACES = ("line", "number", "row")
+PLACES = ("line", "number", "file", "row")
 """Parts of a source entry that say where in a list it stands; they move when a list grows"""
 ITEM_SCHEMA = pa.schema([("key", pa.string()), ("shard", pa.int32())])
 """items.parquet: every item of the input, stored or rejected, in shard and key order"""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import yaml
 
@@ -14,8 +15,8 @@ import speechkd
 from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_bytes
 from speechkd.core.types import Metadata
-from speechkd.data.audio import RATE, encode_flac, normalise
-from speechkd.data.cards import Card, open_source
+from speechkd.data.audio import RATE, encode_flac, normalise, pieces
+from speechkd.data.cards import PART, Card, open_source
 from speechkd.data.files import Files
 from speechkd.data.growth import ITEMS, QUARANTINE, Block, item_table, items_digest
 from speechkd.data.guarded import Watch, read_guarded
@@ -34,7 +35,7 @@ from speechkd.data.manifest import (
 )
 from speechkd.data.sources.base import Item, RawClip, Rejected
 from speechkd.data.store import Place, entry_of, write_text
-from speechkd.data.tar import ABSENT, Member, TarWriter, publishing_tar
+from speechkd.data.tar import ABSENT, TarWriter, publishing_tar
 
 CARD = "card.yaml"
 Clip = RawClip | Rejected | None
@@ -86,49 +87,76 @@ def _write_shard(root: Place, card: Card, shard: int, items: Sequence[Item], cli
     rows: list[dict[str, Any]] = []
     metadata: list[Metadata] = []
     quarantined: list[dict[str, Any]] = []
+    inputs = 0
     tar_name, parquet_name = (f"audio/{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet"))
     with publishing_tar(root / tar_name) as tar:
         for item, clip in zip(items, clips, strict=True):
-            row = _add(tar, card, item, clip)
-            if isinstance(row, Rejected):
-                quarantined.append(
-                    {"key": item.key, "shard": shard, "source": _readable(card.source["kind"], item.payload), "reason": row.reason}
-                )
-            else:
-                rows.append(row)
-                metadata.append(item.metadata)
+            parts = _parts(card, item, clip)
+            if isinstance(parts, Rejected):
+                source = _readable(card.source["kind"], item.payload)
+                entry = {"key": item.key, "shard": shard, "source": source, "reason": parts.reason, "seconds": parts.seconds}
+                quarantined.append(entry)
+                continue
+            inputs += 1
+            for key, said, text, samples_T in parts:
+                rows.append(_add(tar, key, item.split, text, samples_T))
+                metadata.append(said)
         tar_entry = {"sha256": tar.close(), "bytes": tar.bytes}
     table = pa.Table.from_pylist(rows, schema=BASE_SCHEMA)
     for name, values in _typed_columns(metadata):
         table = table.append_column(f"meta.{name}", values)
     files = {tar_name: tar_entry, parquet_name: write_parquet(root / parquet_name, table)}
-    facts = {"samples": len(rows), "seconds": _total(rows), "quarantined": quarantined}
+    facts = {"samples": len(rows), "seconds": _total(rows), "inputs": inputs, "quarantined": quarantined}
     receipts.write(shard, files, facts)
 
 
-def _add(tar: TarWriter, card: Card, item: Item, clip: RawClip | Rejected | None) -> dict[str, Any] | Rejected:
-    """Append one sample and return its index row, or say why it is refused; a refused sample leaves no byte."""
+Part = tuple[str, Metadata, bytes, np.ndarray | None]
+"""key, metadata, metadata as stored, samples [T] (None: text-only)"""
+
+
+def _parts(card: Card, item: Item, clip: RawClip | Rejected | None) -> list[Part] | Rejected:
+    """The samples that an item becomes (several where the card splits an over-long clip), or why it is refused."""
     if isinstance(clip, Rejected):
         return clip
-    try:
-        text = json_bytes(item.metadata)
-    except ValueError as error:
-        return Rejected(f"metadata is not JSON: {error}")
-    if len(text) > MAX_METADATA:
-        return Rejected(f"metadata has {len(text)} bytes, allowed {MAX_METADATA}")
-    audio: Member = ABSENT
-    seconds = 0.0
-    if clip is not None:
-        samples_T = normalise(clip, card.audio)
-        if isinstance(samples_T, Rejected):
-            return samples_T
-        audio = tar.add(item.key, "flac", encode_flac(samples_T))
-        seconds = samples_T.size / RATE
-    member = tar.add(item.key, "json", text)
+    if clip is None:
+        return _texts([(item.key, item.metadata, None)])
+    samples_T = normalise(clip, card.audio)
+    if isinstance(samples_T, Rejected):
+        return samples_T
+    cut = pieces(samples_T, card.audio) if card.audio.over_long == "split" else [samples_T]
+    whole = {name: value for name, value in item.metadata.items() if len(cut) == 1 or name not in card.audio.whole_only}
+    out: list[tuple[str, Metadata, np.ndarray | None]] = []
+    for number, piece_T in enumerate(cut):
+        said = dict(whole)
+        if card.audio.duration_field:
+            said[card.audio.duration_field] = round(piece_T.size / RATE, 3)
+        if len(cut) > 1:
+            said |= {"part": number, "parts": len(cut)}
+        out.append((item.key if len(cut) == 1 else f"{item.key}{PART}{number:03d}", said, piece_T))
+    return _texts(out, samples_T.size / RATE)
+
+
+def _texts(parts: Sequence[tuple[str, Metadata, np.ndarray | None]], seconds: float = 0.0) -> list[Part] | Rejected:
+    out: list[Part] = []
+    for key, said, samples_T in parts:
+        try:
+            text = json_bytes(said)
+        except ValueError as error:
+            return Rejected(f"metadata is not JSON: {error}", seconds)
+        if len(text) > MAX_METADATA:
+            return Rejected(f"metadata has {len(text)} bytes, allowed {MAX_METADATA}", seconds)
+        out.append((key, said, text, samples_T))
+    return out
+
+
+def _add(tar: TarWriter, key: str, split: str, text: bytes, samples_T: np.ndarray | None) -> dict[str, Any]:
+    """Append one sample; its index row."""
+    audio = ABSENT if samples_T is None else tar.add(key, "flac", encode_flac(samples_T))
+    member = tar.add(key, "json", text)
     return {
-        "key": item.key,
-        "split": item.split,
-        "seconds": seconds,
+        "key": key,
+        "split": split,
+        "seconds": 0.0 if samples_T is None else samples_T.size / RATE,
         "audio_offset": audio.offset,
         "audio_bytes": audio.size,
         "audio_sha256": audio.sha256,
@@ -183,7 +211,7 @@ def publish(root: Place, card: Card, receipts: Receipts, parted: Sequence[Block]
     assert len(done) == len(parted), "publish needs every receipt"
     rejected = [entry for receipt in done for entry in receipt["quarantined"]]
     write_text(root / QUARANTINE, "".join(json_bytes(entry).decode() + "\n" for entry in rejected))
-    stored = sum(receipt["samples"] for receipt in done)
+    stored = sum(receipt["inputs"] for receipt in done)
     if len(rejected) > card.quarantine_rate * (stored + len(rejected)):
         raise InputError(
             f"{len(rejected)} of {stored + len(rejected)} items were rejected, the card allows {card.quarantine_rate:.1%}; "
@@ -216,6 +244,7 @@ def publish(root: Place, card: Card, receipts: Receipts, parted: Sequence[Block]
         "totals": {name: sum(entry[name] for entry in shards) for name in ("samples", "seconds", "bytes")},
         "input": stored + len(rejected),
         "quarantined": len(rejected),
+        "dropped_seconds": round(sum(entry["seconds"] for entry in rejected), 3),
     }
     create_manifest(root / MANIFEST, manifest)
     sweep([root, root / "audio", root / "receipts"], own_names(files, len(parted)))

@@ -48,4 +48,4 @@ class Question:
 def questions(name: str, task: Task, split: str, samples: Sequence[Sample], limit: int) -> list[Question]:
     """The first `limit` clips of a split (in hash order) to which the task applies."""
     fitting = sorted((s for s in samples if s.seconds > 0 and task_applies(task, s.metadata)), key=lambda s: derive(0, "evaluate", s.key))
-    return [Question(name, split, s, task.instruction, str(s.metadata[task.field])) for s in fitting[:limit]]
+    return [Question(name, split, s, task.question(s.metadata), str(s.metadata[task.field])) for s in fitting[:limit]]

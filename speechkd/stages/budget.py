@@ -93,7 +93,8 @@ class _Samples:
             shards = open_shards(folder)
             found = [(sample.key, sample.metadata) for sample in shards.samples()]
             return cls(card, shards, len(found), _spread(found, COUNTED))
-        items = [(item.key, item.metadata) for item in list_items(card, open_source(card, Path(config.card).parent))]
+        card_dir = Path(config.card).parent
+        items = [(item.key, item.metadata) for item in list_items(card, open_source(card, card_dir), card_dir)]
         return cls(card, None, len(items), _spread(items, COUNTED))
 
 

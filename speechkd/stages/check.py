@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from speechkd.core.config import read_yaml
+from speechkd.core.config import read_extending
 from speechkd.core.errors import EXIT_FAILED, InputError
-from speechkd.data.cards import load_card, open_source
+from speechkd.data.cards import list_items, load_card, open_source
 from speechkd.data.index import open_shards
+from speechkd.data.sources.base import MissingData
 from speechkd.data.store import Place, UrlPath, place
 from speechkd.recipe import load_recipe
+from speechkd.stages.shard import write_sample
+
+TRIED = 8
+"""Items that are decoded to try a card"""
 
 
 def check(given: Path | str) -> int:
@@ -17,13 +25,10 @@ def check(given: Path | str) -> int:
     path = place(given)
     if isinstance(path, UrlPath) or path.is_dir():
         return _shards(path)
-    data = read_yaml(path)
+    data = read_extending(path)
     if "source" in data and "student" not in data:
-        card = load_card(path)
-        open_source(card, path.parent)
-        print(f"card ok: {card.name}/{card.version}, source {card.source['kind']}, tasks {', '.join(card.tasks) or 'none'}")
-        return 0
-    if "student" in data or "extends" in data:
+        return _card(path)
+    if "student" in data:
         recipe = load_recipe(path)
         for corpus in recipe.data.corpora:
             load_card(Path(corpus.card))
@@ -33,6 +38,31 @@ def check(given: Path | str) -> int:
         print(f"recipe ok: {recipe.name}, regime {recipe.train.regime}, {recipe.train.steps} steps, roles {', '.join(recipe.train.roles)}")
         return 0
     raise InputError(f"neither a card (key `source`) nor a recipe (key `student`): {path}")
+
+
+def _card(path: Path) -> int:
+    """A card is good without its data; where the data is there, all items are listed and the first are decoded, as `shard` will."""
+    card = load_card(path)
+    said = f"card ok: {card.name}/{card.version}, source {card.source['kind']}, tasks {', '.join(card.tasks) or 'none'}"
+    try:
+        items = list_items(card, open_source(card, path.parent), path.parent)
+    except MissingData as missing:
+        print(f"{said}\nits data is not here yet: {missing}")
+        return 0
+    print(f"{said}\n{len(items)} items: {_counts(item.split for item in items)}; fields: {_counts(n for i in items for n in i.metadata)}")
+    with TemporaryDirectory(prefix="speechkd-check-") as folder:
+        tried = card.model_copy(update={"shard_samples": TRIED, "quarantine_rate": 1.0})
+        manifest, rejected = write_sample(tried, path.parent, items[:TRIED], Path(folder))
+    total = manifest["totals"]
+    print(f"first {manifest['input']} items: {total['samples']} samples, {total['seconds']:.1f} s, {len(rejected)} rejected")
+    for entry in rejected:
+        print(f"rejected `{entry['key']}`: {entry['reason']}")
+    return 0
+
+
+def _counts(names: Iterable[str]) -> str:
+    counts = Counter(names)
+    return ", ".join(f"{name} {counts[name]}" for name in sorted(counts)) or "none"
 
 
 def _shards(path: Place) -> int:

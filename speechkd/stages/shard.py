@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from speechkd.core.errors import InputError
 from speechkd.core.log import progress, say
 from speechkd.data.cards import Card, list_items, load_card, open_source
-from speechkd.data.growth import Block, lay_out
+from speechkd.data.growth import QUARANTINE, Block, items_digest, lay_out
 from speechkd.data.manifest import FORMAT_BASE, read_manifest
+from speechkd.data.sources.base import Item
 from speechkd.data.store import Place, Unreachable, place
 from speechkd.data.workers import run_blocks
 from speechkd.data.writer import base_receipts, publish
@@ -42,7 +45,7 @@ def _shard(card: Card, card_dir: Path, root: Place, partition: tuple[int, int], 
     part, parts = partition
     if is_published(root, card):
         return root
-    parted = lay_out(card, list_items(card, open_source(card, card_dir)), root.parent)
+    parted = lay_out(card, list_items(card, open_source(card, card_dir), card_dir), root.parent)
     receipts = base_receipts(root, card, {number: block.digest for number, block in enumerate(parted)})
     missing = []
     for number, block in enumerate(parted):
@@ -64,6 +67,15 @@ def _shard(card: Card, card_dir: Path, root: Place, partition: tuple[int, int], 
         if not is_published(root, card):
             raise
     return root
+
+
+def write_sample(card: Card, card_dir: Path, items: list[Item], root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(manifest, quarantine) of a few items written below `root` by the very code that shards a corpus: what `check` shows of a card."""
+    parted = [Block(items, items_digest(card, items))]
+    _write(root, card, card_dir, parted, [0], 1, quiet=True)
+    publish(root, card, base_receipts(root, card, {0: parted[0].digest}), parted)
+    lines = (root / QUARANTINE).read_text(encoding="utf-8").splitlines()
+    return read_manifest(root, FORMAT_BASE), [json.loads(line) for line in lines]
 
 
 def is_published(root: Place, card: Card) -> bool:

@@ -110,7 +110,8 @@ def reading(request: Request, fields: Iterable[str]) -> str:
 
 def task_applies(task: Task, metadata: Metadata) -> bool:
     """Whether a clip has the task's label and meets its `when`."""
-    return task.field in metadata and all(metadata.get(name) == value for name, value in task.when.items())
+    asks = not task.instruction_field or task.instruction_field in metadata
+    return asks and task.field in metadata and all(metadata.get(name) == value for name, value in task.when.items())
 
 
 def hears(turn: str) -> bool:
@@ -139,7 +140,7 @@ def requests(
         yield Request(key, f"open-{number}", instruction, metadata, reads=reads)
     for name, task in tasks.items() if config.tasks else ():
         if task_applies(task, metadata):
-            yield Request(key, f"task-{name}", task.instruction, metadata, str(metadata[task.field]), reads)
+            yield Request(key, f"task-{name}", task.question(metadata), metadata, str(metadata[task.field]), reads)
 
 
 def _channels(config: ChannelConfig, span: SpanConfig, key: str, metadata: Metadata, audio: bool) -> Iterator[Request]:

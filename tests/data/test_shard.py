@@ -171,9 +171,9 @@ def test_wrong_input_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
     jsonl = {"kind": "jsonl", "file": "rows.jsonl", "root": "clips"}
-    says("unknown source `jsnl`; allowed: espeak, jsonl; did you mean `jsonl`", source={**jsonl, "kind": "jsnl"})
-    says("no folder `.*away`: put the corpus's audio there", source={**jsonl, "root": "away"})
-    says("no such file `.*none.jsonl`", source={**jsonl, "file": "none.jsonl"})
+    says("unknown source `jsnl`; allowed: csv, espeak, .*; did you mean `jsonl`", source={**jsonl, "kind": "jsnl"})
+    says("no folder `.*away`: put the corpus's data there", source={**jsonl, "root": "away"})
+    says("no file `.*none.jsonl`", source={**jsonl, "file": "none.jsonl"})
     says("unknown key `rot`.*did you mean `root`", source={**jsonl, "rot": "x"})
     says("key `kind` is missing", source={"file": "x"})
     says("unknown field `instrumnt`.*did you mean `instrument`", fields={"instrumnt": "speaker"})

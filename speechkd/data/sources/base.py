@@ -10,7 +10,12 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from speechkd.core.config import Config as AnyConfig
+from speechkd.core.errors import InputError
 from speechkd.core.types import Scalar
+
+
+class MissingData(InputError):
+    """A card is right, but its raw data is not where it says; the message says where to put it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +43,40 @@ class RawClip:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Audio that could not be read; goes to quarantine with this reason."""
+    """Audio that could not be read or is not wanted; goes to quarantine with this reason."""
 
     reason: str
+    seconds: float = 0.0
+    """length of the audio that is lost by it, where it is known"""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The part of a file that is one clip. A stated end may lie up to SPAN_SLACK seconds behind the file's (rounded durations)."""
+
+    start: float = 0.0
+    seconds: float | None = None
+    """None: to the end"""
+    channel: int | None = None
+    """None: all"""
+
+
+WHOLE = Span()
+SPAN_SLACK = 0.05
 
 
 class Source(Protocol):
     """A raw layout. `Config` is its block in the card (with `kind`)."""
 
     Config: ClassVar[type[AnyConfig]]
+    columns: set[str]
+    """fields that the layout names, known after `items()`, also where no item has a value; empty where the items alone say them"""
 
-    def __init__(self, config: Any, card_dir: Path) -> None: ...
+    def __init__(self, config: Any, data_root: Path) -> None:
+        """Paths in `config` are below `data_root`. Raises MissingData where the raw data is not there."""
 
     def items(self) -> list[Item]:
-        """All items, sorted by key; a pure function of config and inputs. Raises InputError if the raw data is not there."""
+        """All items, sorted by key; a pure function of config and inputs. Raises InputError, MissingData."""
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Audio of one block, in order, one result per item (None: text-only). The caller runs it in a fresh child process."""

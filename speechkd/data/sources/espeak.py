@@ -94,8 +94,9 @@ class EspeakSource:
 
     Config = EspeakConfig
 
-    def __init__(self, config: EspeakConfig, card_dir: Path) -> None:
-        """`card_dir` is unused: this source reads no files of the card's."""
+    def __init__(self, config: EspeakConfig, data_root: Path) -> None:
+        """`data_root` is unused: this source reads no files of the card's."""
+        self.columns: set[str] = set()
         self.config = config
         known, unseen = split_voices(read_voices(data_folder() / "voices" / "!v", config.voices), config.voices)
         self.voices: dict[str, list[Voice]] = {"known": known, "unseen": unseen}
@@ -110,7 +111,7 @@ class EspeakSource:
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip]:
         """Synthesise one block in the given order: float32 [T] at the library's rate, silence cut off at both ends."""
-        engine = _Engine()
+        engine = Engine()
         for item in items:
             yield RawClip(samples_TC=_cut_silence(engine.speak(item.payload), self.config.silence), rate=engine.rate)
 
@@ -197,7 +198,7 @@ _SYNCHRONOUS, _UTF8, _CHARACTERS = 2, 1, 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 
 
-class _Engine:
+class Engine:
     """libespeak-ng by ctypes, once per process."""
 
     started = False
@@ -205,9 +206,9 @@ class _Engine:
     def __init__(self) -> None:
         import espeakng_loader
 
-        if _Engine.started:
+        if Engine.started:
             raise RuntimeError("espeak carries state from block to block: read each block in a fresh process")
-        _Engine.started = True
+        Engine.started = True
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         self.rate = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(data_folder()).encode(), 0))

@@ -1,0 +1,143 @@
+"""CSV and TSV tables beside a folder of audio."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from speechkd.core.config import Config
+from speechkd.core.errors import InputError, unknown_name
+from speechkd.data.sources import paths
+from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.rows import MAX_LINE, RowConfig, counted_key, open_audio, read_files, row_item
+
+
+class TableFormat(Config):
+    """How a text table is written."""
+
+    delimiter: str = Field(default="", max_length=1)
+    """empty: a tab in .tsv and .txt files, a comma in others; one space: any white space, and the last column takes the rest"""
+    quotes: bool = True
+    """false: a quotation mark is a letter like any other (Common Voice)"""
+    columns: list[str] = []
+    """names of the columns where the first line does not say them"""
+    skip_lines: int = Field(default=0, ge=0)
+    """lines before the table"""
+    rest: bool = False
+    """the last column takes what further cells a line has"""
+    comment: str = ""
+    """lines that begin with this are left out"""
+    pattern: str = ""
+    """regular expression with named groups, the columns: lines that it does not match are left out, and the keys above are not used"""
+    numbers: list[str] = []
+    """columns that are numbers; all others stay text"""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        return regular(pattern)
+
+
+class CsvConfig(RowConfig, TableFormat):
+    """One row per sample; a column that is not key, split or audio is metadata, an empty cell is none."""
+
+    kind: Literal["csv"]
+    file: paths.Files
+    """the table, or split -> table"""
+
+
+class CsvSource:
+    """Audio files, or texts, named by tables."""
+
+    Config = CsvConfig
+
+    def __init__(self, config: CsvConfig, data_root: Path) -> None:
+        self.columns: set[str] = set()
+        self.config = config
+        self.audio = open_audio(data_root, config)
+        self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
+
+    def items(self) -> list[Item]:
+        """All rows, sorted by key. Raises InputError naming file and line."""
+        several = len(self.files) > 1
+        items = []
+        for split, path in self.files:
+            for count, (number, row) in enumerate(read_table(path, self.config), 1):
+                items.append(row_item(row, self.config, number, split, counted_key(count, split, several), f"{path}, line {number}"))
+                self.columns.update(row)
+        self.columns -= self.config.used
+        return sorted(items, key=lambda item: item.key)
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
+        """Decode each item's file; a path that leaves the root is rejected, never followed."""
+        return read_files(items, self.audio.find if self.audio else None)
+
+
+def read_table(path: Path, style: TableFormat) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, column -> value) of every row. Raises InputError naming file and line."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            for _ in range(style.skip_lines):
+                stream.readline()
+            lines = (line for line in stream if not (style.comment and line.startswith(style.comment)))
+            for number, cells, columns in _matches(stream, style.pattern) if style.pattern else _rows(lines, path, style):
+                if len(cells) != len(columns):
+                    raise InputError(f"has {len(cells)} cells, the table {len(columns)} columns ({path}, line {number})")
+                row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                yield number, {name: _number(row, name, f"{path}, line {number}") if name in style.numbers else row[name] for name in row}
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"cannot read `{path}` as a table: {error}") from None
+
+
+def _matches(lines: Iterator[str], pattern: str) -> Iterator[tuple[int, list[str], list[str]]]:
+    rule = re.compile(pattern)
+    for number, line in enumerate(lines, 1):
+        if match := rule.search(line.rstrip("\r\n")):
+            yield number, [text or "" for text in match.groupdict().values()], list(rule.groupindex)
+
+
+def regular(pattern: str) -> str:
+    """A card's regular expression. Raises ValueError where it is none."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"`{pattern}` is no regular expression: {error}") from None
+    return pattern
+
+
+def _rows(lines: Iterator[str], path: Path, style: TableFormat) -> Iterator[tuple[int, list[str], list[str]]]:
+    columns = list(style.columns)
+    spaces = style.delimiter == " "
+    delimiter = style.delimiter or ("\t" if path.suffix in (".tsv", ".txt") else ",")
+    if spaces:
+        reader: Iterator[list[str]] = (line.split(None, len(columns) - 1 if columns else -1) for line in lines)
+    else:
+        csv.field_size_limit(MAX_LINE)
+        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if style.quotes else csv.QUOTE_NONE)
+    for number, cells in enumerate(reader, 1 + style.skip_lines):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if not columns:
+            columns = [cell.strip() for cell in cells]
+            if twice := next((name for name in columns if columns.count(name) > 1), None):
+                raise InputError(f"column `{twice}` is there twice ({path})")
+            for name in style.numbers:
+                if name not in columns:
+                    raise InputError(unknown_name("column", name, columns, f"{path}: numbers"))
+        else:
+            if style.rest and len(cells) > len(columns):
+                cells = [*cells[: len(columns) - 1], delimiter.join(cells[len(columns) - 1 :])]
+            yield number, cells + [""] * (len(columns) - len(cells) if spaces else 0), columns
+
+
+def _number(row: dict[str, str], name: str, where: str) -> int | float | str:
+    text = row[name]
+    try:
+        return "" if not text else float(text) if any(mark in text for mark in ".eEnN") else int(text)
+    except ValueError:
+        raise InputError(f"`{name}` must be a number, is `{text[:40]}` ({where})") from None

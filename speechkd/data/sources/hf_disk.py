@@ -1,0 +1,222 @@
+"""HF datasets on disk: what `save_to_disk` writes, and Parquet files with an Audio column, read by pyarrow; no loading script is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechkd.core.errors import DataError, InputError, unknown_name
+from speechkd.data.audio import decode_bytes, decode_file
+from speechkd.data.sources import paths
+from speechkd.data.sources.base import Item, MissingData, RawClip, Rejected
+from speechkd.data.sources.paths import AudioFolder
+from speechkd.data.sources.rows import RowConfig, counted_key, row_item
+
+LIST_ROWS = 4096
+
+
+class HfDiskConfig(RowConfig):
+    """Columns that are text, numbers or truths are metadata; class labels become their names; objects are opened (`a.b`).
+
+    Without `key_field` the key is the row's number, and the Parquet files are read once from end to end; with another order of keys each
+    shard reads the row groups that its rows lie in.
+    """
+
+    kind: Literal["hf_disk"]
+    path: paths.Files
+    """a `save_to_disk` folder (of a Dataset, or of a DatasetDict: its splits are the splits), or Parquet files, or split -> either"""
+    columns: list[str] = []
+    """read only these columns (and key, split, audio); empty: all"""
+
+
+class HfDiskSource:
+    """Rows of Arrow and Parquet files."""
+
+    Config = HfDiskConfig
+
+    def __init__(self, config: HfDiskConfig, data_root: Path) -> None:
+        self.columns: set[str] = set()
+        self.config = config
+        self.audio = AudioFolder(data_root, config)
+        self.tables: list[tuple[str, Path]] = []
+        for split, name in paths.by_split(config.path, config.split):
+            for part, file in _files(data_root, split, name):
+                self.tables.append((part, file))
+
+    def items(self) -> list[Item]:
+        """All rows, sorted by key; the audio is not touched. Raises InputError for a column that is not there or a damaged file."""
+        several = len({split for split, _ in self.tables}) > 1
+        numbers: dict[str, int] = {}
+        items = []
+        for number, (split, path) in enumerate(self.tables):
+            labels = _class_labels(path)
+            for place, row in self._rows(path):
+                count = numbers[split] = numbers.get(split, 0) + 1
+                named = {name: _name(labels.get(name), value) for name, value in row.items()}
+                item = row_item(named, self.config, count, split, counted_key(count, split, several), f"{path}, row {place}")
+                items.append(Item(item.key, item.split, item.metadata, {"file": number, "row": place}))
+        return sorted(items, key=lambda item: item.key)
+
+    def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        config = self.config
+        schema = _table(path).schema
+        lists = {name.split(".")[0] for name in config.first_of}
+        for field in (config.audio_field, config.key_field, config.split_field, *config.columns, *lists):
+            if field and "{" not in field and field not in schema.names:
+                raise InputError(unknown_name("column", field, schema.names, str(path)))
+        wanted = {*config.columns, *lists, config.key_field, config.split_field} if config.columns else set(schema.names)
+        wanted.discard(config.audio_field)
+        self.columns |= wanted & set(schema.names) - config.used
+        names = [field.name for field in schema if field.name in wanted and (field.name in lists or _is_plain(field.type))]
+        place = 0
+        for batch in _table(path).batches(names):
+            for row in batch.to_pylist() if names else [{} for _ in range(batch.num_rows)]:
+                yield place, row
+                place += 1
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
+        """Decode each row's audio: its bytes, or the file that its path names below `root`. Rows of one file are read together."""
+        if not self.config.audio_field:
+            yield from (None for _ in items)
+            return
+        places = [(item.payload["file"], item.payload["row"]) for item in items]
+        cells: dict[tuple[int, int], Any] = {}
+        for file in sorted({file for file, _ in places}):
+            rows = sorted(row for number, row in places if number == file)
+            for row, value in _table(self.tables[file][1]).cells(self.config.audio_field, rows):
+                cells[file, row] = value
+        for place in places:
+            yield self._decode(cells.pop(place))
+
+    def _decode(self, value: Any) -> RawClip | Rejected | None:
+        if value is None:
+            return None
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, value)
+        if isinstance(data, bytes) and data:
+            return decode_bytes(data)
+        if not isinstance(path, str) or not path:
+            return Rejected(f"`{self.config.audio_field}` holds neither bytes nor a path")
+        found = self.audio.find(path)
+        return found if isinstance(found, Rejected) else decode_file(found)
+
+
+class _Arrow:
+    """An Arrow stream (what `save_to_disk` writes) or file, mapped into memory: only what is asked for is read."""
+
+    def __init__(self, path: Path) -> None:
+        source = pa.memory_map(str(path))
+        try:
+            self._batches = list(pa.ipc.open_stream(source))
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(source)
+            self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        if not self._batches:
+            raise InputError(f"`{path}` holds no rows")
+        self.schema = self._batches[0].schema
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            for start in range(0, batch.num_rows, LIST_ROWS):
+                yield batch.select(names).slice(start, LIST_ROWS) if names else batch.slice(start, LIST_ROWS)
+
+    def cells(self, name: str, rows: list[int]) -> Iterator[tuple[int, Any]]:
+        """(row, value) for sorted rows."""
+        start = 0
+        for batch in self._batches:
+            for row in rows:
+                if start <= row < start + batch.num_rows:
+                    yield row, batch.column(name)[row - start].as_py()
+            start += batch.num_rows
+
+
+class _Parquet:
+    """A Parquet file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path)
+        self.schema: pa.Schema = self._file.schema_arrow
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        yield from self._file.iter_batches(LIST_ROWS, columns=names)
+
+    def cells(self, name: str, rows: list[int]) -> Iterator[tuple[int, Any]]:
+        """(row, value) for sorted rows; one row group is in memory at a time."""
+        start = 0
+        for group in range(self._file.num_row_groups):
+            count = self._file.metadata.row_group(group).num_rows
+            if wanted := [row for row in rows if start <= row < start + count]:
+                column = self._file.read_row_group(group, columns=[name]).column(name)
+                for row in wanted:
+                    yield row, column[row - start].as_py()
+            start += count
+
+
+@lru_cache(maxsize=4)
+def _table(path: Path) -> _Arrow | _Parquet:
+    try:
+        return _Parquet(path) if path.suffix == ".parquet" else _Arrow(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot read `{path}`: {str(error).splitlines()[0]}") from None
+
+
+def _files(root: Path, split: str, name: str) -> Iterator[tuple[str, Path]]:
+    path = paths.below(root, name, "source.path")
+    if not path.is_dir():
+        for file in paths.files(root, name, "source.path"):
+            yield split, file
+    elif (path / "dataset_dict.json").is_file():
+        for part in _json(path / "dataset_dict.json").get("splits", []):
+            yield from _files(root, part, f"{name}/{part}")
+    elif (path / "state.json").is_file():
+        for entry in _json(path / "state.json").get("_data_files", []):
+            yield split, paths.file(root, f"{name}/{entry['filename']}", "source.path")
+    elif found := sorted(path.rglob("*.parquet")):
+        for file in found:
+            yield split, file
+    else:
+        raise MissingData(f"`{path}` is neither a `save_to_disk` folder nor holds Parquet files (card: source.path)")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read `{path}`: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"cannot read `{path}`: is no object")
+    return value
+
+
+def _class_labels(path: Path) -> dict[str, list[str]]:
+    """column -> names, as `datasets` writes its features into the schema."""
+    raw = (_table(path).schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(raw)["info"]["features"] if raw else {}
+        return {
+            name: feature["names"]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(f"{path}: its description of features cannot be read") from None
+
+
+def _name(names: list[str] | None, value: Any) -> Any:
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None  # datasets writes -1 where a test set keeps its labels to itself
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_is_plain(kind.field(i).type) for i in range(kind.num_fields)) and not any(
+            kind.field(i).name == "bytes" for i in range(kind.num_fields)
+        )
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    return text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)

@@ -1,0 +1,115 @@
+"""What lhotse's cut manifests say, read without lhotse: one JSON object a line. https://lhotse.readthedocs.io/en/latest/cuts.html"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from speechkd.core.errors import InputError
+from speechkd.core.types import Scalar
+from speechkd.data.names import clean_name
+from speechkd.data.sources import paths
+from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.sources.rows import json_lines, read_files, scalars
+
+
+class LhotseConfig(AudioPaths):
+    """Cuts of one channel of recordings that are plain files. Mixed and padded cuts, and cuts with transforms, go to quarantine."""
+
+    kind: Literal["lhotse"]
+    cuts: paths.Files
+    """cuts .jsonl or .jsonl.gz, or split -> cuts"""
+    split: str = "train"
+
+
+class LhotseSource:
+    """Cut sets of lhotse."""
+
+    Config = LhotseConfig
+
+    def __init__(self, config: LhotseConfig, data_root: Path) -> None:
+        self.columns: set[str] = set()
+        self.audio = AudioFolder(data_root, config)
+        self.files = [
+            (split, path)
+            for split, name in paths.by_split(config.cuts, config.split)
+            for path in paths.files(data_root, name, "source.cuts")
+        ]
+
+    def items(self) -> list[Item]:
+        """All cuts, sorted by key. Raises InputError naming file and line."""
+        items = []
+        for split, path in self.files:
+            for number, cut in read_cuts(path):
+                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _place(cut)))
+        return sorted(items, key=lambda item: item.key)
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
+        """Decode each cut's part of its recording."""
+        for item in items:
+            yield Rejected(item.payload["problem"]) if "problem" in item.payload else next(read_files([item], self.audio.find))
+
+
+def read_cuts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of a manifest; unpacked as it is read, never whole. Raises InputError."""
+    if path.suffix not in (".jsonl", ".gz", ".json"):
+        raise InputError(f"cuts must be .jsonl or .jsonl.gz, is `{path}`")
+    try:
+        yield from json_lines(path, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+    except gzip.zlib.error as error:  # type: ignore[attr-defined]
+        raise InputError(f"cannot unpack `{path}`: {error}") from None
+
+
+def cut_key(cut: dict[str, Any], where: str) -> str:
+    """The cut's id as a key."""
+    if not isinstance(cut.get("id"), str) or not cut["id"]:
+        raise InputError(f"a cut has an `id`; this object has {', '.join(sorted(cut)) or 'nothing'} ({where})")
+    return clean_name(cut["id"])
+
+
+def cut_fields(cut: dict[str, Any]) -> dict[str, Scalar]:
+    """text, speaker, gender, language and custom fields of a cut and its supervisions: texts joined by time, others where all agree."""
+    segments = sorted((s for s in cut.get("supervisions") or [] if isinstance(s, dict)), key=lambda s: float(s.get("start") or 0))
+    out = scalars(cut.get("custom") or {})
+    rows = [scalars({k: v for k, v in s.items() if k in ("speaker", "gender", "language")} | (s.get("custom") or {})) for s in segments]
+    for name in sorted({name for row in rows for name in row}):
+        values = {row.get(name) for row in rows}
+        value = values.pop()
+        if not values and value is not None:
+            out[name] = value
+    texts = [s["text"] for s in segments if isinstance(s.get("text"), str) and s["text"]]
+    if texts:
+        out["text"] = " ".join(texts)
+    if len(speakers := {s["speaker"] for s in segments if s.get("speaker")}) > 1:
+        out["n_speakers"] = len(speakers)
+    return out
+
+
+def cut_problem(cut: dict[str, Any]) -> str | None:
+    """Why a cut is not one channel of one unchanged recording, or None."""
+    recording = cut.get("recording")
+    if cut.get("type") not in ("MonoCut", None) or not isinstance(recording, dict):
+        return f"is a {cut.get('type')}; only cuts of one channel of one recording are read"
+    if recording.get("transforms"):
+        return "has transforms that only lhotse can run: save its audio first (save_audios)"
+    return None
+
+
+def _place(cut: dict[str, Any]) -> dict[str, Any]:
+    if problem := cut_problem(cut):
+        return {"problem": problem}
+    channel = cut.get("channel", 0)
+    for source in cut["recording"].get("sources") or []:
+        if not isinstance(source, dict) or channel not in (source.get("channels") or []):
+            continue
+        if source.get("type") != "file":
+            return {"problem": f"its recording is of type `{source.get('type')}`: only files are read, nothing is run or fetched"}
+        place = {"audio": str(source.get("source")), "channel": source["channels"].index(channel), "seconds": cut.get("duration")}
+        start = cut.get("start", 0)
+        if not all(isinstance(value, (int, float)) and value >= 0 for value in (start, place["seconds"])):
+            return {"problem": "has no start and duration in seconds"}
+        return {**place, "start": float(start), "seconds": float(place["seconds"])}
+    return {"problem": f"no source of its recording holds channel {channel}"}

@@ -1,0 +1,77 @@
+"""Lhotse Shar: cuts.NNNNNN.jsonl.gz beside recording.NNNNNN.tar, in the same order. https://lhotse.readthedocs.io/en/latest/shar.html
+
+Each cut's audio stands in the tar as `<cut id>.<format>`, followed by `<cut id>.json`; a cut without has `<cut id>.nodata`. Other fields
+(features, arrays) are left alone: they may be pickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from speechkd.core.config import Config
+from speechkd.core.errors import InputError
+from speechkd.data.sources import paths
+from speechkd.data.sources.base import Item, MissingData, RawClip, Rejected
+from speechkd.data.sources.lhotse_cuts import cut_fields, cut_key, cut_problem, read_cuts
+from speechkd.data.sources.tarfiles import list_tar, located, read_members
+
+
+class SharConfig(Config):
+    """Cuts whose `field` was exported as audio (flac, wav, mp3 or opus)."""
+
+    kind: Literal["shar"]
+    dir: paths.Files
+    """Shar folder below the data root, or split -> folder"""
+    field: str = "recording"
+    split: str = "train"
+
+
+class SharSource:
+    """Shards of lhotse Shar."""
+
+    Config = SharConfig
+
+    def __init__(self, config: SharConfig, data_root: Path) -> None:
+        self.columns: set[str] = set()
+        self.config, self.root = config, data_root
+        self.shards: list[tuple[str, Path, Path]] = []
+        for split, name in paths.by_split(config.dir, config.split):
+            folder = paths.folder(data_root, name, "source.dir")
+            cuts = sorted(folder.glob("cuts.*.jsonl.gz")) + sorted(folder.glob("cuts.*.jsonl"))
+            if not cuts:
+                raise MissingData(f"no `cuts.*.jsonl.gz` in `{folder}`: a Shar folder has them (card: source.dir)")
+            for path in cuts:
+                tar = folder / f"{config.field}.{path.name.split('.')[1]}.tar"
+                if not tar.is_file():
+                    have = sorted({p.name.split(".")[0] for p in folder.glob("*.*.tar")})
+                    raise InputError(
+                        f"no `{tar.name}` beside `{path}`; its folder has the fields {', '.join(have) or 'none'} (card: source.field)"
+                    )
+                self.shards.append((split, path, tar))
+
+    def items(self) -> list[Item]:
+        """All cuts, sorted by key. Raises InputError where cuts and tar do not go together."""
+        return sorted((item for shard in self.shards for item in self._shard(*shard)), key=lambda item: item.key)
+
+    def _shard(self, split: str, cuts: Path, tar: Path) -> Iterator[Item]:
+        places: dict[str, dict[str, Any]] = {}
+        for member in list_tar(tar):
+            stem, _, suffix = member.name.rpartition(".")
+            if suffix == "nodata":
+                places[stem] = {}
+            elif suffix not in ("json", "nometa"):
+                places[stem] = located(tar, self.root, member)
+        for number, cut in read_cuts(cuts):
+            key = cut_key(cut, f"{cuts}, line {number}")
+            if cut["id"] not in places:
+                raise InputError(f"cut `{cut['id']}` has no member in `{tar}` ({cuts}, line {number})")
+            place = places[cut["id"]]
+            if place and (problem := cut_problem(cut)):
+                place = {"problem": problem}
+            yield Item(key, split, cut_fields(cut), place)
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
+        """Decode each cut's member: Shar holds the cut alone, not its whole recording."""
+        return read_members(items, self.root, [tar for _, _, tar in self.shards])

@@ -1,0 +1,108 @@
+"""Rows of messages and audios, as ms-swift and LLaMA-Factory read them.
+
+ms-swift: `{"messages": [{"role": "user", "content": "<audio>Who?"}, {"role": "assistant", "content": "..."}], "audios": ["a.wav"]}`;
+LLaMA-Factory's sharegpt form says `conversations` of `from` (human, gpt) and `value`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from speechkd.core.errors import InputError
+from speechkd.core.types import Scalar
+from speechkd.data.names import clean_name
+from speechkd.data.sources import paths
+from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.sources.rows import counted_key, read_files, read_jsonl, scalars
+
+ROLES = {
+    "user": "question", "human": "question", "assistant": "answer", "gpt": "answer", "system": "system",
+}  # fmt: skip
+MAX_JSON = 2 << 30
+
+
+class MessagesConfig(AudioPaths):
+    """The first exchange gives `question` and `answer`, the n-th `question_n` and `answer_n`; `system` and other scalar fields stay."""
+
+    kind: Literal["messages"]
+    file: paths.Files
+    """.jsonl, or .json with one list; or split -> file"""
+    key_field: str = ""
+    """empty: the row's number"""
+    tag: str = "<audio>"
+    """left out of the questions: the audio's place is the prompt's business"""
+    split: str = "train"
+
+
+class MessagesSource:
+    """Conversations about one clip each; without audio, texts."""
+
+    Config = MessagesConfig
+
+    def __init__(self, config: MessagesConfig, data_root: Path) -> None:
+        self.columns: set[str] = set()
+        self.config = config
+        self.audio = AudioFolder(data_root, config)
+        self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
+
+    def items(self) -> list[Item]:
+        """All rows, sorted by key. Raises InputError naming file and row."""
+        several = len(self.files) > 1
+        items = [
+            self._item(row, split, counted_key(number, split, several), f"{path}, row {number}")
+            for split, path in self.files
+            for number, row in _rows(path)
+        ]
+        return sorted(items, key=lambda item: item.key)
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
+        """Decode each row's clip."""
+        for item in items:
+            yield Rejected(item.payload["problem"]) if "problem" in item.payload else next(read_files([item], self.audio.find))
+
+    def _item(self, row: dict[str, Any], split: str, counted: str, where: str) -> Item:
+        messages = row.pop("messages", None) or row.pop("conversations", None)
+        if not isinstance(messages, list):
+            raise InputError(f"a row has `messages` or `conversations`; this one has {', '.join(sorted(row)) or 'nothing'} ({where})")
+        audios = row.pop("audios", None) or row.pop("audio", None) or []
+        audios = [audios] if isinstance(audios, str) else audios
+        key = clean_name(str(row.pop(self.config.key_field, ""))) if self.config.key_field else counted
+        payload: dict[str, Any] = {"audio": audios[0] if audios else ""}
+        if not isinstance(audios, list) or len(audios) > 1 or not isinstance(payload["audio"], str):
+            payload = {"problem": f"has {len(audios)} audios; a sample has one path"}
+        return Item(key, split, scalars(row) | self._turns(messages, where), payload)
+
+    def _turns(self, messages: list[Any], where: str) -> dict[str, Scalar]:
+        out: dict[str, Scalar] = {}
+        counts: dict[str, int] = {}
+        for message in messages:
+            role, content = (
+                (message.get("role") or message.get("from"), message.get("content", message.get("value")))
+                if isinstance(message, dict)
+                else (None, None)
+            )
+            name = ROLES.get(str(role))
+            if name is None or not isinstance(content, str):
+                raise InputError(f"a message is a role ({', '.join(ROLES)}) and a text, is `{str(message)[:60]}` ({where})")
+            counts[name] = counts.get(name, 0) + 1
+            out[name if counts[name] == 1 else f"{name}_{counts[name]}"] = content.replace(self.config.tag, "").strip()
+        return {name: value for name, value in out.items() if value}
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if path.suffix == ".jsonl":
+        yield from read_jsonl(path)
+        return
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise InputError(f"`{path}` has more than {MAX_JSON} bytes: write one object a line (.jsonl)")
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read `{path}`: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"must be a list of objects ({path})")
+    yield from enumerate(rows, 1)

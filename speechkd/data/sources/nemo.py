@@ -1,0 +1,116 @@
+"""NeMo manifests, of plain files or of tarred shards. https://docs.nvidia.com/nemo/speech/latest/asr/datasets.html"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from speechkd.core.errors import InputError
+from speechkd.data.names import clean_name
+from speechkd.data.sources import paths
+from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.sources.rows import read_files, read_jsonl, scalars
+from speechkd.data.sources.tarfiles import list_tar, located, read_members
+
+_SUB = re.compile(r"-sub\d+(?=\.\w+$|$)")
+_AUDIO, _OFFSET, _SECONDS, _SHARD = "audio_filepath", "offset", "duration", "shard_id"
+
+
+class NemoConfig(AudioPaths):
+    """Rows of `audio_filepath`, `duration`, `offset` and what else they say. With `tars` the paths are members of those tars."""
+
+    kind: Literal["nemo"]
+    manifest: paths.Files
+    """a manifest, or split -> manifest; `_OP_0..511_CL_` or `{0..511}` for sharded ones"""
+    tars: str | dict[str, str] = ""
+    """tars of a tarred manifest, e.g. `audio__OP_0..511_CL_.tar`, or split -> tars"""
+    key_field: str = ""
+    """empty: the audio's name, with a number where one file gives many rows"""
+    split: str = "train"
+
+
+class NemoSource:
+    """Rows of NeMo manifests."""
+
+    Config = NemoConfig
+
+    def __init__(self, config: NemoConfig, data_root: Path) -> None:
+        self.columns: set[str] = set()
+        self.config, self.root = config, data_root
+        self.manifests = [(s, paths.files(data_root, n, "source.manifest")) for s, n in paths.by_split(config.manifest, config.split)]
+        self.tars = {s: paths.files(data_root, n, "source.tars") for s, n in paths.by_split(config.tars, config.split) if n}
+        if self.tars and set(self.tars) != {split for split, _ in self.manifests}:
+            raise InputError(f"manifests and tars must name the same splits, have {sorted(dict(self.manifests))} and {sorted(self.tars)}")
+        self.audio = None if self.tars else AudioFolder(data_root, config)
+
+    def items(self) -> list[Item]:
+        """All rows, sorted by key. Raises InputError naming file and line."""
+        items = [item for split, manifests in self.manifests for item in self._split(split, manifests)]
+        return sorted(items, key=lambda item: item.key)
+
+    def _split(self, split: str, manifests: list[Path]) -> Iterator[Item]:
+        members = self._members(split) if self.tars else {}
+        rows = [(f"{path}, line {n}", row) for path in manifests for n, row in read_jsonl(path)]
+        names = [self._name(row, where) for where, row in rows]
+        uses: dict[str, int] = {}
+        for name in names:
+            uses[name] = uses.get(name, 0) + 1
+        seen: dict[str, int] = {}
+        for name, (where, row) in zip(names, rows, strict=True):
+            number = seen[name] = seen.get(name, -1) + 1
+            key = f"{clean_name(name)[:70]}-{number:06d}" if uses[name] > 1 else clean_name(name)
+            if self.config.key_field:
+                key = clean_name(str(row.get(self.config.key_field, "")))
+            payload = {"audio": name, **_span(row, where)}
+            if self.tars:
+                member = _SUB.sub("", name)
+                found = members.get((row.get(_SHARD), member)) or members.get((None, member))
+                payload |= found or {"problem": f"no member `{member}` in the tars"}
+            taken = (_AUDIO, _OFFSET, _SHARD, self.config.key_field)
+            yield Item(key, split, scalars({field: value for field, value in row.items() if field not in taken}), payload)
+
+    def _members(self, split: str) -> dict[tuple[int | None, str], dict[str, Any]]:
+        """(shard, name) -> place; under shard None where only one tar has the name. The shard's number stands in the tar's name."""
+        out: dict[tuple[int | None, str], dict[str, Any]] = {}
+        tars_with: dict[str, int] = {}
+        for path in self.tars[split]:
+            number = re.search(r"(\d+)\.tar$", path.name)
+            for member in list_tar(path):
+                place = located(path, self.root, member)
+                tars_with[member.name] = tars_with.get(member.name, 0) + 1
+                out[None, member.name] = place
+                if number:
+                    out[int(number[1]), member.name] = place
+        for name, count in tars_with.items():
+            if count > 1:
+                del out[None, name]
+        return out
+
+    def _name(self, row: dict[str, Any], where: str) -> str:
+        if not isinstance(row.get(_AUDIO), str) or not row[_AUDIO]:
+            raise InputError(f"field `{_AUDIO}` must be a path; the row has {', '.join(sorted(row)) or 'nothing'} ({where})")
+        return str(row[_AUDIO])
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
+        """Decode each row's part of its file or member."""
+        if self.audio:
+            yield from read_files(items, self.audio.find)
+            return
+        yield from read_members(items, self.root, [path for tars in self.tars.values() for path in tars])
+
+
+def _span(row: dict[str, Any], where: str) -> dict[str, float]:
+    out = {}
+    for field, name in ((_OFFSET, "start"), (_SECONDS, "seconds")):
+        value = row.get(field)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise InputError(f"`{field}` must be seconds, is `{str(value)[:40]}` ({where})")
+        out[name] = float(value)
+    if "start" not in out:
+        out.pop("seconds", None)  # a whole file; its stated length may be rounded
+    return out

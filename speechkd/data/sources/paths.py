@@ -1,0 +1,141 @@
+"""Where raw data lies: below one data root that the user names, and never outside it.
+
+A card says paths relative to the data root: the folder in the environment variable SPEECHKD_DATA or, where that is not set, the folder
+of the card itself. The root is no part of a card's digest, so the same card gives the same shards on every machine.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from speechkd.core.config import Config
+from speechkd.core.errors import InputError, nearest
+from speechkd.data.sources.base import MissingData, Rejected
+
+ROOT_VARIABLE = "SPEECHKD_DATA"
+MAX_BRACES = 100_000
+"""Names that one pattern may stand for."""
+
+Files = str | dict[str, str]
+"""One path, or split -> path."""
+
+
+def data_root(card_dir: Path) -> Path:
+    """The folder that a card's paths are below."""
+    return Path(os.environ.get(ROOT_VARIABLE) or card_dir)
+
+
+def below(root: Path, name: str, key: str) -> Path:
+    """A card's path below the data root. Raises InputError where it leaves it. `key` is the card's key, for the message."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise InputError(
+            f"`{name}` must be a path below the data root, without `..` (card: {key}); {ROOT_VARIABLE} says where that root is"
+        )
+    return root / path
+
+
+def folder(root: Path, name: str, key: str) -> Path:
+    """A folder of raw data that must be there. Raises MissingData."""
+    path = below(root, name, key)
+    if not path.is_dir():
+        raise MissingData(_missing(path, "folder", key))
+    return path
+
+
+def file(root: Path, name: str, key: str) -> Path:
+    """A file of raw data that must be there. Raises MissingData."""
+    path = below(root, name, key)
+    if not path.is_file():
+        raise MissingData(_missing(path, "file", key))
+    return path
+
+
+def files(root: Path, pattern: str, key: str) -> list[Path]:
+    """Files by a path with braces ({0..9}, {a,b}, NeMo's _OP_0..9_CL_) or with * and ?: every spelt-out name must be there. Sorted."""
+    found: list[Path] = []
+    for name in braces(pattern):
+        path = below(root, name, key)
+        if any(mark in name for mark in "*?["):
+            matches = sorted(root / match for match in glob.glob(name, root_dir=root, recursive=True))
+            found += [match for match in matches if match.is_file()]
+            if not matches:
+                raise MissingData(_missing(path, "file like", key))
+        else:
+            found.append(file(root, name, key))
+    return sorted(set(found))
+
+
+def _missing(path: Path, what: str, key: str) -> str:
+    close = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
+    hint = f"; did you mean `{close}`?" if close else ""
+    return f"no {what} `{path}`: put the corpus's data there, or set {ROOT_VARIABLE} to the folder that holds it (card: {key}){hint}"
+
+
+def braces(pattern: str) -> list[str]:
+    """The names that a pattern with {a,b}, {000..511} or _OP_000..511_CL_ stands for; the width of the numbers is kept."""
+    text = re.sub(r"_OP_(\d+\.\.\d+)_CL_", r"{\1}", pattern)
+    found = [""]
+    for plain, inside in re.findall(r"([^{}]+)|\{([^{}]*)\}", text):
+        parts = [plain] if plain else _alternatives(inside, pattern)
+        if len(found) * len(parts) > MAX_BRACES:
+            raise InputError(f"`{pattern[:100]}` stands for more than {MAX_BRACES} names")
+        found = [name + part for name in found for part in parts]
+    if text.count("{") != text.count("}"):
+        raise InputError(f"`{pattern[:100]}` has a brace without its partner")
+    return found
+
+
+def _alternatives(inside: str, pattern: str) -> list[str]:
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        first, last = int(span[1]), int(span[2])
+        if last - first > MAX_BRACES:
+            raise InputError(f"`{pattern[:100]}` stands for more than {MAX_BRACES} names")
+        width = len(span[1]) if len(span[1]) == len(span[2]) or span[1].startswith("0") else 0
+        return [f"{number:0{width}d}" for number in range(first, last + 1)]
+    return inside.split(",")
+
+
+def by_split(value: Files, split: str) -> list[tuple[str, str]]:
+    """(split, path) of a card's `file`-like key."""
+    return [(split, value)] if isinstance(value, str) else list(value.items())
+
+
+class AudioPaths(Config):
+    """Where the audio that a list names lies. `moved` maps the beginning of a path in the list to a folder below `root`."""
+
+    root: str = ""
+    """folder below the data root that every audio path is below; empty: the data root itself"""
+    moved: dict[str, str] = {}
+
+
+class AudioFolder:
+    """Finds audio files by names that came with the data: never outside its folder, by no link and no `..`."""
+
+    def __init__(self, data_root: Path, config: AudioPaths) -> None:
+        self.path = folder(data_root, config.root, "source.root")
+        self._root = self.path.resolve()
+        self._moved: Mapping[str, str] = {old.rstrip("/"): new for old, new in config.moved.items()}
+
+    def find(self, name: str) -> Path | Rejected:
+        """The file called `name`; an absolute path is followed only if it is below the folder."""
+        for old, new in self._moved.items():
+            if name.startswith(old + "/"):
+                name = str(PurePosixPath(new, name[len(old) + 1 :]))
+        path = PurePosixPath(name)
+        if ".." in path.parts or "\0" in name:
+            return Rejected("path must stay below the root folder")
+        try:
+            target = (self._root / path).resolve()
+            if not target.is_relative_to(self._root):
+                outside = path.is_absolute() and not (self._root / path).is_relative_to(self._root)
+                return Rejected("path must stay below the root folder" if outside else "is a link to outside the root folder")
+            if not target.is_file():
+                return Rejected("no such file")
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that is no Unicode
+            return Rejected(f"cannot be found: {error}")
+        return target

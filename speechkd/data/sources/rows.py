@@ -1,0 +1,165 @@
+"""What all row layouts share: one object is one sample; some of its fields are key, split and audio, the scalar rest is metadata."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.types import Scalar
+from speechkd.data.audio import decode_file
+from speechkd.data.names import clean_name
+from speechkd.data.sources.base import Item, RawClip, Rejected, Span
+from speechkd.data.sources.paths import AudioFolder, AudioPaths
+
+MAX_LINE = 16 << 20
+"""Letters of one line of a list"""
+
+
+class RowConfig(AudioPaths):
+    """Keys that every row layout has. A name with braces is built from fields, and the split: `audio_field: "{split}/utt{number}.wav"`."""
+
+    audio_field: str = "audio"
+    """path of the audio below `root`; a row without it is text-only"""
+    key_field: str = ""
+    """empty: the row's number is the key"""
+    clean_keys: bool = False
+    """turn letters that a key cannot have into `_`, and drop a file name's suffix, where they would otherwise be refused"""
+    split_field: str = ""
+    split: str = "train"
+    """split of rows that name none"""
+    first_of: list[str] = []
+    """lists of which the first entry is kept, as `answers.text`; other lists are left out"""
+
+    @property
+    def used(self) -> set[str]:
+        """Fields that are no metadata."""
+        return {self.audio_field, self.key_field, self.split_field}
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line that is not empty. Raises InputError naming file and line."""
+    yield from json_lines(path, path.open("rb"))
+
+
+def json_lines(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same of an open stream of bytes, which may be unpacked on the way: no line is held that is longer than MAX_LINE."""
+    number = 0
+    try:
+        with stream:
+            while line := stream.readline(MAX_LINE + 1):
+                number += 1
+                where = f"{path}, line {number}"
+                if len(line) > MAX_LINE:
+                    raise InputError(f"is longer than {MAX_LINE} bytes ({where})")
+                if line.strip():
+                    yield number, parse_object(line.decode("utf-8"), where)
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8: {error.reason} ({path}, line {number})") from None
+    except (OSError, EOFError) as error:
+        raise InputError(f"cannot read `{path}`: {error}") from None
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """One JSON object. Raises InputError naming `where`."""
+    try:
+        row = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error} ({where})") from None
+    if not isinstance(row, dict):
+        raise InputError(f"must be one JSON object, is {type(row).__name__} ({where})")
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def scalars(row: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """The row's text, numbers and truths; objects within are opened (`custom: {snr: 3}` is `custom.snr`), lists and empty values left."""
+    out: dict[str, Scalar] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            out |= scalars(value, f"{prefix}{name}.")
+        elif isinstance(value, (str, int, float, bool)) and value != "" and not (isinstance(value, float) and not math.isfinite(value)):
+            out[prefix + str(name)] = value
+    return out
+
+
+def fill(template: str, row: Mapping[str, Any], where: str) -> str:
+    """`{field}` in a template replaced by the row's value, nothing else: no formats, no attributes. Raises InputError for other fields."""
+
+    def value(match: re.Match[str]) -> str:
+        if isinstance(row.get(match[1]), (str, int, float)):
+            return str(row[match[1]])
+        raise InputError(unknown_name("field", match[1], row, where))
+
+    return re.sub(r"\{([^{}]*)\}", value, template)
+
+
+def row_item(row: Mapping[str, Any], config: RowConfig, number: int, split: str, counted: str, where: str) -> Item:
+    """One row as an item; `counted` is its key where the card names no field for it. Raises InputError naming `where`."""
+    row = {"split": split, **row} if "{split}" in config.key_field + config.audio_field else row
+    used = config.used
+    key = _named(row, config.key_field, where) if config.key_field else counted
+    if config.split_field and (config.split_field in row or "{" in config.split_field):
+        split = _named(row, config.split_field, where)
+    audio: Any = ""
+    if "{" in config.audio_field:
+        audio = fill(config.audio_field, row, where)
+    elif config.audio_field:
+        audio = row.get(config.audio_field) or ""
+    if not isinstance(audio, str):
+        raise InputError(f"`{config.audio_field}` must be a path, is {type(audio).__name__} ({where})")
+    metadata = scalars({name: value for name, value in row.items() if name not in used and not (name == "split" and value is split)})
+    for name in config.first_of:
+        if isinstance(value := _first(row, name.split(".")), (str, int, float)) and value != "":
+            metadata[name] = value
+    return Item(clean_name(key) if config.clean_keys else key, split, metadata, {"audio": audio, "line": number})
+
+
+def _first(value: Any, path: list[str]) -> Any:
+    """The value at a path, of every list on the way the first entry."""
+    for name in path:
+        value = value[0] if isinstance(value, list) and value else value
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _named(row: Mapping[str, Any], name: str, where: str) -> str:
+    if "{" in name:
+        return fill(name, row, where)
+    if not isinstance(row.get(name), (str, int)):
+        raise InputError(f"field `{name}` must be text; the row has {', '.join(sorted(row)) or 'nothing'} ({where})")
+    return str(row[name])
+
+
+def read_files(items: Sequence[Item], find: Callable[[str], Path | Rejected] | None) -> Iterator[RawClip | Rejected | None]:
+    """Decode each item's `audio`, or the part of it that `start`, `seconds` and `channel` of the payload say; None where it has none."""
+    for item in items:
+        name = item.payload["audio"]
+        if not name:
+            yield None
+            continue
+        assert find is not None, "a source that names audio has a folder for it"
+        path = find(name)
+        yield path if isinstance(path, Rejected) else decode_file(path, span_of(item.payload))
+
+
+def span_of(payload: Mapping[str, Any]) -> Span:
+    """The part of its file that an item is."""
+    return Span(payload.get("start", 0.0), payload.get("seconds"), payload.get("channel"))
+
+
+def counted_key(number: int, split: str, several: bool) -> str:
+    """The key of a row that has none of its own: its number, after its split where there are several lists."""
+    return f"{split}-{number:09d}" if several else f"{number:09d}"
+
+
+def open_audio(data_root: Path, config: RowConfig) -> AudioFolder | None:
+    """The folder of the audio; None where the card says that there is none (`audio_field` empty)."""
+    return AudioFolder(data_root, config) if config.audio_field else None

@@ -1,0 +1,96 @@
+"""Others' webdataset tars: members that share a name up to its first dot are one sample. https://github.com/webdataset/webdataset"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from speechkd.core.config import Config
+from speechkd.core.errors import InputError
+from speechkd.core.types import Scalar
+from speechkd.data.names import clean_name
+from speechkd.data.sources import paths
+from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.rows import parse_object, scalars
+from speechkd.data.sources.tarfiles import TarMember, list_tar, located, read_members, read_range
+
+MAX_TEXT = 1 << 20
+"""Bytes of a member that is metadata"""
+
+
+class WebdatasetConfig(Config):
+    """Members are taken by their suffix (all that follows the first dot); others, pickles among them, are never opened."""
+
+    kind: Literal["webdataset"]
+    tars: paths.Files
+    """`train/{000000..000511}.tar` or `train/*.tar`, or split -> tars"""
+    audio: list[str] = ["flac", "wav", "mp3", "ogg", "opus"]
+    json_suffix: str = "json"
+    """an object of metadata"""
+    text: dict[str, str] = {"txt": "text"}
+    """suffix -> field, of members that are one text"""
+    split: str = "train"
+
+
+class WebdatasetSource:
+    """Samples of webdataset tars."""
+
+    Config = WebdatasetConfig
+
+    def __init__(self, config: WebdatasetConfig, data_root: Path) -> None:
+        self.columns: set[str] = set()
+        self.config, self.root = config, data_root
+        self.tars = [
+            (s, path) for s, name in paths.by_split(config.tars, config.split) for path in paths.files(data_root, name, "source.tars")
+        ]
+
+    def items(self) -> list[Item]:
+        """All samples, sorted by key. Raises InputError for a damaged tar or metadata that is not JSON."""
+        return sorted((item for split, tar in self.tars for item in self._tar(split, tar)), key=lambda item: item.key)
+
+    def _tar(self, split: str, tar: Path) -> Iterator[Item]:
+        sample: dict[str, TarMember] = {}
+        before = ""
+        for member in list_tar(tar):
+            path = PurePosixPath(member.name)
+            stem, _, suffix = path.name.partition(".")
+            key = str(path.with_name(stem)) if stem else ""
+            if not key or not suffix:
+                continue
+            if key != before and sample:
+                yield from self._item(split, tar, before, sample)
+                sample = {}
+            sample[suffix.lower()], before = member, key
+        if sample:
+            yield from self._item(split, tar, before, sample)
+
+    def _item(self, split: str, tar: Path, key: str, sample: dict[str, TarMember]) -> Iterator[Item]:
+        config = self.config
+        metadata: dict[str, Scalar] = {}
+        if config.json_suffix in sample:
+            where = f"{tar}, {sample[config.json_suffix].name}"
+            metadata |= scalars(parse_object(_text(tar, sample[config.json_suffix]), where))
+        for suffix, field in config.text.items():
+            if suffix in sample:
+                metadata[field] = _text(tar, sample[suffix]).strip()
+        audio = next((sample[suffix] for suffix in config.audio if suffix in sample), None)
+        place: dict[str, Any] = located(tar, self.root, audio) if audio else {}
+        if audio or metadata:
+            yield Item(clean_name(key.removeprefix("./")), split, metadata, place)
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
+        """Decode each sample's audio member."""
+        return read_members(items, self.root, [tar for _, tar in self.tars])
+
+
+def _text(tar: Path, member: TarMember) -> str:
+    if member.problem or member.size > MAX_TEXT:
+        raise InputError(f"`{member.name}` {member.problem or f'has {member.size} bytes, allowed {MAX_TEXT}'} ({tar})")
+    data = read_range(tar, member.offset, member.size)
+    if isinstance(data, Rejected):
+        raise InputError(f"`{member.name}` {data.reason} ({tar})")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"`{member.name}` is not UTF-8 ({tar})") from None
