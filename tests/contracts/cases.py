@@ -72,6 +72,7 @@ def _mixed() -> dict[str, Case]:
         "lora": Case(ce | {"cross_modal": _block("cross_modal")}, lora=LORA),
         "plora": Case(ce | {"divergence": _block("divergence")}, lora=LORA | {"scope": "audio"}),
         "live-topk": Case({"topk_kl": _block("topk_kl") | {"teacher": "self", "k": 7}}, lora=LORA),
+        "cka-plain": Case({"attn_cka": _block("attn_cka") | {"attention": False}}),
         "bridges": Case({"layer_wise": _block("layer_wise") | {"representation": "linear"}}),
         "everything": Case(everything, lora=LORA),
         "lora-projector": Case(ce, projector={"kind": "linear", "pool": 4}, lora=LORA | {"targets": ["q_proj", "linear"]}),
