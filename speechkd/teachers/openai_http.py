@@ -229,7 +229,9 @@ class OpenAIHttpTeacher:
                             raise Again("the reply is too long")
                     if response.headers.get("X-Request-Id", name) != name:
                         raise Again("the reply is to another call")
-                    return self._judge(response.status_code, response.headers.get("Retry-After"), bytes(data), path)
+                    return self._judge(
+                        response.status_code, response.headers.get("Retry-After"), self._key.masked(data.decode("utf-8", "replace")), path
+                    )
         except (TimeoutError, httpx2.TimeoutException) as error:
             away = isinstance(error, httpx2.ConnectTimeout)
             raise Again(f"no reply within {self.config.timeout_s:g} s", away=away) from None
@@ -238,13 +240,13 @@ class OpenAIHttpTeacher:
         except httpx2.HTTPError as error:
             raise Again(f"the reply broke off ({type(error).__name__})") from None
 
-    def _judge(self, status: int, wait: str | None, data: bytes, path: str) -> Any:
+    def _judge(self, status: int, wait: str | None, data: str, path: str) -> Any:
         where = f"({self.config.url}{path})"
         try:
             body = json.loads(data)
         except (ValueError, RecursionError):
             body = None
-        said = self._key.masked(error_text(body))
+        said = error_text(body)
         if status in (401, 403):
             key = f"key of `{self.config.key_env}`" if self.config.key_env else "call without a key; name its variable in `key_env`"
             raise InputError(f"the server refuses the {key}: {status} {said} {where}")
