@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from speechkd.data.guarded import refused_header
 from speechkd.data.sources.base import SPAN_SLACK, WHOLE, RawClip, Rejected, Span
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def _decode(stream: BinaryIO, span: Span) -> RawClip | Rejected:
                 )
             if count > HARD_SECONDS * file.samplerate:
                 return Rejected(f"header says {count} samples, over {HARD_SECONDS:.0f} s")
+            refused = refused_header(count, file.samplerate, file.channels)
+            if refused:
+                return Rejected(refused, count / file.samplerate)
             file.seek(first)
             samples_TC = file.read(count, dtype="float32", always_2d=True)
             if len(samples_TC) != count:

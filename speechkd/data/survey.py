@@ -68,13 +68,15 @@ class Survey:
     """rows whose metadata is read"""
     fields: list[Field]
     levels: list[Level]
+    level_splits: list[str]
+    """the split of each decoded clip"""
     reasons: list[tuple[str, int, list[str]]] = field(default_factory=list)
     """(reason without its numbers, items, some keys)"""
 
 
 def survey(shards: ShardSet, clips: int = CLIPS) -> Survey:
     """Measure a version; the choice of rows and clips is a function of its digest. Raises DataError for damaged bytes."""
-    table = shards.table
+    table = shards.columns(["split", "seconds", "audio_bytes", "metadata"])
     seconds_N = table["seconds"].to_numpy()
     has_audio_N = table["audio_bytes"].to_numpy() > 0
     rows = _spread(np.arange(len(table)), ROWS, shards.digest, "rows")
@@ -86,6 +88,7 @@ def survey(shards: ShardSet, clips: int = CLIPS) -> Survey:
         rows=len(rows),
         fields=_fields(table["metadata"].take(pa.array(rows)).to_pylist(), seconds_N[rows]),
         levels=_levels(shards, chosen),
+        level_splits=[str(split) for split in table["split"].take(pa.array(chosen)).to_pylist()],
         reasons=_reasons(shards),
     )
 
@@ -99,8 +102,9 @@ def _spread(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
 
 
 def _splits(table: pa.Table) -> list[tuple[str, int, float]]:
-    grouped = table.group_by("split").aggregate([("seconds", "sum"), ("seconds", "count")]).sort_by("split")
-    return [(row["split"], row["seconds_count"], row["seconds_sum"] / 3600) for row in grouped.to_pylist()]
+    grouped = table.group_by("split").aggregate([("seconds", "sum"), ("seconds", "count")])
+    rows = sorted(grouped.to_pylist(), key=lambda row: str(row["split"]))
+    return [(row["split"], row["seconds_count"], row["seconds_sum"] / 3600) for row in rows]
 
 
 def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[Field]:
@@ -183,5 +187,5 @@ def column_facts(shards: ShardSet) -> dict[str, Mapping[str, int]]:
 
 def token_lengths(shards: ShardSet, column: str) -> np.ndarray:
     """Response lengths of a column's examples, in tokens."""
-    lengths: np.ndarray = pc.cast(shards.column(column).table["tokens"], pa.int64()).to_numpy()
+    lengths: np.ndarray = pc.cast(shards.column(column).columns(["tokens"])["tokens"], pa.int64()).to_numpy()
     return lengths

@@ -81,7 +81,7 @@ def _content(shards: ShardSet, found: Survey) -> dict[str, Any]:
         "quiet_db": QUIET_DB,
         "columns": facts,
         "lengths": {name: histogram(name, token_lengths(shards, name)) for name in list(facts)[:COLUMNS] if facts[name]["examples"]},
-        "players": _players(shards, found.levels),
+        "players": _players(shards, found),
     }
 
 
@@ -104,8 +104,9 @@ def _level_facts(levels: list[Level]) -> dict[str, Any]:
     }
 
 
-def _players(shards: ShardSet, levels: list[Level]) -> list[Player]:
+def _players(shards: ShardSet, found: Survey) -> list[Player]:
     """The loudest, quietest, shortest, longest, most silent and most clipped of the measured clips first, then others by chance."""
+    levels = found.levels
     if not levels:
         return []
     marked = [
@@ -118,17 +119,19 @@ def _players(shards: ShardSet, levels: list[Level]) -> list[Player]:
     ]
     order = {level.row: level for level in [*marked, *levels[:: max(1, len(levels) // PLAYERS)], *levels]}
     reader = Reader(shards)
-    return [_player(shards, reader, level) for level in list(order.values())[:PLAYERS]]
+    splits = {level.row: split for level, split in zip(levels, found.level_splits, strict=True)}
+    return [_player(shards, reader, level, splits[level.row]) for level in list(order.values())[:PLAYERS]]
 
 
-def _player(shards: ShardSet, reader: Reader, level: Level) -> Player:
+def _player(shards: ShardSet, reader: Reader, level: Level, split: str) -> Player:
     samples_T = reader.audio(level.row)
     assert samples_T is not None
     cut = level.seconds > PLAYER_SECONDS
+    _, place, rows = shards.rows.find(level.row)
     heard_T = samples_T[: int(PLAYER_SECONDS * RATE)]
     return Player(
-        key=shards.table["key"][level.row].as_py(),
-        split=shards.table["split"][level.row].as_py(),
+        key=rows["key"][place],
+        split=split,
         level=level,
         metadata={name: str(value) for name, value in reader.metadata(level.row).items()},
         sound=f"data:audio/flac;base64,{base64.b64encode(encode_flac(heard_T)).decode()}",
