@@ -410,8 +410,10 @@ class Column:
     def read(self, row: int) -> Turn:
         """The turn of example `row`. Raises DataError naming tar and member."""
         data = self._member(row, "", "response.json")
-        turns = json.loads(data)
-        return Turn(**turns[self._cell(row, "position")])
+        try:
+            return Turn(**json.loads(data)[self._cell(row, "position")])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            raise DataError(f"{self.root}: member `{self.key_of(row)}.response.json` is no list of turns") from None
 
     def signals(self, row: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """What example `row` has beside its response, as losses are given it (`data.signals.decode`); only `names` where given.

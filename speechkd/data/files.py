@@ -38,6 +38,7 @@ class Files:
         try:
             if isinstance(where, UrlPath):
                 return shared_cache().open(where, entry["sha256"], entry["bytes"])
+            size_of(where)  # never wait for a pipe, never read a device
             return where.open("rb")
         except FileNotFoundError:
             raise DataError(f"{where}: cannot be read (no such file)") from None

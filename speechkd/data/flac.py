@@ -30,10 +30,10 @@ def stream_info(data: bytes, where: str) -> StreamInfo:
     return StreamInfo(packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1)
 
 
-def decode_flac(data: bytes, where: str) -> np.ndarray:
+def decode_flac(data: bytes, where: str, seconds: float | None = None) -> np.ndarray:
     """A shard's FLAC member -> float32 [T] in [-1, 1] at 16 kHz. Raises DataError naming `where`.
 
-    The header is judged first: what it says is what a decoder allocates.
+    The header is judged first, also against the `seconds` of the index: what it says is what a decoder allocates.
     """
     import miniaudio
 
@@ -42,6 +42,8 @@ def decode_flac(data: bytes, where: str) -> np.ndarray:
         raise DataError(f"{where}: must be {RATE} Hz mono, is {said.rate} Hz with {said.channels} channels")
     if not 0 < said.frames <= HARD_SECONDS * RATE:
         raise DataError(f"{where}: header says {said.frames} samples, allowed 1 to {HARD_SECONDS * RATE:.0f}")
+    if seconds is not None and abs(said.frames - seconds * RATE) > 1:
+        raise DataError(f"{where}: header says {said.frames} samples, the index {seconds:.3f} s")
     try:
         samples = miniaudio.flac_read_f32(data).samples
     except miniaudio.MiniaudioError as error:

@@ -27,7 +27,7 @@ from speechkd.data.tar import Member
 if TYPE_CHECKING:
     from speechkd.data.columns import Column
 
-PLACES = ["key", "audio_offset", "audio_bytes", "audio_sha256", "json_offset", "json_bytes", "json_sha256"]
+PLACES = ["key", "seconds", "audio_offset", "audio_bytes", "audio_sha256", "json_offset", "json_bytes", "json_sha256"]
 """What is needed to read a sample"""
 PARTS = (("flac", "audio"), ("json", "json"))
 """Suffix of a member, and what its columns begin with"""

@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import canonical_json, digest, readable_json, sha256_bytes, sha256_file
 from speechkd.data.files import Files
+from speechkd.data.rows import read_columns
 from speechkd.data.store import Place, create, names, publishing_at, remove, size_of, write_json
 
 FORMAT_BASE, FORMAT_COLUMN = "speechkd-shards/1", "speechkd-column/1"
+MAX_SIGNED = 256 << 20
+"""Bytes of a manifest: a million shards"""
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 _SHARD_FILE = re.compile(r"^\d{6}\.(tar|parquet|json)$")
 _TEMPORARY = re.compile(r"^\..*\.tmp$")
@@ -39,6 +42,8 @@ def read_signed(path: Place) -> dict[str, Any]:
 
     The digest covers the value; that the text is the one rendering of it covers every other byte (`1e-05` is also `1E-05`).
     """
+    if size_of(path) > MAX_SIGNED:
+        raise DataError(f"{path}: has {size_of(path)} bytes, allowed {MAX_SIGNED}")
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
@@ -61,7 +66,7 @@ def write_parquet(path: Place, table: pa.Table) -> dict[str, Any]:
 
 def read_parquet(files: Files, name: str) -> pa.Table:
     """Read a whole table after checking it against its file entry. Raises DataError."""
-    return pq.read_table(pa.BufferReader(files.read(name)))
+    return read_columns(files, name, None, [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,8 @@ def read_manifest(root: Place, format: str) -> dict[str, Any]:
             raise DataError(f"{root / MANIFEST}: `{name[:100]}` has no sha256 and size")
         if not _PART.match(str(entry.get("in", "x"))):
             raise DataError(f"{root / MANIFEST}: `{name[:100]}` is in `{str(entry['in'])[:100]}`, which is no version")
+    if manifest.get("grows") is not None and not _PART.match(str(manifest["grows"])):
+        raise DataError(f"{root / MANIFEST}: grows `{str(manifest['grows'])[:100]}`, which is no version")
     return manifest
 
 

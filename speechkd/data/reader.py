@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.core.types import Metadata
 from speechkd.data.columns import Column
@@ -56,13 +56,19 @@ class Reader:
     def audio(self, sample: int) -> np.ndarray | None:
         """Audio of a sample (row of the base index): float32 [T], 16 kHz; None for text only. Raises DataError naming shard and member."""
         found = self._member(sample, "audio", "flac")
-        return None if found is None else decode_flac(found[1], found[0])
+        if found is None:
+            return None
+        _, place, rows = self.shards.rows.find(sample)
+        return decode_flac(found[1], found[0], rows["seconds"][place])
 
     def metadata(self, sample: int) -> Metadata:
         """Metadata of a sample. Raises DataError naming shard and member."""
         found = self._member(sample, "json", "json")
         assert found is not None, "every sample has metadata"
-        metadata: Metadata = json.loads(found[1])
+        try:
+            metadata: Metadata = json.loads(found[1])
+        except (ValueError, RecursionError):
+            raise DataError(f"{found[0]} is not JSON") from None
         return metadata
 
     def read(self, row: int, hear: bool = True) -> Example:

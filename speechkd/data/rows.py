@@ -11,10 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from speechkd.core.errors import DataError
 from speechkd.data.files import Files
 
 SHARDS_KEPT = 64
 """Of one index; a reader goes back to the shards of a block and to a few before it"""
+
+ROWS_PER_BYTE = 16
+"""More rows than this are a bomb: real ones hold digests, or keys that differ"""
 
 Rows = dict[str, list[Any]]
 
@@ -41,11 +45,17 @@ class ShardRows:
         """All rows of a shard, as lists by column."""
         with self._lock:  # several threads read; one of them opens the file
             if shard not in self._kept:
-                self._kept[shard] = self._read(shard).to_pydict()
+                self._kept[shard] = self._whole(shard)
                 if len(self._kept) > SHARDS_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(shard)
             return self._kept[shard]
+
+    def _whole(self, shard: int) -> Rows:
+        table, count = self._read(shard), int(self.starts[shard + 1] - self.starts[shard])
+        if len(table) != count or any(column.null_count for column in table.columns):
+            raise DataError(f"index of shard {shard}: {len(table)} rows, some of them perhaps empty; the manifest says {count}")
+        return table.to_pydict()
 
 
 def read_columns(files: Files, name: str, columns: Sequence[str] | None, repeated: Sequence[str]) -> pa.Table:
@@ -53,5 +63,15 @@ def read_columns(files: Files, name: str, columns: Sequence[str] | None, repeate
 
     The file is hashed in passing and only the columns asked for are taken into memory: an index of millions of rows is mostly digests.
     """
+    where, size = files.where(name), files.entries[name]["bytes"]
     with files.checked(name) as stream, pa.OSFile(stream.name) as source:  # Python's file object takes five times as long
-        return pq.ParquetFile(source, read_dictionary=list(repeated)).read(columns=None if columns is None else list(columns))
+        try:
+            opened = pq.ParquetFile(source, read_dictionary=list(repeated))
+            if opened.metadata.num_rows > ROWS_PER_BYTE * size:
+                raise DataError(f"{where}: says {opened.metadata.num_rows} rows in {size} bytes")
+            missing = set(columns or ()) - set(opened.schema_arrow.names)
+            if missing:
+                raise DataError(f"{where}: has no column `{min(missing)}`")
+            return opened.read(columns=None if columns is None else list(columns))
+        except pa.ArrowException as error:
+            raise DataError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None

@@ -6,7 +6,9 @@ create only if nothing is there yet. Credentials come from the environment, neve
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,9 +151,12 @@ def names(folder: Place) -> list[str]:
 
 
 def size_of(file: Place) -> int:
-    """Bytes of a file. Raises FileNotFoundError, Unreachable."""
+    """Bytes of a file. Raises FileNotFoundError, also for a device or a pipe (which may never end), and Unreachable."""
     if isinstance(file, Path):
-        return file.stat().st_size
+        facts = file.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "is no regular file", str(file))
+        return facts.st_size
     with reaching(file.url) as (files, path):
         return int(files.info(path)["size"])
 
