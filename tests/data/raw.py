@@ -38,8 +38,8 @@ def shards_of(folder: Path, source: dict[str, Any], **changes: Any) -> ShardSet:
     """What `speechkd shard` publishes, without its worker processes (tests/data/test_shard.py has those)."""
     path = card_file(folder, source, **changes)
     card = load_card(path)
-    root = folder / "out"
-    parted = lay_out(card, list_items(card, open_source(card, path.parent), path.parent), root)
+    root = folder / "out" / card.version
+    parted = lay_out(card, list_items(card, open_source(card, path.parent), path.parent), root.parent)
     for number, block in enumerate(parted):
         write_shard(root, card, path.parent, number, block.items)
     publish(root, card, base_receipts(root, card, {number: block.digest for number, block in enumerate(parted)}), parted)
