@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GROWTH, SECONDS = 256 << 20, 2.0
-HARMLESS = {"clip: lies-of-no-length.flac", "clip: wav-of-4-gigabytes.wav", "tar: pickles", "clip: noise.wav", "name: 'good.wav'"}
-"""Which hold a sample all the same, and are stored as that"""
+HARMLESS = {"clip: wav-of-4-gigabytes.wav", "clip: noise.wav", "tar: pickles", "tar: a path outside", "tar: an absolute path"}
+"""Which hold a sample all the same, and are stored as that: under a key that is no path, its other members unopened"""
 
 
 @pytest.fixture(scope="module")
