@@ -75,7 +75,7 @@ def test_fifty_kills_change_no_byte(recipe: Path, tmp_path: Path) -> None:
     receipts: set[int] = set()
     while killed < KILLS:
         pid = fork_teach(recipe)
-        time.sleep(dice.uniform(0.0, 0.6 * whole_s))
+        time.sleep(dice.uniform(0.3, 1.1) * whole_s)  # the first third is loading
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         if os.WIFSIGNALED(status):
