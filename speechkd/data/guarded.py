@@ -13,6 +13,7 @@ import signal
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from speechkd.core.errors import InputError
@@ -26,6 +27,8 @@ ITEM_S = 300.0
 ITEM_CPU_S = 60
 MEMORY = 2 << 30
 """Bytes that a block's process may add to what it starts with, more for cards with long clips"""
+MAX_REASON = 400
+"""Letters of a reason in the quarantine"""
 DEATHS = 16
 """Items of one block that may end their decoder before the block is given up"""
 MOST_DECODED = 128 << 20
@@ -114,6 +117,8 @@ def read_guarded(
                 yield Rejected(explained(error))
                 number += 1
                 break  # the generator is dead: begin another one behind this item
+            if isinstance(clip, Rejected) and len(clip.reason) > MAX_REASON:  # a reason may quote a name that came with the data
+                clip = replace(clip, reason=f"{clip.reason[:MAX_REASON]}...")
             yield clip
             number += 1
     if watch:
