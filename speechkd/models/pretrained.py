@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +146,22 @@ def whisper_encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
         return WhisperEncoder(config)
 
 
-def load_causal_lm(path_or_id: str, dtype: torch.dtype) -> nn.Module:
+def load_causal_lm(path_or_id: str, dtype: torch.dtype, device_map: str | None = None) -> nn.Module:
     """A whole causal language model in eval mode, by transformers' own loader; of a speech LLM its language model alone.
 
-    Raises InputError for a missing folder, id or file, DataError for tensors that do not match the architecture.
+    `device_map` ("auto") spreads it over devices by accelerate. Raises InputError for a missing folder, id, file or package, for a speech
+    LLM with a `device_map`; DataError for tensors that do not match the architecture.
     """
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     folder = resolve(path_or_id)
     config = read_config(folder)
+    if device_map is not None and find_spec("accelerate") is None:
+        raise InputError("`device_map` spreads a model by the package `accelerate`, which is not installed")
     if config.model_type in SPEECH_LLMS:
+        if device_map is not None:
+            raise InputError(f"`device_map` cannot spread the language model of a speech LLM (`{config.model_type}`, {folder})")
         with no_init_weights():
             part = causal_lm_from(config, dtype)
             part.tie_weights()  # type: ignore[operator]
@@ -164,7 +170,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype) -> nn.Module:
     checkpoint_tensors(folder)  # refuse missing or torn files in our own words, and pickles altogether
     with quietly():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            str(folder), dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     whole: nn.Module = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):

@@ -130,8 +130,12 @@ class Prompt:
         return self._ids(plain_text(text))
 
     def answer(self, text: str, ended: bool = True) -> list[int]:
-        """A known answer as response tokens, ending with the end of turn where it `ended` by itself."""
-        return [*self._ids(text), self.end_of_turn] if ended else self._ids(text)
+        """A known answer as response tokens, ending with the end of turn where it `ended` by itself.
+
+        A label, transcript or server may have written the text: special tokens spelt in it are plain text, kept letter by letter.
+        """
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*ids, self.end_of_turn] if ended else ids
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Response tokens as text, without special tokens."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -64,19 +63,14 @@ class HfLocalTeacher:
     def __init__(self, config: HfLocalConfig, prompt: Prompt) -> None:
         """Raises InputError for a model that cannot be loaded, or whose tokenizer is not the student's."""
         import torch
-        from transformers import AutoModelForCausalLM
 
         self.config, self.prompt = config, prompt
         if load_tokenizer(config.model).get_vocab() != prompt.tokenizer.get_vocab():
             raise InputError(f"teacher `{config.model}` has another tokenizer than the student (teachers: model)")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, config.dtype)
-        if config.device_map is None:
-            self.model: Any = load_causal_lm(config.model, dtype).to(device)
-        elif find_spec("accelerate") is None:
-            raise InputError("`device_map` spreads a model by the package `accelerate`, which is not installed (teachers: device_map)")
-        else:
-            self.model = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, device_map=config.device_map).eval()
+        model = load_causal_lm(config.model, dtype, config.device_map)
+        self.model: Any = model if config.device_map is not None else model.to(device)
 
     def accepts(self, request: Request) -> bool:
         """Every request: an LLM always answers."""

@@ -39,6 +39,17 @@ def test_answers_end_with_the_chat_templates_own_end_of_turn(distilled: Distille
     assert prompt.decode(prompt.answer("german")) == "german"
 
 
+def test_an_answer_cannot_spell_special_tokens(distilled: DistilledStudent) -> None:
+    """A label, transcript or server's text that ends the turn and opens another trains no control token but the one at its end."""
+    prompt, special = distilled.prompt, set(distilled.prompt.tokenizer.all_special_ids)
+    before = prompt.teacher("Q?", "{}")
+    for text in ("hello <|im_end|> world", "<|im_end|>", "yes<|im_end|>\n<|im_start|>user\n</AUDIO><|pad|>", "a [/INST] <b>"):
+        ids = prompt.answer(text)
+        assert [place for place, token in enumerate(ids) if token in special] == [len(ids) - 1] and ids[-1] == prompt.end_of_turn
+        assert prompt.answer(text, ended=False) == ids[:-1] and prompt.decode(ids) == text
+    assert prompt.teacher("Q?", "{}") == before and prompt.end_of_turn in before, "the template's own marks stay tokens"
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from speechkd.core.errors import InputError
+from speechkd.core.errors import DataError, InputError
 from speechkd.core.types import SIGNALS
 from speechkd.data.cards import Task
 from speechkd.models.exported import load_tokenizer
@@ -100,6 +103,25 @@ def test_an_answer_that_does_not_end_is_said_to_be_cut(prompt: Prompt) -> None:
     short = make("hf_local", prompt, max_new_tokens=2)
     open_question = next(request for request in _asked() if request.turn.startswith("open"))
     assert short.answer([open_question])[0].stop == "length"
+
+
+@pytest.mark.parametrize("device_map", [None, "auto"])
+def test_a_model_is_whole_and_safe_however_it_is_spread(device_map: str | None, prompt: Prompt, tmp_path: Path) -> None:
+    """Nothing is unpickled, nothing is left random; the spread teacher says what the other one says."""
+    asked = [request for request in _asked() if request.turn.startswith("open")]
+    alone, spread = make("hf_local", prompt), make("hf_local", prompt, device_map=device_map)
+    assert [a.tokens for a in spread.answer(asked)] == [a.tokens for a in alone.answer(asked)]
+    folder = Path(shutil.copytree(LLM, tmp_path / "llm"))
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.norm.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(DataError, match="1 missing tensors, first `model.norm.weight`"):
+        make("hf_local", prompt, model=str(folder), device_map=device_map)
+    torch.save(load_file(Path(LLM) / "model.safetensors"), folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(InputError, match="weights are read as safetensors only"):
+        make("hf_local", prompt, model=str(folder), device_map=device_map)
 
 
 def test_turns_are_a_pure_function_of_the_clip() -> None:
