@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from speechkd.core.config import Config
 from speechkd.core.types import Metadata, Scalar
 from speechkd.teachers.reasoning import STAGES, TraceError, answer_of, parse_trace
 
-MEASURES_VERSION = 1
+MEASURES_VERSION = 2
 LANGUAGE_LETTERS = 24
 """Letters below which the language of an answer is not judged: one word is a word of many languages"""
 COMMON_VALUES = 64
@@ -111,10 +111,11 @@ def measure(ground: Ground, text: str, metadata: Metadata, asked: str | None) ->
     answer = answer_of(text)
     words = normalised(answer)
     fields = [asked] if asked is not None else [name for name in ground.fields if name in metadata]
+    said = set() if asked is not None else _free_words(ground, metadata)  # an answer to one field's question quotes nothing
     shares = [share for name in fields if name in metadata and not math.isnan(share := _covered(metadata[name], words))]
     return Measures(
         coverage=sum(shares) / len(shares) if shares else math.nan,
-        contradictions=sum(_contradicts(ground.classes.get(name), metadata[name], words) for name in fields if name in metadata),
+        contradictions=sum(_contradicts(ground.classes.get(name), metadata[name], words, said) for name in fields if name in metadata),
         refusal=bool(_REFUSAL.search(answer.lower().replace("’", "'"))),
         repetition=repetition(words),
         words=len(words),
@@ -137,14 +138,20 @@ def _covered(value: Scalar, words: Sequence[str]) -> float:
     return sum(word in present for word in wanted) / len(wanted) if wanted else math.nan
 
 
-def _contradicts(values: frozenset[str] | None, own: Scalar, words: Sequence[str]) -> int:
-    """How many other values of the field stand in the answer, which does not name the clip's own."""
+def _free_words(ground: Ground, metadata: Metadata) -> set[str]:
+    """Words of the texts that the teacher read, such as a transcript: an answer that quotes them claims nothing of the clip."""
+    texts = [metadata[name] for name in ground.fields if name not in ground.classes and isinstance(metadata.get(name), str)]
+    return {word for text in texts for word in normalised(str(text))}
+
+
+def _contradicts(values: frozenset[str] | None, own: Scalar, words: Sequence[str], said: Collection[str]) -> int:
+    """How many other values of the field stand in an answer that does not name the clip's own; words that are `said` do not count."""
     if not values:
         return 0
-    line = f" {' '.join(words)} "
     mine = " ".join(normalised(str(own)))
-    if f" {mine} " in line:
+    if f" {mine} " in f" {' '.join(words)} ":
         return 0
+    line = f" {' '.join('' if word in said else word for word in words)} "
     return sum(f" {value} " in line for value in values if value != mine)
 
 

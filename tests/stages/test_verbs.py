@@ -34,6 +34,25 @@ def test_the_published_setting_is_planned_from_configuration_files_alone(
     assert "145,827,584 trained" in said and "240000 x 16 micro-batches" in said and "GiB a rank on 16 ranks" in said
 
 
+def test_the_published_teacher_writes_one_caption_a_clip_and_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the paper does not have is not in its recipe: task questions to the teacher, gates on its answers."""
+    from speechkd.data.cards import load_card
+    from speechkd.recipe import load_recipe
+    from speechkd.teachers.prompts import requests
+
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(Path("pipelines/wong26a.yaml"))
+    assert not recipe.gates.active
+    tasks = load_card(Path(recipe.data.corpora[0].card)).tasks
+    clip = {"transcript": "he came the other day", "gender": "male", "language": "english"}
+
+    def turns(role: str) -> list[str]:
+        return [request.turn for request in requests(recipe.prompt, recipe.teachers[role].chosen(tasks), "key", clip)]
+
+    assert turns("kd") == ["open-0"] and recipe.prompt.questions() == [""]
+    assert [turn for turn in turns("ift") if turn.startswith("task-")], "the labels' questions are there for the ift role"
+
+
 def test_check_names_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = shard(write_card(tmp_path, write_tones(tmp_path)), tmp_path / "out", quiet=True)
     assert check(root) == 0

@@ -35,6 +35,18 @@ def test_contradictions_are_other_values_in_place_of_the_own() -> None:
     assert of("male", asked="language").contradictions == 0
 
 
+def test_words_of_the_transcript_contradict_nothing() -> None:
+    noise = Ground(["noise", "transcript"], {"noise": frozenset({"clean", "other"})})
+    clip = {"noise": "clean", "transcript": "He came the other day."}
+    assert measure(noise, "Someone says “he came the other day”.", clip, None).contradictions == 0
+    assert measure(noise, "A quiet room; the other day is mentioned.", clip, None).contradictions == 0
+    assert measure(noise, "other", clip, "noise").contradictions == 1, "asked for the field, an answer quotes nothing"
+    assert measure(noise, "It is clean, no other noise.", {**clip, "transcript": "a clean room"}, None).contradictions == 0
+    assert measure(noise, "The noise is other.", {**clip, "transcript": "He came."}, None).contradictions == 1
+    unread = Ground(["noise"], noise.classes)
+    assert measure(unread, "The noise is other.", clip, None).contradictions == 1, "what the teacher did not read it cannot quote"
+
+
 @pytest.mark.parametrize(
     "text",
     [
