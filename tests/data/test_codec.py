@@ -12,6 +12,8 @@ from torch import Tensor
 from speechkd.core.errors import DataError
 from speechkd.data import codec
 from speechkd.data.signals import HiddenStore, SampledStore, SignalsConfig, TopKStore, decode, encode_sampled, encode_topk
+from speechkd.teachers import scoring
+from tests.bench.signals import TURN, stored, teacher_like
 
 QWEN = 151_936
 
@@ -107,6 +109,22 @@ def test_draws_come_back_as_different_ids_with_their_weights(draws: int, proposa
     different = [len(set(row)) for row in ids_TN.tolist()]
     assert out["sampled_ids_TN"].shape == (6, max(different))
     assert abs(len(packed) - 6 * store.row_bytes(QWEN, sum(different) / 6)) < 2
+
+
+def test_a_stored_distribution_stays_within_its_bytes() -> None:
+    """Per response token at 151,936 ids, names and shapes counted: what `python -m tests.bench.signals` prints is bounded here."""
+    g = torch.Generator().manual_seed(0)
+    logits_TV = teacher_like(TURN, 2.0, g)
+    topk = encode_topk(TopKStore(k=64), *scoring.top(logits_TV.clone(), 64, 1.0), QWEN)
+    assert stored(topk) <= 208
+
+    def drawn(draws: int, logits_TV: Tensor) -> Tensor:
+        uniform = torch.rand(TURN, draws, generator=g, dtype=torch.float64)
+        how = SampledStore(draws=draws)
+        return encode_sampled(how, *scoring.draw(logits_TV, how, uniform), QWEN)
+
+    assert stored(drawn(50, logits_TV)) <= 40, "the recipe's 50 draws, from a teacher of 2 nats"
+    assert drawn(14, torch.zeros(TURN, QWEN)).numel() / TURN <= 40, "14 draws, whatever the teacher: here all are different"
 
 
 def test_states_come_back_and_must_be_what_is_declared() -> None:

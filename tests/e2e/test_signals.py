@@ -81,7 +81,10 @@ def test_two_ranks_train_on_stored_signals(taught: Path) -> None:
             ["teachers.kd.signals={topk: {k: 16}}"],
             r"needs `sampled`, but teacher `kd` .* it can store `sampled`: set `teachers.kd.signals`",
         ),
-        (["teachers.kd.signals.hidden={layers: [2]}"], r"no loss of this recipe reads stored `hidden`: leave `teachers.kd.signals.hidden` out"),
+        (
+            ["teachers.kd.signals.hidden={layers: [2]}"],
+            r"no loss of this recipe reads stored `hidden`: leave `teachers.kd.signals.hidden` out",
+        ),
         (["teachers.kd.signals.projected={}"], r"unknown key `projected`; allowed: hidden, sampled, topk"),
     ],
 )

@@ -16,11 +16,16 @@ import yaml
 from speechkd import cli
 from speechkd.core.errors import InputError
 from speechkd.recipe import load_recipe
+from speechkd.stages.inputs import open_prompt
 from speechkd.stages.shard import shard
+from speechkd.stages.supply import open_supplies
 from speechkd.stages.teach import teach
-from speechkd.tracking.journal import Journal
+from speechkd.stages.train import _describe
+from speechkd.tracking.journal import JOURNAL, Journal
+from speechkd.tracking.mlflow_sender import sync
 from tests.data.corpus import write_card
 from tests.teachers.endpoint import Reply, chat, error, scripted
+from tests.tracking.store import Store
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., Path]
@@ -142,8 +147,6 @@ def test_bad_input(
 
 def test_gates_drop_by_recipe_and_say_what(recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Measured once; thresholds act on training alone; the page holds the worst and escapes all of it."""
-    from speechkd.stages.inputs import open_prompt
-    from speechkd.stages.supply import open_supplies
 
     hostile = "I cannot hear audio <script>alert(1)</script>"
 
@@ -190,9 +193,16 @@ def test_the_key_is_in_no_file_and_on_no_screen(
         [column] = teach(loaded)
         assert {call.headers["authorization"] for call in endpoint.calls} == {f"Bearer {CANARY}"}
     assert column is not None and column.manifest["totals"]["stop_error"] == 30
-    journal = Journal(tmp_path / "journal.jsonl")
-    journal.params(loaded.model_dump(mode="json"))
+    run = tmp_path / "run"
+    journal = Journal(run / JOURNAL)
+    _describe(journal, run, loaded, open_supplies(loaded, open_prompt(loaded)))
     journal.close()
+    store = Store(tmp_path / "mlflow.db")
+    sync(run, store.uri, "tests")
+    [(run_id, *_)] = store.runs(run.name)
+    params = store.params(run_id)
+    assert params["teachers.kd.key_env"] == "SPEECHKD_TEST_KEY" and store.tags(run_id)["recipe"] == loaded.name
+    assert CANARY not in str([params, store.tags(run_id)])
     written = [path for folder in (column.root, tmp_path) for path in folder.rglob("*") if path.is_file()]
     assert len(written) > 12 and any(b"*** may not" in path.read_bytes() for path in written)
     assert not [path for path in written if CANARY.encode() in path.read_bytes()]

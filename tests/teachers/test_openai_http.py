@@ -215,6 +215,39 @@ def test_the_key_is_sent_and_never_told(
     assert CANARY not in everything, [line for line in everything.splitlines() if CANARY in line]
 
 
+def told(work: Callable[[], object]) -> str:
+    """The traceback of `work`, with every exception that led to its last one."""
+    with pytest.raises(Exception) as raised:
+        work()
+    chain: list[BaseException] = [raised.value]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    return "".join("".join(traceback.format_exception(problem, chain=False)) for problem in chain)
+
+
+def test_the_key_is_in_no_traceback(prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the run (a refusal, a fault of our own, a server that dies, a key that is none), the key that was sent is not shown."""
+    monkeypatch.setenv("SPEECHKD_TEST_KEY", CANARY)
+    keyed = {"key_env": "SPEECHKD_TEST_KEY", "patience_s": 0.1, "retries": 0}
+    with scripted(lambda body: error(401, f"no such key: {CANARY}"), ["tiny"]) as endpoint:
+        refused = told(lambda: teacher(endpoint, prompt, **keyed).answer(asked(1)))
+        assert endpoint.calls[-1].headers["authorization"] == f"Bearer {CANARY}"
+    with scripted(lambda body: chat(f"your key is {CANARY}"), ["tiny"]) as endpoint, monkeypatch.context() as broken:
+        one = teacher(endpoint, prompt, **keyed)
+
+        def fault(text: str, ended: bool = True) -> list[int]:
+            raise RuntimeError(f"cannot tokenize {text!r}")
+
+        broken.setattr(prompt, "answer", fault)
+        faulty = told(lambda: one.answer(asked(1)))
+    away = told(lambda: one.answer(asked(1)))
+    monkeypatch.setenv("SPEECHKD_TEST_KEY", f"{CANARY}\nX-Other: 1")
+    broken_key = told(lambda: teacher(endpoint, prompt, **keyed))
+    assert "401" in refused and "your key is ***" in faulty and "RuntimeError" in faulty
+    assert "ConnectionError" in away and "line break" in broken_key
+    assert all("Traceback" in text and "sk-can" not in text for text in (refused, faulty, away, broken_key))
+
+
 def test_redirects_are_not_followed(prompt: Prompt) -> None:
     with scripted(echo, ["tiny"]) as other:
         with scripted(lambda body: Reply(status=307, headers={"Location": other.url + "/chat/completions"}), ["tiny"]) as endpoint:
