@@ -54,9 +54,10 @@ def open_shards(path: Place | str) -> ShardSet:
     DataError if the manifest is damaged."""
     root = place(path)
     try:
-        return ShardSet(root, read_manifest(root, FORMAT_BASE))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(_nothing_there(root)) from None
+        try:
+            return ShardSet(root, read_manifest(root, FORMAT_BASE))
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(_nothing_there(root)) from None
     except Unreachable as error:
         raise InputError(str(error)) from None
 

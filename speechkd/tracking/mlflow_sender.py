@@ -174,7 +174,7 @@ class Sender:
         """Send about 1,000 points; False if there was nothing new. The journal holds each (metric, step) once, so nothing is doubled."""
         offset, files = self.state["offset"], list(self.state["artifacts"])
         points: list[tuple[str, float, int, int]] = []
-        params: dict[str, str] = {}
+        params: list[Mapping[str, str]] = []
         tags: dict[str, str] = {}
         for record, offset in records_from(self.journal, offset):
             self._note(record)
@@ -182,7 +182,7 @@ class Sender:
                 case "metric":
                     points += [(name, float(value), record["time_ms"], record["step"]) for name, value in record["values"].items()]
                 case "param":
-                    params |= record["values"]
+                    params.append(record["values"])  # one by one: of a name that is written twice the first value stays
                 case "tag":
                     tags |= record["values"]
                 case "artifact" if record["path"] not in files:
@@ -191,7 +191,8 @@ class Sender:
                 break
         if offset == self.state["offset"]:
             return False
-        self._send_params(params)
+        for values in params:
+            self._send_params(values)
         self._send_tags(tags)
         self._send_metrics(points)
         self.sent += len(points)

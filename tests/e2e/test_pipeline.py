@@ -101,11 +101,9 @@ def test_an_export_gives_the_logits_of_training_in_a_fresh_process_without_deeps
     probe = exported.parent / "probes" / "step-000003.safetensors"
     code = (
         "import sys; from safetensors.torch import load_file; from speechkd.models import load_student\n"
-        "from speechkd.core.types import Batch\n"
+        "from speechkd.engine.export import probe_batch\n"
         f"saved = load_file({str(probe)!r}); student = load_student({str(exported)!r})\n"
-        "names = ('features_BMT', 'ids_BS', 'mask_BS', 'audio_to_A', 'audio_from_A', 'response_T', 'mask_T')\n"
-        "batch = Batch(**{n: saved[n] for n in names}, signals={}, examples=1, seconds=0.0)\n"
-        "ours, theirs = student.logits(batch, saved['predict_T']), saved['logits_TV']\n"
+        "ours, theirs = student.logits(probe_batch(saved), saved['predict_T']), saved['logits_TV']\n"
         "difference = float((ours - theirs).abs().max() / theirs.abs().max())\n"
         "assert 'deepspeed' not in sys.modules; print(difference)"
     )

@@ -25,7 +25,7 @@ def run(what: str, folder: Path, *words: object) -> dict[str, int]:
 
 
 def test_partitions_and_two_writers_give_the_same_bytes(tmp_path: Path) -> None:
-    assert run("partitions", tmp_path)["files"] == 7 * 3 + 4
+    assert run("partitions", tmp_path)["files"] == 7 * 3 + 5
 
 
 @pytest.mark.parametrize(
