@@ -13,6 +13,7 @@ from speechkd.core.errors import DataError, InputError
 from speechkd.data.columns import ColumnWriter, Turn
 from speechkd.data.index import open_shards
 from speechkd.data.reader import Reader
+from speechkd.data.signals import SignalsConfig, TopKStore
 from speechkd.stages.shard import shard
 from tests.data.corpus import ECHO, echo_turns, write_card, write_echo, write_tones
 
@@ -115,3 +116,10 @@ def test_a_plan_source_holds_what_was_asked_for(tones_root: Path) -> None:
         reader.source("ift", stops=("error",))
     with pytest.raises(InputError, match="unknown split `dev`"):
         reader.source("ift", split="dev")
+
+
+def test_a_signal_that_one_of_two_columns_has_is_named() -> None:
+    plain = ECHO.model_copy(update={"signals": SignalsConfig()})
+    topk = ECHO.model_copy(update={"signals": SignalsConfig(topk=TopKStore(k=8))})
+    assert plain.differs_from(topk) == ["no `signals.topk`"]
+    assert topk.differs_from(plain) == ["`signals.topk`, which the recipe does not have"]
