@@ -19,6 +19,7 @@ from speechkd.data.signals import SignalsConfig
 from speechkd.evaluation.task import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
 from speechkd.losses.base import teacher_of
+from speechkd.models.encoder import Mixed
 from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
@@ -89,11 +90,19 @@ class StudentConfig(Config):
     start: str | None = None
     """an export whose layer mix and projector training starts from; its language model is named by `llm`"""
     projector: Annotated[SerializeAsAny[Config], _part(PROJECTORS, "kind")]
+    mix: Mixed = "all"
+    """`all`: a learned weighted sum of all encoder layers; `last`: the encoder's last state, nothing to learn"""
     normalise_layers: bool = False
     """bring encoder layers to one scale before they are mixed"""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     config_root: str | None = None
     """folder of config files (`<hub id>/config.json`), for dry runs where the hub cannot be reached"""
+
+    @model_validator(mode="after")
+    def _scaled_only_if_mixed(self) -> StudentConfig:
+        if self.mix == "last" and self.normalise_layers:
+            raise ValueError("`mix: last` mixes no layers, so `normalise_layers` has nothing to bring to one scale: set it to false")
+        return self
 
 
 class Recipe(Config):
@@ -150,6 +159,12 @@ class Recipe(Config):
                 if stream not in self.train.all_streams:
                     raise ValueError(unknown_name("stream", stream, self.train.all_streams, f"losses.{name}.roles"))
             check_live(name, config, self.live)
+        for teacher, live in self.live.items():
+            if live.kind == "snapshot" and not self.student.start:
+                raise ValueError(
+                    f"live teacher `{teacher}` (snapshot) would be a student that has learned nothing yet: set `student.start` to an export"
+                )
+        for name, config in self.losses.items():
             kind = self.student.projector.kind  # type: ignore[attr-defined]
             if "gate" in LOSSES.get(config.kind).NEED.student and not _gated(kind):
                 others = ", ".join(other for other in PROJECTORS if _gated(other)) or "none"
@@ -192,6 +207,7 @@ class Recipe(Config):
                 f"no loss of this recipe reads stored `hidden`: leave `teachers.{role}.signals.hidden` out, "
                 "losses on layers look at a live teacher (`live`)"
             )
+            _same_k(role, self.teachers[role].stores(), name, config, needs)
 
     def stored_signals(self, config: LossConfig, role: str) -> frozenset[str]:
         """What a loss needs of a role's column: nothing if it counts none of its examples, only the response if its teacher is live."""
@@ -230,6 +246,16 @@ def _same_temperature(role: str, stored: SignalsConfig, loss: str, config: LossC
                 f"loss `{loss}` has temperature {wanted:g}, but teacher `{role}` stores `{signal}` at {captured:g}: "
                 f"set `losses.{loss}.temperature` or `teachers.{role}.signals.{signal}.temperature`"
             )
+
+
+def _same_k(role: str, stored: SignalsConfig, loss: str, config: LossConfig, needs: frozenset[str]) -> None:
+    """How many ids are stored is the column's to say."""
+    wanted = getattr(config, "k", None)
+    if "topk" in needs and stored.topk is not None and wanted is not None and wanted != stored.topk.k:
+        raise ValueError(
+            f"loss `{loss}` has k {wanted}, but teacher `{role}` stores {stored.topk.k} ids: "
+            f"leave `losses.{loss}.k` out, or set `teachers.{role}.signals.topk.k`"
+        )
 
 
 def resolve(path: Path, sets: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:

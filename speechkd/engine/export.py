@@ -14,6 +14,7 @@ from torch import Tensor
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import fsync_folder, publishing, sha256_file, write_json, write_text
 from speechkd.core.types import Batch, ClipTable
+from speechkd.models.encoder import Mixed
 from speechkd.models.exported import (
     FORMAT,
     LLM_FOLDER,
@@ -54,6 +55,7 @@ def write_export(
     llm: Base,
     projector: dict[str, Any],
     normalise_layers: bool,
+    mix: Mixed,
     lora: LoraConfig | None,
     merge: bool,
     dtype: str,
@@ -84,7 +86,7 @@ def write_export(
     write_text(fresh / "README.md", card)
     wanted = dict(tensors)
     if merge and lora is not None:
-        wanted, llm = _merged(fresh, tensors, encoder, llm, projector, normalise_layers, lora, dtype)
+        wanted, llm = _merged(fresh, tensors, encoder, llm, projector, normalise_layers, mix, lora, dtype)
     elif lora is not None:
         _write_adapter(fresh / LORA_FOLDER, tensors, lora, llm.name)
     own = {name: tensor.contiguous() for name, tensor in wanted.items() if not name.startswith(LLM)}
@@ -97,6 +99,7 @@ def write_export(
         llm=llm,
         projector=projector,
         normalise_layers=normalise_layers,
+        mix=mix,
         dtype=dtype,
         step=step,
         recipe_digest=recipe_digest,
@@ -136,13 +139,14 @@ def _merged(
     llm: Base,
     projector: dict[str, Any],
     normalise_layers: bool,
+    mix: Mixed,
     lora: LoraConfig,
     dtype: str,
 ) -> tuple[dict[str, Tensor], Base]:
     """Fold LoRA into the language model, saved below `fresh`; what else is trained, and the language model as the export's own."""
     kind = getattr(torch, dtype)
     config = PROJECTORS.get(str(projector["kind"])).Config.model_validate(projector)
-    student = Student(load_whisper_encoder(encoder.name, kind), load_causal_lm(llm.name, kind), config, normalise_layers, lora)
+    student = Student(load_whisper_encoder(encoder.name, kind), load_causal_lm(llm.name, kind), config, normalise_layers, lora, mix)
     load_trainable(student, dict(tensors))
     merge_lora(student)
     student.llm.lm.save_pretrained(fresh / LLM_FOLDER)

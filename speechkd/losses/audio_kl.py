@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speechkd.core.types import LossOut, Need
 from speechkd.kernels import linear_kl
-from speechkd.losses.base import HeadLoss, Place, Supervision, TaughtConfig, given
+from speechkd.losses.base import HeadLoss, KernelConfig, Place, PlacedConfig, Supervision, given
 from speechkd.losses.divergences import forward_kl
 
 TEMPERATURE = 2.0
@@ -60,7 +60,7 @@ def linear_audio_kl(
     )
 
 
-class Config(TaughtConfig):
+class Config(PlacedConfig, KernelConfig):
     """Recipe block of `audio_kl`."""
 
     weight: float = Field(default=0.8, ge=0.0, allow_inf_nan=False)

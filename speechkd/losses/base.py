@@ -34,6 +34,11 @@ class LossConfig(Config):
     """factor in the sum of losses"""
     roles: list[str] = []
     """streams of the mix (`kd`, `kd/text`) whose examples count; empty: all"""
+
+
+class KernelConfig(LossConfig):
+    """Keys of a loss that runs one of the kernels on the head."""
+
     impl: str = "auto"
     """which implementation of the kernel runs"""
 
@@ -43,10 +48,15 @@ class TaughtConfig(LossConfig):
 
     teacher: str = ""
     """name of a live teacher (recipe block `live`); empty: the signals stored with the example"""
+
+
+class PlacedConfig(TaughtConfig):
+    """Keys of a loss that compares with a teacher at rows of positions."""
+
     at: Place = "response"
 
 
-class LayerConfig(TaughtConfig):
+class LayerConfig(PlacedConfig):
     """Keys of a loss on pairs of layers; `pairs` says which, and whether they are seen through the logit lens."""
 
     def pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
@@ -169,7 +179,7 @@ Loss = HeadLoss | LayerLoss | ClipLoss
 
 def place(config: LossConfig) -> Place:
     """Where a loss's rows stand."""
-    return config.at if isinstance(config, TaughtConfig) else "response"
+    return config.at if isinstance(config, PlacedConfig) else "response"
 
 
 def teacher_of(config: LossConfig) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut, Need
 from speechkd.kernels import linear_cross_entropy, linear_kl, linear_topk_kl
-from speechkd.losses.base import HeadLoss, Supervision, TaughtConfig, given
+from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.response_ce import response_ce
 
@@ -116,7 +116,7 @@ def joined(ce: LossOut, kl: LossOut, kl_weight: float, temperature: float) -> Lo
     return LossOut(ce.total + kl_weight * temperature**2 * kl.total, ce.count)
 
 
-class Config(TaughtConfig):
+class Config(PlacedConfig, KernelConfig):
     """Recipe block of `cross_modal`; `roles` picks the channel, one block with both mixes them in their natural proportion."""
 
     kl_weight: float = Field(default=KL_WEIGHT, ge=0.0, allow_inf_nan=False)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from speechkd.core.types import LossOut, Need
 from speechkd.kernels.linear_kl import divergence_from, frozen_logits
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
-from speechkd.losses.base import HeadLoss, Supervision, TaughtConfig, given
+from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
 
 
 def _total(student_logits_TV: Tensor, teacher_logits_TU: Tensor, mask_T: Tensor, how: Divergence) -> LossOut:
@@ -106,26 +106,39 @@ def skew_reverse_kl(
     return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
 
 
-class Config(TaughtConfig):
+BETA, ALPHA = 0.5, 0.1
+USES = {"beta": ("jsd",), "alpha": ("skew_kl", "skew_reverse_kl"), "detach_mixture": ("skew_reverse_kl",)}
+"""Keys that only some divergences have"""
+
+
+class Config(PlacedConfig, KernelConfig):
     """Recipe block of `divergence`: to a live teacher's whole distribution."""
 
     name: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"] = "forward_kl"
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    beta: float = Field(default=0.5, ge=0.0, le=1.0)
-    """jsd only: weight of the teacher"""
-    alpha: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """skew forms only"""
+    beta: float | None = Field(default=None, ge=0.0, le=1.0)
+    """jsd only: weight of the teacher; 0.5"""
+    alpha: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """skew forms only; 0.1"""
     detach_mixture: bool = False
     """skew_reverse_kl only: as DistiLLM-2 trains"""
     t2_scale: bool = False
+
+    @model_validator(mode="after")
+    def _keys_of_the_named_one(self) -> Config:
+        given = {"beta": self.beta is not None, "alpha": self.alpha is not None, "detach_mixture": self.detach_mixture}
+        for key, names in USES.items():
+            if given[key] and self.name not in names:
+                raise ValueError(f"divergence `{self.name}` does not use `{key}`; those that do: {', '.join(names)}")
+        return self
 
 
 def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
     how = Divergence(
         name=config.name,
         temperature=config.temperature,
-        beta=config.beta,
-        alpha=config.alpha,
+        beta=BETA if config.beta is None else config.beta,
+        alpha=ALPHA if config.alpha is None else config.alpha,
         t2_scale=config.t2_scale,
         shared_W=supervision.shared_W,
         detach_mixture=config.detach_mixture,

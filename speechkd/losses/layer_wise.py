@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut, Need
 from speechkd.kernels import linear_kl
-from speechkd.losses.base import LayerConfig, LayerLoss, Layers, given
+from speechkd.losses.base import KernelConfig, LayerConfig, LayerLoss, Layers, given
 from speechkd.losses.flat_cka import flat_cka
 from speechkd.losses.states import state_distance
 
@@ -135,12 +135,12 @@ def _over_layers(outs: Sequence[LossOut], reduction: Reduction) -> LossOut:
     return LossOut(total / len(outs) if reduction == "mean" else total, outs[0].count)
 
 
-class Config(LayerConfig):
+class Config(LayerConfig, KernelConfig):
     """Recipe block of `layer_wise`."""
 
     weight: float = Field(default=0.05, ge=0.0, allow_inf_nan=False)
-    every: int = Field(default=1, ge=1)
-    """1: each student layer; n: each n-th (the paper's skip on 28 layers: 7)"""
+    every: int | None = Field(default=None, ge=1)
+    """1 (where neither it nor `map` is given): each student layer; n: each n-th (the paper's skip on 28 layers: 7)"""
     map: list[tuple[int, int]] | None = None
     """pairs (student layer, teacher layer), from 1, in place of the proportional map"""
     representation: Literal["logit_lens", "linear", "hidden", "cka"] = "logit_lens"
@@ -154,9 +154,15 @@ class Config(LayerConfig):
     reduction: Reduction = "sum"
     """over layers"""
 
+    @model_validator(mode="after")
+    def _one_map(self) -> Config:
+        if self.map is not None and self.every is not None:
+            raise ValueError("`every` says nothing beside `map`, which names each pair of layers: give one of them")
+        return self
+
     def pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
         """(student layer, teacher layer), from 1. Raises InputError for a layer that one of them does not have."""
-        pairs = layer_map(student_layers, teacher_layers, self.every) if self.map is None else tuple(self.map)
+        pairs = layer_map(student_layers, teacher_layers, self.every or 1) if self.map is None else tuple(self.map)
         check_layer_map(pairs, student_layers, teacher_layers)
         return list(pairs)
 

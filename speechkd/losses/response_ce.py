@@ -13,7 +13,7 @@ from speechkd.core.types import LossOut, Need
 from speechkd.kernels import linear_cross_entropy
 from speechkd.kernels.linear_cross_entropy.reference import cross_entropy_rows
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
-from speechkd.losses.base import HeadLoss, LossConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, KernelConfig, Supervision, given
 
 
 def response_ce(student_logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor) -> LossOut:
@@ -26,7 +26,7 @@ def response_ce(student_logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor) ->
     return sum_rows(cross_entropy_rows(masked_rows(student_logits_TV, mask_T), masked_rows(targets_T, mask_T)), mask_T)
 
 
-class Config(LossConfig):
+class Config(KernelConfig):
     """Recipe block of `response_ce`."""
 
 

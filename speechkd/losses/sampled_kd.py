@@ -16,7 +16,7 @@ from speechkd.kernels import linear_topk_kl
 from speechkd.kernels.linear_topk_kl.reference import topk_kl_rows
 from speechkd.kernels.linear_topk_kl.target import teacher_target
 from speechkd.kernels.logits import FLOOR, check_rows, check_temperature, masked_rows, sum_rows, wide
-from speechkd.losses.base import HeadLoss, LossConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, KernelConfig, Supervision, given
 
 
 def _logs(weights_TN: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def sampled_ce(student_logits_TV: Tensor, ids_TN: Tensor, weights_TN: Tensor, ma
     return LossOut(out.total + _entropy(weights_TN, mask_T).to(out.total.dtype), out.count)
 
 
-class Config(LossConfig):
+class Config(KernelConfig):
     """Recipe block of `sampled_kd`."""
 
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)

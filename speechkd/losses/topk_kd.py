@@ -17,7 +17,7 @@ from speechkd.kernels import linear_topk_kl
 from speechkd.kernels.linear_topk_kl.reference import topk_kl_rows
 from speechkd.kernels.linear_topk_kl.target import teacher_target
 from speechkd.kernels.logits import check_rows, check_temperature, masked_rows, sum_rows
-from speechkd.losses.base import HeadLoss, Supervision, TaughtConfig, given
+from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
 
 
 def topk_kl(
@@ -37,16 +37,24 @@ def topk_kl(
     return sum_rows(topk_kl_rows(masked_rows(student_logits_TV, mask_T), target, temperature), mask_T)
 
 
-class Config(TaughtConfig):
+LIVE_K = 64
+
+
+class Config(PlacedConfig, KernelConfig):
     """Recipe block of `topk_kl`."""
 
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """must equal the column's capture temperature"""
-    k: int = Field(default=64, ge=1)
-    """ids kept of a live teacher; of a stored one the column says how many"""
+    k: int | None = Field(default=None, ge=1)
+    """ids kept of a live teacher, 64; of a stored one the column says how many"""
     t2_scale: bool = False
     """multiply by temperature squared"""
     tail: Literal["bucket", "renormalise", "ignore"] = "bucket"
+
+    @property
+    def live_k(self) -> int:
+        """Ids kept of a live teacher."""
+        return LIVE_K if self.k is None else self.k
 
 
 def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
@@ -65,5 +73,5 @@ def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config
     return LossOut(out.total * config.temperature**2, out.count) if config.t2_scale else out
 
 
-NEED = Need(signals=frozenset({"response", "topk"}), student=frozenset({"head"}))
+NEED = Need(signals=frozenset({"topk"}), student=frozenset({"head"}))
 LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,6 +67,23 @@ class LayerMix(nn.Module):
         for layer in range(1, len(states_LBFD)):
             mixed = mixed + states_LBFD[layer] * weights_L[layer]
         return mixed
+
+
+Mixed = Literal["all", "last"]
+"""Which encoder states a projector is given: a learned sum of all, or the last one"""
+
+
+class LastLayer(nn.Module):
+    """The encoder's last state as it is (after the encoder's own final norm); nothing to learn."""
+
+    def forward(self, states_LBFD: Sequence[Tensor]) -> Tensor:
+        """L states [B, F, D] -> [B, F, D]."""
+        return states_LBFD[-1]
+
+
+def layer_mix(mixed: Mixed, layers: int, normalise: bool) -> LayerMix | LastLayer:
+    """What stands between an encoder of `layers` states and a projector."""
+    return LastLayer() if mixed == "last" else LayerMix(layers, normalise)
 
 
 class Features:

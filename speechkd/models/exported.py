@@ -17,7 +17,7 @@ from speechkd.core.files import read_json, sha256_file
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
 from speechkd.models.collate import Collator, Row
-from speechkd.models.encoder import Features
+from speechkd.models.encoder import Features, Mixed
 from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import LoraConfig, own_names
 from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
@@ -45,6 +45,7 @@ class ExportManifest(Config):
     llm: Base
     projector: dict[str, Any]
     normalise_layers: bool
+    mix: Mixed = "all"
     dtype: str
     step: int
     recipe_digest: str
@@ -102,14 +103,14 @@ class DistilledStudent:
 
     def answer(self, clips: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Greedy answers, one per clip and question."""
-        device = self.student.mix.logits_L.device
+        device = self.student.device
         rows = self.student.generate(self.batch(clips, questions).to(device), max_new_tokens, self.prompt.end_of_turn)
         return [self.prompt.decode(row) for row in rows]
 
     @torch.no_grad()
     def logits(self, batch: Batch, predict_T: Tensor) -> Tensor:
         """Logits [T, V] at flat positions, for comparing with training."""
-        device = self.student.mix.logits_L.device
+        device = self.student.device
         return self.student.llm.logits(self.student(batch.to(device), predict_T.to(device))).cpu()
 
 
@@ -158,7 +159,7 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
     dtype = getattr(torch, manifest.dtype)
     encoder, llm = load_whisper_encoder(manifest.encoder.name, dtype), load_causal_lm(llm_of(folder, manifest), dtype)
     with torch_seed(0, "untrained"):  # the control is the same whenever it is asked
-        student = Student(encoder, llm, projector_config(folder, manifest), manifest.normalise_layers, manifest.lora)
+        student = Student(encoder, llm, projector_config(folder, manifest), manifest.normalise_layers, manifest.lora, manifest.mix)
     if weights:
         load_trainable(student, trained_tensors(folder, manifest))
     prompt = Prompt((folder / TEMPLATE).read_text(encoding="utf-8"), load_tokenizer(str(folder / TOKENIZER)), str(folder / TEMPLATE))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.types import Batch
-from speechkd.models.encoder import FrozenEncoder, LayerMix
+from speechkd.models.encoder import FrozenEncoder, Mixed, layer_mix
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.lora import LoraConfig, Switch, add_lora, linear_layers, lora_layers, matching
 from speechkd.models.projectors import PROJECTORS, Gated, Hint
@@ -35,7 +35,13 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, causal_lm: nn.Module, projector: Config, normalise_layers: bool = False, lora: LoraConfig | None = None
+        self,
+        encoder: nn.Module,
+        causal_lm: nn.Module,
+        projector: Config,
+        normalise_layers: bool = False,
+        lora: LoraConfig | None = None,
+        mix: Mixed = "all",
     ) -> None:
         """`encoder`: a transformers speech encoder; `causal_lm`: a transformers causal LM; both loaded (and possibly partitioned).
 
@@ -44,7 +50,7 @@ class Student(nn.Module):
         super().__init__()
         self.encoder = FrozenEncoder(encoder)
         self.llm = LanguageModel(causal_lm)
-        self.mix = LayerMix(self.encoder.layers, normalise_layers)
+        self.mix = layer_mix(mix, self.encoder.layers, normalise_layers)
         kind = projector.kind  # type: ignore[attr-defined]  # every projector's Config has it
         made: Any = PROJECTORS.get(kind)(projector, self.encoder.width, self.llm.width)
         self.projector = made
@@ -53,6 +59,12 @@ class Student(nn.Module):
             names = lora_names(self, lora)
             self.llm.add_lora([n.removeprefix(LLM) for n in names if n.startswith(LLM)], lora)
             add_lora(made, [n.removeprefix(PROJECTOR) for n in names if n.startswith(PROJECTOR)], lora, Switch())
+
+    @property
+    def device(self) -> torch.device:
+        """Where its own parts are."""
+        device: torch.device = next(self.projector.parameters()).device
+        return device
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that train."""
@@ -104,7 +116,7 @@ class Student(nn.Module):
         return [row[: row.index(stop)] if stop in row else row for row in out_BN.tolist()]
 
 
-def hear(mix: LayerMix, projector: Any, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
+def hear(mix: nn.Module, projector: Any, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
     """Encoder states to LLM inputs. A projector with a language gate is told the true language in training, never afterwards."""
     mixed_CFD = mix(states_LCFD)
     if not getattr(projector, "gated", False):

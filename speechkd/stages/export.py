@@ -31,13 +31,12 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     if not (run_dir / RECIPE).is_file():
         raise InputError(f"`{run_dir}` is no run folder: it has no {RECIPE}")
     recipe = build(Recipe, read_yaml(run_dir / RECIPE), str(run_dir / RECIPE))
+    _mergeable(recipe, merge)
     source = latest(run_dir / CHECKPOINTS) if checkpoint is None else checkpoint
     if checkpoint is not None and (why := why_invalid(checkpoint)):
         raise InputError(f"`{checkpoint}` is no valid checkpoint: {why}")
     if source is None:
         raise InputError(f"no valid checkpoint in `{run_dir / CHECKPOINTS}`: train first")
-    if merge and recipe.student.lora is None:
-        raise InputError(f"`--merge` folds LoRA into the language model, and recipe `{recipe.name}` trains no LoRA: export without it")
     trainer = read_trainer(source)
     if _is_of(out, trainer, merge):
         say(f"export: `{out}` is of this checkpoint already")
@@ -53,6 +52,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         llm=base["llm"],
         projector=recipe.student.projector.model_dump(mode="json"),
         normalise_layers=recipe.student.normalise_layers,
+        mix=recipe.student.mix,
         lora=recipe.student.lora,
         merge=merge,
         dtype=recipe.student.dtype,
@@ -66,6 +66,18 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     told = "no probe" if difference is None else f"logits within {difference:.1e} of training's"
     say(f"export: `{out}` from {source.name}, read back ({told})")
     return out
+
+
+def _mergeable(recipe: Recipe, merge: bool) -> None:
+    """Raises InputError where there is no LoRA to fold in, or folding it in would change what the student says."""
+    lora = recipe.student.lora
+    if merge and lora is None:
+        raise InputError(f"`--merge` folds LoRA into the language model, and recipe `{recipe.name}` trains no LoRA: export without it")
+    if merge and lora is not None and lora.scope == "audio":
+        raise InputError(
+            f"`--merge` folds LoRA into every position, and recipe `{recipe.name}` trains it at audio positions only "
+            "(student.lora.scope: audio): export without it"
+        )
 
 
 def _is_of(out: Path, trainer: dict[str, Any], merge: bool) -> bool:

@@ -16,7 +16,7 @@ from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
 from speechkd.engine.zero import local_device
 from speechkd.losses import LOSSES, LayerLoss
 from speechkd.losses.base import LayerConfig, teacher_of
-from speechkd.models.encoder import LayerMix
+from speechkd.models.encoder import layer_mix
 from speechkd.models.exported import (
     MANIFEST,
     TOKENIZER,
@@ -46,8 +46,9 @@ def meta_student(recipe: Recipe) -> Student:
     dtype = getattr(torch, recipe.student.dtype)
     encoder = meta_encoder(config_home(recipe.student.encoder, recipe.student.config_root), dtype)
     llm = meta_causal_lm(config_home(recipe.student.llm, recipe.student.config_root), dtype)
+    config = recipe.student
     with torch.device("meta"):
-        return Student(encoder, llm, recipe.student.projector, recipe.student.normalise_layers, recipe.student.lora)
+        return Student(encoder, llm, config.projector, config.normalise_layers, config.lora, config.mix)
 
 
 def check_methods(recipe: Recipe) -> None:
@@ -185,8 +186,9 @@ def build_student(recipe: Recipe) -> Student:
     split = stage(memory) == 3
     encoder = load_whisper_encoder(recipe.student.encoder, dtype, split, memory)
     llm = load_causal_lm(recipe.student.llm, dtype, split, memory)
+    config = recipe.student
     with torch_seed(recipe.seed, "student"):
-        student = Student(encoder, llm, recipe.student.projector, recipe.student.normalise_layers, recipe.student.lora)
+        student = Student(encoder, llm, config.projector, config.normalise_layers, config.lora, config.mix)
         start_from_whisper(student.projector)
     if recipe.student.start:
         _start_from(student, Path(recipe.student.start))
@@ -212,9 +214,11 @@ def _check_start(recipe: Recipe) -> None:
     for part, name, base in (("encoder", recipe.student.encoder, manifest.encoder), ("llm", recipe.student.llm, manifest.llm)):
         if fingerprint(name) != base.fingerprint:
             raise InputError(f"`{folder}` was trained before another {part} than `{name}` ({key})")
-    same = projector_config(folder, manifest) == recipe.student.projector and manifest.normalise_layers == recipe.student.normalise_layers
-    if not same:
-        raise InputError(f"`{folder}` has another projector or layer mix than `student.projector` and `normalise_layers` say ({key})")
+    theirs = projector_config(folder, manifest), manifest.mix, manifest.normalise_layers
+    if theirs != (recipe.student.projector, recipe.student.mix, recipe.student.normalise_layers):
+        raise InputError(
+            f"`{folder}` has another projector or layer mix than `student.projector`, `mix` and `normalise_layers` say ({key})"
+        )
 
 
 def _check_decoder(recipe: Recipe) -> None:
@@ -238,7 +242,7 @@ def build_method(recipe: Recipe, student: Student) -> Method:
         config = projector_config(folder, manifest)
         llm: Any = load_llm(llm_of(folder, manifest))
         llm.set_attn_implementation("eager")  # the others give no attention weights
-        mix = LayerMix(student.encoder.layers, manifest.normalise_layers)
+        mix = layer_mix(manifest.mix, student.encoder.layers, manifest.normalise_layers)
         projector: Any = PROJECTORS.get(config.kind)(config, student.encoder.width, llm.config.get_text_config().hidden_size)
         for prefix, part in (("mix.", mix), ("projector.", projector)):
             own = {n.removeprefix(prefix): t for n, t in trained_tensors(folder, manifest).items() if n.startswith(prefix)}

@@ -50,7 +50,7 @@ def _print_parameters(recipe: Recipe, student: Student) -> None:
         ("encoder", recipe.student.encoder, student.encoder),
         ("llm", recipe.student.llm, student.llm),
         ("projector", student.projector.__class__.__name__, student.projector),
-        ("layer mix", "softmax", student.mix),
+        ("layer mix", "softmax of all" if recipe.student.mix == "all" else "the last layer", student.mix),
     )
     if student.lora is not None:
         layers = lora_layers(student)

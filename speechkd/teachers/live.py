@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from speechkd.core.types import Batch, View
 from speechkd.losses.positions import predicting_positions
-from speechkd.models.encoder import LayerMix
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.student import Student, hear, place_audio
 
@@ -82,7 +81,7 @@ class Reader(nn.Module):
 class Hearer(nn.Module):
     """A mix and projector of its own on the student's encoder states, before the student's LLM (LoRA off) or another."""
 
-    def __init__(self, mix: LayerMix, projector: nn.Module, own: nn.Module | None) -> None:
+    def __init__(self, mix: nn.Module, projector: nn.Module, own: nn.Module | None) -> None:
         super().__init__()
         self.mix, self.projector = mix.requires_grad_(False), projector.requires_grad_(False)
         self.own = None if own is None else LanguageModel(own)

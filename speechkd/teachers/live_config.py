@@ -9,7 +9,7 @@ from pydantic import Field
 
 from speechkd.core.config import Config
 from speechkd.core.errors import unknown_name
-from speechkd.losses import LOSSES, ClipLoss, LayerLoss, LossConfig
+from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, LossConfig
 from speechkd.losses.base import place, teacher_of
 from speechkd.models.prompt import Reading
 
@@ -63,11 +63,19 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
             raise ValueError(unknown_name("live teacher", named, live, f"losses.{name}.{key}"))
     if hasattr(config, "negative") and not config.negative:
         raise ValueError(f"loss `{name}` needs a second pass: set `losses.{name}.negative` to a live teacher that reads nothing")
+    if not teacher or "response" in part.NEED.signals:
+        _response_rows(name, config)
     if not teacher:
         if "dense" in part.NEED.signals or isinstance(part, LayerLoss):
             raise ValueError(f"loss `{name}` needs a live teacher: set `losses.{name}.teacher` (`live` has: {', '.join(live) or 'none'})")
         return
     kind = live[teacher].kind
+    negative = getattr(config, "negative", "")
+    if negative and _model(live[negative]) != _model(live[teacher]):
+        raise ValueError(
+            f"loss `{name}` compares two passes of one model: `losses.{name}.negative` (`{negative}`: {_said(live[negative])}) must be of "
+            f"the same kind and model as `losses.{name}.teacher` (`{teacher}`: {_said(live[teacher])})"
+        )
     missing = part.NEED.signals - SHOWS[kind]
     if missing:
         raise ValueError(f"loss `{name}` needs `{min(missing)}`, which live teacher `{teacher}` ({kind}) cannot show")
@@ -77,3 +85,18 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
         raise ValueError(
             f"loss `{name}` looks at audio, which live teacher `{teacher}` ({kind}) does not hear; kinds that do: snapshot, speech"
         )
+
+
+def _response_rows(name: str, config: LossConfig) -> None:
+    """Raises ValueError for a loss at audio rows whose tokens or stored signals stand at response rows."""
+    if place(config) == "audio" and isinstance(LOSSES.get(config.kind), HeadLoss):
+        what = "the response's tokens" if "response" in LOSSES.get(config.kind).NEED.signals else "signals stored with the example"
+        raise ValueError(f"loss `{name}` cannot be at audio positions: {what} stand at response positions (losses.{name}.at)")
+
+
+def _model(config: LiveConfig) -> tuple[str, str]:
+    return config.kind, getattr(config, "model", "")
+
+
+def _said(config: LiveConfig) -> str:
+    return " ".join(part for part in _model(config) if part)

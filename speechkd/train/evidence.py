@@ -88,7 +88,7 @@ class Evidence:
             theirs = self._layers(teacher, [g for _, g in pairs], config, at, rows, weights)
             return loss.loss(ours, theirs, mask_T, self.shared[teacher_of(config)], config, part)
         assert isinstance(loss, HeadLoss)
-        if config.impl == "reference":  # autograd will want the weights in backward, when under ZeRO-3 they are gone
+        if getattr(config, "impl", "") == "reference":  # autograd will want the weights in backward, when under ZeRO-3 they are gone
             weights = {name: weight.detach().clone() for name, weight in weights.items()}
         supervision = self._supervision(config, teacher, at, mask_T, weights)
         llm = self.student.llm
@@ -149,7 +149,9 @@ def _topk(hidden_TE: Tensor, weight_UE: Tensor, softcap: float | None, shared_W:
     for rows_CE in hidden_TE.split(rows_per_chunk(weight_UE.shape[0], hidden_TE.device)):
         logp_CU = torch.log_softmax(head_logits(rows_CE, weight_UE, softcap) / config.temperature, dim=1)
         kept_CW = logp_CU if shared_W is None else logp_CU[:, : len(shared_W)].masked_fill(~shared_W, -torch.inf)
-        top = kept_CW.topk(min(config.k, kept_CW.shape[1]), dim=1)
-        parts.append((top.indices, top.values, logp_CU.scatter(1, top.indices, -torch.inf).logsumexp(1)))
+        top = kept_CW.topk(min(config.live_k, kept_CW.shape[1]), dim=1)
+        # where fewer than K ids are shared, the last slots name ids that are not: empty, and their mass stays in the tail
+        rest_CK = logp_CU.gather(1, top.indices).masked_fill(top.values.isfinite(), -torch.inf)
+        parts.append((top.indices, top.values, logp_CU.scatter(1, top.indices, rest_CK).logsumexp(1)))
     ids_TK, logp_TK, tail_T = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return {"ids_TK": ids_TK, "logp_TK": logp_TK, "tail_logp_T": tail_T}

@@ -75,13 +75,14 @@ def _mixed() -> dict[str, Case]:
         "cka-plain": Case({"attn_cka": _block("attn_cka") | {"attention": False}}),
         "bridges": Case({"layer_wise": _block("layer_wise") | {"representation": "linear"}}),
         "everything": Case(everything, lora=LORA),
+        "last-layer": Case(ce | {"snapshot": _block("acoustic_snapshot")}, mix="last"),
         "lora-projector": Case(ce, projector={"kind": "linear", "pool": 4}, lora=LORA | {"targets": ["q_proj", "linear"]}),
     }
 
 
 CASES: dict[str, Case] = _losses() | _projectors() | _mixed()
 EVERYDAY = ["loss-topk_kl", "plora", "everything"]
-"""Run by `make test`; all of them by `make torture`"""
+"""Run by `make test`; each case with an empty rank by `make test-system`; all of them by `make torture`"""
 EVERYDAY_WITHOUT = {"loss-topk_kl": ["kd"], "plora": ["audio"], "everything": ["kd/text", "wider", "all"]}
 WITHOUT = ["", "kd", "kd/text", "ift", "audio", "all"]
 

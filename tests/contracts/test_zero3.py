@@ -42,6 +42,11 @@ def test_ranks_that_lack_something_stay_in_step(tmp_path: Path) -> None:
     check(run(tmp_path, jobs(EVERYDAY, EVERYDAY_WITHOUT), 240))
 
 
+@pytest.mark.system
+def test_every_loss_and_projector_stays_in_step_with_a_rank_that_has_nothing(tmp_path: Path) -> None:
+    check(run(tmp_path, [(name, "all") for name in CASES], 500))
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("name", list(CASES))
 def test_every_loss_and_projector_with_everything_missing_in_turn(tmp_path: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from speechkd.core.types import Batch
 from speechkd.losses import LOSSES
 from speechkd.losses.base import teacher_of
 from speechkd.models.collate import Collator, Row
-from speechkd.models.encoder import LayerMix
+from speechkd.models.encoder import LayerMix, Mixed
 from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
@@ -61,6 +61,7 @@ class Case:
     losses: dict[str, dict[str, Any]]
     projector: dict[str, Any] = field(default_factory=lambda: {"kind": "mlp_stack", "stack": 5, "hidden": 12})
     lora: dict[str, Any] | None = None
+    mix: Mixed = "all"
 
     def configs(self) -> dict[str, Any]:
         out = {}
@@ -77,7 +78,7 @@ class Case:
 def student_of(case: Case) -> Student:
     config = PROJECTORS.get(case.projector["kind"]).Config.model_validate(case.projector)
     lora = LoraConfig.model_validate(case.lora) if case.lora else None
-    return Student(encoder(), llm(), config, False, lora)
+    return Student(encoder(), llm(), config, False, lora, case.mix)
 
 
 def live_of(name: str, case: Case, student: Student) -> Reader | Hearer:

@@ -19,6 +19,7 @@ VARIANTS = [
     ("cross_modal.yaml", "objective=ce"),
     ("source_layer.yaml", "objective=skip"),
     ("source_layer.yaml", "objective=top"),
+    ("source_layer.yaml", "objective=layer_ac student.mix=all student.normalise_layers=true student.start=EXPORT"),
     ("pl_distill.yaml", "objective=rkl"),
     ("pl_distill.yaml", "objective=ldist_cka"),
     ("lang_aware.yaml", "student.projector.choice=soft"),
@@ -60,8 +61,9 @@ def small(workshop: Path, exported: Path, name: str) -> Path:
 @pytest.mark.system
 @pytest.mark.parametrize(("name", "change"), VARIANTS)
 def test_a_shipped_recipe_trains_and_exports(workshop: Path, exported: Path, name: str, change: str) -> None:
-    run = f"{Path(name).stem}-{change.replace('=', '-').replace('.', '_')}".strip("-")
-    words = [small(workshop, exported, name), "--set", f"name={run}", *(["--set", change] if change else [])]
+    run = f"{Path(name).stem}-{change.partition(' ')[0].replace('=', '-').replace('.', '_')}".strip("-")
+    changes = [change.replace("EXPORT", str(exported)) for change in change.split()]
+    words = [small(workshop, exported, name), *(word for change in (f"name={run}", *changes) for word in ("--set", change))]
     assert speechkd("teach", *words).returncode == 0
     done = speechkd("train", *words, "--ranks", 2)
     assert done.returncode == 0, done.stderr[-3000:]

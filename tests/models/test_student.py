@@ -8,6 +8,8 @@ import torch
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.encoder import LayerMix
 from speechkd.models.exported import DistilledStudent
+from speechkd.models.projectors import PROJECTORS
+from speechkd.models.student import Student
 
 
 def _clip(seconds: float, seed: int = 0) -> np.ndarray:
@@ -66,6 +68,14 @@ def test_a_batch_without_audio_runs_the_same_modules_and_gives_zero_gradients(di
 def test_only_mix_and_projector_train(distilled: DistilledStudent) -> None:
     names = {name for name, _ in distilled.student.trainable()}
     assert names == {"mix.logits_L"} | {f"projector.{part}_{what}" for part in ("in", "out") for what in ("weight", "bias")}
+
+
+def test_a_student_on_the_last_layer_learns_no_mix(distilled: DistilledStudent) -> None:
+    whole = distilled.student
+    made = Student(whole.encoder.encoder, whole.llm.lm, PROJECTORS.get("linear").Config(kind="linear", pool=4), mix="last")
+    assert {name for name, _ in made.trainable()} == {"projector.linear.weight", "projector.linear.bias"}
+    states = tuple(torch.full((1, 2, 3), float(i)) for i in range(made.encoder.layers))
+    assert torch.equal(made.mix(states), states[-1])
 
 
 def test_greedy_answers_are_the_argmax_of_the_training_path(distilled: DistilledStudent) -> None:

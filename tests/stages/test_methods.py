@@ -84,6 +84,40 @@ WRONG = {
         {"live": READER, "losses": {"contrastive": {"teacher": "reader"}}},
         ["loss `contrastive`", "losses.contrastive.negative"],
     ),
+    "a contrast with another model": (
+        {
+            "live": {**READER, "other": {"kind": "text_llm", "model": "standins/llm", "reads": {"form": "nothing"}}},
+            "losses": {"contrastive": {"teacher": "reader", "negative": "other"}},
+        },
+        ["losses.contrastive.negative", "`other`: text_llm standins/llm", "same kind and model", "`reader`: self"],
+    ),
+    "a snapshot of nothing learned": (
+        {"live": {"old": {"kind": "snapshot"}}, "losses": {"acoustic_snapshot": {"teacher": "old"}}},
+        ["live teacher `old` (snapshot)", "set `student.start`"],
+    ),
+    "stored signals at audio": (
+        {"teachers": {"kd": {"signals": {"topk": {"k": 8}}}}, "losses": {"topk_kl": {"at": "audio", "roles": ["kd"]}}},
+        ["loss `topk_kl`", "audio positions", "losses.topk_kl.at"],
+    ),
+    "response tokens at audio": (
+        {"live": {"big": {"kind": "speech", "model": "nowhere"}}, "losses": {"cross_modal": {"at": "audio", "teacher": "big"}}},
+        ["loss `cross_modal`", "the response's tokens", "losses.cross_modal.at"],
+    ),
+    "another k than the column's": (
+        {"teachers": {"kd": {"signals": {"topk": {"k": 8}}}}, "losses": {"topk_kl": {"k": 16, "roles": ["kd"]}}},
+        ["loss `topk_kl` has k 16", "stores 8 ids", "teachers.kd.signals.topk.k"],
+    ),
+    "a place for a loss on clips": ({"losses": {"attn_cka": {"at": "audio"}}}, ["key `at`"]),
+    "a kernel for a loss without one": ({"losses": {"response_ce": {}, "language_id": {"impl": "chunked"}}}, ["key `impl`"]),
+    "a map and a stride": (
+        {"live": READER, "losses": {"layer_wise": {"teacher": "reader", "map": [[4, 4]], "every": 2}}},
+        ["`every` says nothing beside `map`"],
+    ),
+    "a key of another divergence": (
+        {"live": READER, "losses": {"divergence": {"teacher": "reader", "name": "jsd", "alpha": 0.1}}},
+        ["divergence `jsd` does not use `alpha`", "skew_kl, skew_reverse_kl"],
+    ),
+    "a scale for layers that are not mixed": ({"student": {"mix": "last"}}, ["`mix: last`", "normalise_layers"]),
     "an unknown stream": (
         {"losses": {"response_ce": {"roles": ["kdd"]}}},
         ["stream `kdd`", "did you mean `kd`", "losses.response_ce.roles"],
@@ -126,9 +160,9 @@ def test_the_same_recipe_with_its_names_right_is_planned(
     """The control: nothing above is refused for want of weights."""
     over = {
         "extends": str(ROOT / "pipelines/meta_prompt_kd.yaml"),
-        "live": {"reader": {"kind": "text_llm", "model": f"{weightless}/llm"}, "old": {"kind": "snapshot"}},
+        "live": {"reader": {"kind": "text_llm", "model": f"{weightless}/llm"}},
         "student": {"llm": f"{weightless}/llm", "encoder": f"{weightless}/encoder", "lora": LORA},
-        "losses": {"layer_wise": {"teacher": "reader"}, "acoustic_snapshot": {"teacher": "old"}},
+        "losses": {"layer_wise": {"teacher": "reader"}},
         "data": {"root": str(weightless / "none")},
     }
     path = weightless / "right.yaml"

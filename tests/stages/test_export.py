@@ -1,0 +1,31 @@
+"""`speechkd export` refuses what it could not do truly, before it reads a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechkd.core.errors import InputError
+from speechkd.recipe import resolve
+from speechkd.stages.export import export
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_folder(folder: Path, *sets: str) -> Path:
+    """A run that has not saved anything yet."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(resolve(ROOT / "pipelines/cross_modal.yaml", sets)), encoding="utf-8")
+    return folder
+
+
+def test_lora_at_audio_positions_is_not_merged_into_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^`--merge` folds LoRA into every position.*audio positions only.*student.lora.scope"):
+        export(run_folder(tmp_path, "student.lora.scope=audio"), tmp_path / "out", merge=True)
+
+
+def test_what_has_lora_everywhere_or_is_not_merged_is_asked_for_its_checkpoint(tmp_path: Path) -> None:
+    for sets, merge in (((), True), (("student.lora.scope=audio",), False)):
+        with pytest.raises(InputError, match="no valid checkpoint"):
+            export(run_folder(tmp_path, *sets), tmp_path / "out", merge=merge)
