@@ -63,11 +63,11 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
             raise ValueError(unknown_name("live teacher", named, live, f"losses.{name}.{key}"))
     if hasattr(config, "negative") and not config.negative:
         raise ValueError(f"loss `{name}` needs a second pass: set `losses.{name}.negative` to a live teacher that reads nothing")
+    if not teacher and ("dense" in part.NEED.signals or isinstance(part, LayerLoss)):
+        raise ValueError(f"loss `{name}` needs a live teacher: set `losses.{name}.teacher` (`live` has: {', '.join(live) or 'none'})")
     if not teacher or "response" in part.NEED.signals:
         _response_rows(name, config)
     if not teacher:
-        if "dense" in part.NEED.signals or isinstance(part, LayerLoss):
-            raise ValueError(f"loss `{name}` needs a live teacher: set `losses.{name}.teacher` (`live` has: {', '.join(live) or 'none'})")
         return
     kind = live[teacher].kind
     negative = getattr(config, "negative", "")
