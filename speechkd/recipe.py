@@ -201,13 +201,13 @@ class Recipe(Config):
                     f"losses that it can feed: {', '.join(others)}; or name a live teacher (`losses.{name}.teacher`)"
                 )
             _same_temperature(role, self.teachers[role].stores(), name, config, needs)
+            _same_k(role, self.teachers[role].stores(), name, config, needs)
         # Kilobytes a token: nobody should find out after the teacher's pass that nothing reads them.
         if "hidden" in given and not any("hidden" in self.stored_signals(config, role) for config in self.losses.values()):
             raise ValueError(
                 f"no loss of this recipe reads stored `hidden`: leave `teachers.{role}.signals.hidden` out, "
                 "losses on layers look at a live teacher (`live`)"
             )
-            _same_k(role, self.teachers[role].stores(), name, config, needs)
 
     def stored_signals(self, config: LossConfig, role: str) -> frozenset[str]:
         """What a loss needs of a role's column: nothing if it counts none of its examples, only the response if its teacher is live."""
