@@ -14,8 +14,7 @@ from tests.e2e.conftest import ROOT, speechkd
 
 PUBLISHED = {"wong26a.yaml"}  # planned from configuration files; its models are not here
 RECIPES = sorted(p.name for p in (ROOT / "pipelines").glob("*.yaml") if p.name not in PUBLISHED)
-VARIANTS = [
-    *((name, "") for name in RECIPES),
+CHANGES = [
     ("cross_modal.yaml", "objective=ce"),
     ("source_layer.yaml", "objective=skip"),
     ("source_layer.yaml", "objective=top"),
@@ -26,6 +25,10 @@ VARIANTS = [
     ("meta_prompt_kd.yaml", "train.regime=mix"),
     ("topk_kd.yaml", "objective=sampled"),
     ("topk_kd.yaml", "train.regime=mix"),
+]
+VARIANTS = [
+    *(pytest.param(name, "", marks=pytest.mark.system) for name in RECIPES),
+    *(pytest.param(*variant, marks=pytest.mark.torture) for variant in CHANGES),
 ]
 
 
@@ -58,7 +61,6 @@ def small(workshop: Path, exported: Path, name: str) -> Path:
     return path
 
 
-@pytest.mark.system
 @pytest.mark.parametrize(("name", "change"), VARIANTS)
 def test_a_shipped_recipe_trains_and_exports(workshop: Path, exported: Path, name: str, change: str) -> None:
     run = f"{Path(name).stem}-{change.partition(' ')[0].replace('=', '-').replace('.', '_')}".strip("-")
