@@ -26,6 +26,7 @@ from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import TeacherConfig, gives, quoted
 from speechkd.teachers.gates import GateConfig
 from speechkd.teachers.live_config import LiveConfig, check_live
+from speechkd.teachers.own_llm import OwnConfig
 from speechkd.teachers.prompts import PromptConfig
 from speechkd.tracking import TrackingConfig
 from speechkd.train.config import TrainConfig
@@ -151,6 +152,27 @@ class Recipe(Config):
         named = {str(block.get(key)) for block in kept.values() if isinstance(block, dict) for key in ("teacher", "negative")}
         live = {teacher: block for teacher, block in (data.get("live") or {}).items() if teacher in named}
         return {**data, "losses": kept, "live": live, "objectives": {name: choices[name]}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_llm(cls, data: Any) -> Any:
+        """Say in blocks of backend `self` which model that is."""
+        teachers, student = (data.get(name) for name in ("teachers", "student")) if isinstance(data, dict) else (None, None)
+        if not isinstance(teachers, dict) or not isinstance(student, dict):
+            return data
+        follows = {"model": student.get("llm"), "dtype": student.get("dtype", StudentConfig.model_fields["dtype"].default)}
+        own = {r: {**follows, **b} for r, b in teachers.items() if isinstance(b, dict) and b.get("backend") == "self"}
+        return {**data, "teachers": {**teachers, **own}}
+
+    @model_validator(mode="after")
+    def _own_llm_is_the_students(self) -> Recipe:
+        for role, config in self.teachers.items():
+            if isinstance(config, OwnConfig) and config.model != self.student.llm:
+                raise ValueError(
+                    f"teacher `{role}` (self) is the student's own LLM `{self.student.llm}`, not `{config.model}`: leave `model` out, "
+                    "or use `hf_local`"
+                )
+        return self
 
     @model_validator(mode="after")
     def _teachers_supply_what_losses_need(self) -> Recipe:

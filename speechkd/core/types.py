@@ -112,7 +112,7 @@ class Projected:
 
 TeacherSignal = Response | TopK | Sampled | Dense | Hidden | Projected
 
-SIGNALS: tuple[str, ...] = ("response", "topk", "sampled", "dense", "hidden", "projected")
+SIGNALS: tuple[str, ...] = ("response", "topk", "sampled", "dense", "hidden", "projected", "attention")
 """Names of the signals, as a recipe writes them and as a loss declares its need."""
 
 

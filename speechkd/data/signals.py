@@ -1,9 +1,10 @@
 """Teacher signals as a column stores them: what is kept of each, the bytes of one turn, and the tensors that a loss is given.
 
-All rows stand at the predicting positions, one per response token. A turn's signal is one tensor, named `<turn>.<signal>` in the member:
+Rows stand at the predicting positions, one per response token. A turn's signal is one tensor, named `<turn>.<signal>` in the member:
     topk     U8 [T, R]   ids (Elias-Fano), log-probs, tail; R is a function of k, vocabulary and bits
     sampled  U8 [X]      T counts of different ids, all ids at fixed width, then how often each was drawn (or its float16 weight)
     hidden   [T, L, E]   states of the chosen layers, in the order chosen
+    attention [Q]        of the whole turn, one number for each audio position of the clip
 """
 
 from __future__ import annotations
@@ -68,12 +69,24 @@ class HiddenStore(Config):
         return len(self.layers) * width * getattr(torch, self.dtype).itemsize
 
 
+class AttentionStore(Config):
+    """The last layer's attention from the response to each of the clip's Q audio positions, mean over heads and response tokens
+    (PL-Distill, arXiv 2602.01547): what an audio-hearing teacher listens to. Only ratios within a clip matter."""
+
+    dtype: Literal["float16", "float32"] = "float32"
+
+    def clip_bytes(self, positions: float) -> float:
+        """Stored bytes of one turn on a clip of so many audio positions."""
+        return positions * getattr(torch, self.dtype).itemsize
+
+
 class SignalsConfig(Config):
     """What is stored beside the response; nothing by default."""
 
     topk: TopKStore | None = None
     sampled: SampledStore | None = None
     hidden: HiddenStore | None = None
+    attention: AttentionStore | None = None
 
     @property
     def names(self) -> frozenset[str]:
@@ -127,6 +140,8 @@ def decode(
         out |= _decode_sampled(signals.sampled, tensors["sampled"], tokens, vocabulary)
     if signals.hidden is not None and "hidden" in wanted:
         out["hidden_TLE"] = _decode_hidden(signals.hidden, tensors["hidden"], tokens)
+    if signals.attention is not None and "attention" in wanted:
+        out["attention_Q"] = _decode_attention(signals.attention, tensors["attention"])
     return out
 
 
@@ -168,6 +183,14 @@ def _decode_sampled(store: SampledStore, data_X: Tensor, tokens: int, vocabulary
 def _decode_hidden(store: HiddenStore, states_TLE: Tensor, tokens: int) -> Tensor:
     _must_be("hidden", states_TLE, getattr(torch, store.dtype), (tokens, len(store.layers), states_TLE.shape[-1]))
     return states_TLE
+
+
+def _decode_attention(store: AttentionStore, weights_Q: Tensor) -> Tensor:
+    _must_be("attention", weights_Q, getattr(torch, store.dtype), (weights_Q.numel(),))
+    wide_Q = weights_Q.float()
+    if not ((0 <= wide_Q) & (wide_Q <= 1.001)).all():
+        raise DataError("signal `attention` holds what is no attention")
+    return wide_Q
 
 
 def _must_be(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -157,8 +157,6 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, device_map: str | None =
 
     folder = resolve(path_or_id)
     config = read_config(folder)
-    if device_map is not None and find_spec("accelerate") is None:
-        raise InputError("`device_map` spreads a model by the package `accelerate`, which is not installed")
     if config.model_type in SPEECH_LLMS:
         if device_map is not None:
             raise InputError(f"`device_map` cannot spread the language model of a speech LLM (`{config.model_type}`, {folder})")
@@ -167,9 +165,30 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, device_map: str | None =
             part.tie_weights()  # type: ignore[operator]
         fill(part, language_model_tensors(folder), folder)
         return part.eval()
+    return _whole(AutoModelForCausalLM, folder, dtype, device_map)
+
+
+def load_speech_llm(path_or_id: str, dtype: torch.dtype, device_map: str | None = None) -> nn.Module:
+    """A whole speech LLM (Qwen2-Audio) in eval mode: audio tower, projector and language model, by transformers' own loader.
+
+    Raises as `load_causal_lm`, and InputError for a folder of another kind of model.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    folder = resolve(path_or_id)
+    config = read_config(folder)
+    if config.model_type not in SPEECH_LLMS:
+        raise InputError(f"a model that hears must be of type {', '.join(SPEECH_LLMS)}, is `{config.model_type}` ({folder})")
+    return _whole(AutoModelForSeq2SeqLM, folder, dtype, device_map)
+
+
+def _whole(auto: Any, folder: Path, dtype: torch.dtype, device_map: str | None) -> nn.Module:
+    """A model by transformers' loader: nothing unpickled, nothing executed, nothing left random."""
+    if device_map is not None and find_spec("accelerate") is None:
+        raise InputError("`device_map` spreads a model by the package `accelerate`, which is not installed")
     checkpoint_tensors(folder)  # refuse missing or torn files in our own words, and pickles altogether
     with quietly():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             str(folder), dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     whole: nn.Module = loaded[0]

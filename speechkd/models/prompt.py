@@ -70,6 +70,12 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(state.encode()).hexdigest()
 
 
+def disagreement(one: Any, other: Any) -> int | None:
+    """The first id that is one token to a tokenizer and another token to the other; None where all ids that both have agree."""
+    mine, theirs = ({number: token for token, number in tokenizer.get_vocab().items()} for tokenizer in (one, other))
+    return min((number for number in mine.keys() & theirs.keys() if mine[number] != theirs[number]), default=None)
+
+
 class Prompt:
     """A Jinja template (variables `question`, `audio`) inside the model's own chat template."""
 

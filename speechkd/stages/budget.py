@@ -45,18 +45,20 @@ class Budget:
     signals: Mapping[str, float]
     """bytes in all, by signal"""
     scored: bool
-    """a second pass over prompt and response, without generation"""
+    """a pass over prompt and response without generation"""
+    answered: bool = True
+    """whether the teacher answers: not where it only scores the answers of another column"""
 
     def hours(self, tokens_per_s: float) -> float:
         """At so many tokens a second, read and generated alike; a scoring pass reads everything once more."""
         tokens = self.prompt_tokens + self.response_tokens
-        return tokens * (2 if self.scored else 1) / tokens_per_s / 3600
+        return tokens * (self.scored + self.answered) / tokens_per_s / 3600
 
     def lines(self, tokens_per_s: float) -> list[str]:
         """For people."""
         asked = self.prompt_tokens / max(self.turns, 1)
         size = ", ".join(f"{name} {_size(value)}" for name, value in self.signals.items())
-        passes = ", read twice: answered, then scored" if self.scored else ""
+        passes = ("" if not self.scored else ", read twice: answered, then scored") if self.answered else ", scored only"
         return [
             f"teacher     {self.role} on {self.corpus}: {self.samples:,} samples, {round(self.turns):,} turns, "
             f"{round(self.prompt_tokens):,} prompt tokens ({asked:.0f} a turn), {round(self.response_tokens):,} response tokens "
@@ -85,6 +87,11 @@ class _Samples:
     count: int
     some: Sequence[tuple[str, Metadata]]
 
+    @property
+    def mean_seconds(self) -> float:
+        """Of a clip; where nothing is sharded yet, as long as the card lets one be."""
+        return self.card.audio.max_seconds if self.shards is None else self.shards.manifest["totals"]["seconds"] / max(self.count, 1)
+
     @classmethod
     def of(cls, recipe: Recipe, config: CorpusConfig) -> _Samples:
         card = load_card(Path(config.card))
@@ -112,6 +119,8 @@ def _budget(recipe: Recipe, role: str, corpus: _Samples, prompt: Prompt) -> Budg
     sample = _spread(asked, TOKENIZED)
     fields: list[str] = getattr(config, "fields", [])
     prompts = fmean([0.0] if labels or not sample else [len(prompt.teacher(r.question, reading(r, fields))) for r in sample])
+    heard = config.positions_per_s() * corpus.mean_seconds
+    prompts += heard
     mean, basis = _response(role, config, corpus, prompt, sample)
     tokens = turns * mean
     stored = config.stores()
@@ -123,13 +132,17 @@ def _budget(recipe: Recipe, role: str, corpus: _Samples, prompt: Prompt) -> Budg
         signals["sampled (at most)"] = tokens * stored.sampled.row_bytes(vocabulary, stored.sampled.draws)
     if stored.hidden is not None:
         signals["hidden"] = tokens * stored.hidden.row_bytes(config.state_width())
-    return Budget(role, corpus.card.name, corpus.count, turns, turns * prompts, tokens, basis, signals, bool(stored.names))
+    if stored.attention is not None:
+        signals["attention"] = turns * stored.attention.clip_bytes(heard)
+    scored, answered = bool(stored.names), not config.known()
+    return Budget(role, corpus.card.name, corpus.count, turns, turns * prompts, tokens, basis, signals, scored, answered)
 
 
 def _response(role: str, config: TeacherConfig, corpus: _Samples, prompt: Prompt, asked: Sequence[Request]) -> tuple[float, str]:
     """Mean response tokens a turn, and what is known of them: a column of the same role, the labels themselves, or the limit."""
     for name in corpus.shards.column_names() if corpus.shards is not None else ():
-        if name.startswith(f"{role}-") and corpus.shards is not None:
+        ours = name == config.known() if config.known() else name.startswith(f"{role}-")
+        if ours and corpus.shards is not None:
             totals = corpus.shards.column(name).manifest["totals"]
             return totals["tokens"] / max(totals["examples"], 1), f"as many a turn as column {name} has"
     if config.backend == "label":  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from speechkd.data.index import ShardSet, open_shards
 from speechkd.data.store import Place, place
 from speechkd.evaluation.task import Question, questions
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.pretrained import fingerprint, read_config, resolve
+from speechkd.models.pretrained import read_config, resolve
 from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import CorpusConfig, Recipe
 
@@ -114,8 +114,8 @@ def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
     identity = config.identity()
     backend, signals = identity["backend"], config.stores()
     teacher = {name: value for name, value in identity.items() if name != "signals"}
-    if "model" in teacher and not config.REMOTE:
-        teacher["fingerprint"] = fingerprint(teacher["model"])
+    if (model := config.fingerprint()) is not None:
+        teacher["fingerprint"] = model
     asked = recipe.prompt.identity()
     for name in ("template", "text", "transcript"):  # the template's text counts, not its place; the others are the student's
         asked.pop(name, None)

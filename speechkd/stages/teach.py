@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import claimed
 from speechkd.core.log import progress, say
 from speechkd.data.columns import Column, ColumnSpec, ColumnWriter, Turn, TurnSignals
 from speechkd.data.manifest import shard_name
+from speechkd.data.reader import Reader
+from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import Corpus, column_spec, descriptions, open_corpora, open_prompt
 from speechkd.stages.quality import PAGE, assess
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
-from speechkd.teachers.base import Answer, Request, Scoring, Teacher, TeacherConfig
+from speechkd.teachers.base import Answer, Clip, Request, Scoring, Teacher, TeacherConfig
 from speechkd.teachers.prompts import reading, requests
 
 
@@ -69,7 +73,7 @@ class _Work:
     def column(self, retry_failed: bool) -> Column | None:
         """The published column, or None while other partitions are at work."""
         column = self._published() or self._fill()
-        if column is not None and retry_failed:
+        if column is not None and retry_failed and not self.config.known():
             self._reopen_failed(column)
             column = self._published() or self._fill()
         if column is not None and self.recipe.gates.active:
@@ -86,9 +90,7 @@ class _Work:
         mine = [shard for shard in self.writer.missing() if shard % parts == part]
         total = self.corpus.shards.shards
         for shard in progress(self._claimable(mine), f"teach {self.role}", total=total, start=total - len(mine)):
-            asked = self._asked(shard)
-            answers = answer_all(self.teacher, [request for request, _ in asked], [key for _, key in asked], self._journal(shard))
-            answered = [(request, answer) for (request, _), answer in zip(asked, answers, strict=True)]
+            answered = self._taken(shard) if self.config.known() else self._answered(shard)
             self.writer.write_shard(shard, _turns(answered), self._signals(answered))
         left = self.writer.missing()
         if left:
@@ -113,18 +115,55 @@ class _Work:
                         yield shard
             shards = busy
 
+    def _answered(self, shard: int) -> list[tuple[Request, Answer]]:
+        """The requests of a shard with the teacher's answers."""
+        asked = self._asked(shard)
+        answers = answer_all(self.teacher, [request for request, _ in asked], [key for _, key in asked], self._journal(shard))
+        return [(request, answer) for (request, _), answer in zip(asked, answers, strict=True)]
+
+    def _taken(self, shard: int) -> list[tuple[Request, Answer]]:
+        """The requests of a shard that the column `responses` has an answer to, with that answer.
+
+        Raises InputError for a column of other tokens or another template, and for an answer to another question.
+        """
+        column = self.corpus.shards.column(self.config.known())
+        if changed := [word for word in ("tokenizer", "prompt") if getattr(column.spec, word) != getattr(self.spec, word)]:
+            raise InputError(f"column `{column.name}` has another {changed[0]} than the recipe (teachers.{self.role}.responses)")
+        first, end = column.rows.starts[shard : shard + 2].tolist()
+        stored = {(column.key_of(row), turn.turn): turn for row in range(first, end) for turn in [column.read(row)]}
+        out = []
+        for request, _ in self._asked(shard):
+            turn = stored.get((request.key, request.turn))
+            if turn is not None and turn.question != request.question:
+                said = f"`{request.key}`, turn `{request.turn}`: {turn.question[:60]!r}, not {request.question[:60]!r}"
+                raise InputError(f"column `{column.name}` answers another question ({said})")
+            if turn is not None:
+                out.append((request, Answer(turn.text, turn.tokens, turn.prompt_tokens, turn.stop, turn.reason)))
+        return out
+
     def _asked(self, shard: int) -> list[tuple[Request, str]]:
         """The requests of a shard, the same at every attempt, each with the key of its answer."""
         fields: list[str] = getattr(self.config, "fields", [])
         tasks = self.config.chosen(self.corpus.card.tasks)
         spec_digest, config = self.spec.digest, self.recipe.prompt
         described = descriptions(self.corpus, config.span.column, shard) if config.span.reads == "column" else {}
-        return [
-            (request, answer_key(spec_digest, sample.digest, request, reading(request, fields)))
-            for sample in self.corpus.shards.samples(shard=shard)
-            for request in requests(config, tasks, sample.key, sample.metadata, described.get(sample.key), audio=sample.seconds > 0)
-            if self.teacher.accepts(request)
-        ]
+        out = []
+        for sample in self.corpus.shards.samples(shard=shard):
+            clip = Clip(round(sample.seconds * SAMPLE_RATE), partial(self._hear, sample.row)) if sample.seconds > 0 else None
+            for asked in requests(config, tasks, sample.key, sample.metadata, described.get(sample.key), audio=clip is not None):
+                request = replace(asked, clip=clip)
+                if self.teacher.accepts(request):
+                    out.append((request, answer_key(spec_digest, sample.digest, request, reading(request, fields))))
+        return out
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.corpus.shards)
+
+    def _hear(self, row: int) -> np.ndarray:
+        samples_T = self._reader.audio(row)
+        assert samples_T is not None, "only samples with seconds have a clip"
+        return samples_T
 
     def _signals(self, answered: Sequence[tuple[Request, Answer]]) -> TurnSignals:
         """What the recipe stores beside the responses, scored again at every attempt: one forward pass is cheaper than journaling it."""

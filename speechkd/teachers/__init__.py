@@ -8,8 +8,12 @@ from speechkd.teachers.base import TeacherType
 TEACHERS: Table[TeacherType] = Table(
     "teacher backend",
     {
+        "hf_audio": "speechkd.teachers.hf_audio:HfAudioTeacher",
         "hf_local": "speechkd.teachers.hf_local:HfLocalTeacher",
         "label": "speechkd.teachers.label:LabelTeacher",
         "openai_http": "speechkd.teachers.openai_http:OpenAIHttpTeacher",
+        "self": "speechkd.teachers.own_llm:OwnTeacher",
+        "snapshot": "speechkd.teachers.snapshot:SnapshotTeacher",
+        "vllm": "speechkd.teachers.vllm_local:VllmTeacher",
     },
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from pydantic import model_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError, unknown_name
@@ -14,6 +16,7 @@ from speechkd.data.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 Stop = Literal["eos", "length", "error"]
@@ -24,9 +27,6 @@ class TeacherConfig(Config):
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
     """keys that change no answer (where a server is, how often it is asked), and so are no part of a column"""
-    REMOTE: ClassVar[bool] = False
-    """`model` is a name of a server, not a folder or hub id whose files could be fingerprinted"""
-
     tasks: list[str] | None = None
     """the card's tasks that this teacher answers; null: all"""
 
@@ -41,9 +41,21 @@ class TeacherConfig(Config):
         """What the answers depend on, as JSON."""
         return self.model_dump(mode="json", exclude=set(self.OPERATIONAL))
 
+    def fingerprint(self) -> str | None:
+        """Digest of the model's files, where there are any that can be read."""
+        return None
+
     def stores(self) -> SignalsConfig:
         """What is stored beside the response."""
         return SignalsConfig()
+
+    def positions_per_s(self) -> float:
+        """Audio positions of a second of sound, for a teacher that hears; otherwise 0."""
+        return 0.0
+
+    def known(self) -> str:
+        """Name of the published column whose answers are taken as they are; empty: the teacher answers."""
+        return ""
 
     def output_width(self) -> int:
         """How many ids the teacher's output has, where that is known without loading it; otherwise 0."""
@@ -54,9 +66,41 @@ class TeacherConfig(Config):
         return 0
 
 
+class ScoringConfig(TeacherConfig):
+    """Keys of a backend that scores answers."""
+
+    signals: SignalsConfig = SignalsConfig()
+    """what is stored beside the response"""
+    responses: str = ""
+    """a published column of the same corpus: its answers are taken, and this teacher only adds `signals` to them"""
+
+    def stores(self) -> SignalsConfig:
+        """The block's `signals`."""
+        return self.signals
+
+    def known(self) -> str:
+        """The block's `responses`."""
+        return self.responses
+
+    @model_validator(mode="after")
+    def _adds_something(self) -> ScoringConfig:
+        if self.responses and not self.signals.names:
+            raise ValueError(f"`responses` takes the answers of `{self.responses}` to add `signals` to them: say which")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip that a teacher may hear: its length is known, its samples are read when asked for."""
+
+    samples: int
+    load: Callable[[], np.ndarray]
+    """16 kHz mono float32 [samples]"""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One turn to answer: a question about one clip, whose metadata the teacher reads instead of hearing it."""
+    """One turn to answer: a question about one clip, which the teacher hears, or whose metadata it reads."""
 
     key: str
     turn: str
@@ -66,6 +110,8 @@ class Request:
     """the known answer, where the turn is a task and the clip has its label"""
     reads: str | None = None
     """what stands in the audio span of the teacher's prompt, where it is not the metadata as JSON"""
+    clip: Clip | None = field(default=None, compare=False, repr=False)
+    """the clip itself, for teachers that hear; None for a text-only sample"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +137,21 @@ def gives(config: TeacherConfig, backend: str, can: frozenset[str]) -> frozenset
 def quoted(signals: frozenset[str]) -> str:
     """Names of signals for a message, in the order of SIGNALS."""
     return ", ".join(f"`{name}`" for name in SIGNALS if name in signals) or "nothing"
+
+
+def batches(order: Sequence[int], lengths: Sequence[int], rows: int, positions: int) -> Iterator[list[int]]:
+    """`order` cut into batches of at most `rows` rows and `positions` positions, padding included; each has at least one row."""
+    batch: list[int] = []
+    longest = 0
+    for index in order:
+        grown = max(longest, lengths[index])
+        if batch and (len(batch) == rows or grown * (len(batch) + 1) > positions):
+            yield batch
+            batch, grown = [], lengths[index]
+        batch.append(index)
+        longest = grown
+    if batch:
+        yield batch
 
 
 class Teacher(Protocol):

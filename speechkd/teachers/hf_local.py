@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from speechkd.core.errors import InputError
-from speechkd.data.signals import SignalsConfig
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.pretrained import load_causal_lm, read_config, resolve
+from speechkd.models.pretrained import fingerprint, load_causal_lm, read_config, resolve
 from speechkd.models.prompt import Prompt
-from speechkd.teachers.base import Answer, Request, TeacherConfig
+from speechkd.teachers.base import Answer, Request, ScoringConfig, batches
 from speechkd.teachers.prompts import reading
 
 if TYPE_CHECKING:
@@ -22,26 +21,27 @@ if TYPE_CHECKING:
     from speechkd.teachers.scoring import Scorer
 
 
-class HfLocalConfig(TeacherConfig):
-    """`model`: a folder or a hub id. `fields`: the metadata that the teacher reads (in this order; absent ones are skipped)."""
+class LocalConfig(ScoringConfig):
+    """Keys of a model in this process."""
 
-    backend: Literal["hf_local"] = "hf_local"
     model: str
-    fields: list[str]
     max_new_tokens: int = Field(256, ge=1)
     batch_size: int = Field(64, ge=1)
     """most rows of a batch"""
     batch_tokens: int = Field(1 << 18, ge=1)
     """most positions of a batch, padding and tokens to come included: the bound of its key-value cache"""
+
+
+class LoadedConfig(LocalConfig):
+    """Keys of a model of transformers. `model`: a folder or a hub id."""
+
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device_map: str | None = None
     """"auto" spreads a model that is larger than one GPU; unset uses one device"""
-    signals: SignalsConfig = SignalsConfig()
-    """what is stored beside the response"""
 
-    def stores(self) -> SignalsConfig:
-        """The block's `signals`."""
-        return self.signals
+    def fingerprint(self) -> str | None:
+        """Of the model's folder."""
+        return fingerprint(self.model)
 
     def output_width(self) -> int:
         """Width of the model's output, from its configuration alone."""
@@ -54,13 +54,25 @@ class HfLocalConfig(TeacherConfig):
         return width
 
 
+class ReaderConfig(LoadedConfig):
+    """`fields`: the metadata that the teacher reads (in this order; absent ones are skipped)."""
+
+    fields: list[str]
+
+
+class HfLocalConfig(ReaderConfig):
+    """Any causal LM that has the student's tokenizer."""
+
+    backend: Literal["hf_local"] = "hf_local"
+
+
 class HfLocalTeacher:
     """Batched greedy decoding and scoring. Batches are a function of the requests given (a shard): same shard, same batches, same bytes."""
 
-    Config = HfLocalConfig
+    Config: type[ReaderConfig] = HfLocalConfig
     SIGNALS = frozenset({"response", "topk", "sampled", "hidden"})
 
-    def __init__(self, config: HfLocalConfig, prompt: Prompt) -> None:
+    def __init__(self, config: ReaderConfig, prompt: Prompt) -> None:
         """Raises InputError for a model that cannot be loaded, or whose tokenizer is not the student's."""
         import torch
 
@@ -115,18 +127,7 @@ class HfLocalTeacher:
         return [self.prompt.teacher(r.question, reading(r, self.config.fields)) for r in requests]
 
     def _batches(self, order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-        """`order` cut into batches of at most `batch_size` rows and `batch_tokens` positions, padding included; each at least one row."""
-        batch: list[int] = []
-        longest = 0
-        for index in order:
-            grown = max(longest, lengths[index])
-            if batch and (len(batch) == self.config.batch_size or grown * (len(batch) + 1) > self.config.batch_tokens):
-                yield batch
-                batch, grown = [], lengths[index]
-            batch.append(index)
-            longest = grown
-        if batch:
-            yield batch
+        return batches(order, lengths, self.config.batch_size, self.config.batch_tokens)
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         import torch

@@ -24,7 +24,7 @@ from speechkd.core.errors import InputError, unknown_name
 from speechkd.data.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import calls
-from speechkd.teachers.base import Answer, Request, TeacherConfig
+from speechkd.teachers.base import Answer, Request, ScoringConfig
 from speechkd.teachers.calls import Again, Calls, Pace, Rejected
 from speechkd.teachers.openai_reply import BadReply, error_text, read_answer, read_top_k, retry_after
 from speechkd.teachers.prompts import reading
@@ -39,7 +39,7 @@ T = TypeVar("T")
 MODELS = "/models"
 
 
-class OpenAIHttpConfig(TeacherConfig):
+class OpenAIHttpConfig(ScoringConfig):
     """`url` ends where `/chat/completions` begins, e.g. `http://node7:8000/v1`; `model` as the server names it.
 
     `fields`: the metadata that the teacher reads (in this order; absent ones are skipped). The key comes from the environment variable that
@@ -47,7 +47,6 @@ class OpenAIHttpConfig(TeacherConfig):
     """
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"url", "key_env", "concurrency", "timeout_s", "retries", "patience_s"})
-    REMOTE: ClassVar[bool] = True
 
     backend: Literal["openai_http"] = "openai_http"
     url: str
@@ -72,10 +71,6 @@ class OpenAIHttpConfig(TeacherConfig):
     """calls after the first before a request that fails, while the server works, becomes a row with a reason"""
     patience_s: float = Field(600.0, ge=0)
     """how long a server may be away before the stage stops (the same command continues)"""
-
-    def stores(self) -> SignalsConfig:
-        """The block's `signals`."""
-        return self.signals
 
     def output_width(self) -> int:
         """`vocab_size`, where it is given."""

@@ -6,8 +6,8 @@ the head, a chunk of rows at a time (`kernels.chunks.rows_per_chunk`), and of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import derive
-from speechkd.data.signals import HiddenStore, SampledStore, SignalsConfig, encode_sampled, encode_topk
+from speechkd.data.signals import AttentionStore, HiddenStore, SampledStore, SignalsConfig, encode_sampled, encode_topk
 from speechkd.kernels.chunks import rows_per_chunk
 from speechkd.kernels.logits import soft_cap
 
+ATTENTION = -1
+"""Where the last block's attention stands among what is kept of a pass"""
 Stored = dict[str, Tensor]
 """Signal -> encoded tensor of one example"""
 
@@ -31,14 +33,41 @@ class Forced(NamedTuple):
     response: list[int]
     name: str
     """what the example is called: its draws are a function of it, not of the batch that it is in"""
+    audio_QE: Tensor | None = None
+    """what the model is given at audio positions, for one that hears"""
+    at: int = 0
+    """place of the first audio position in `prompt`, which has any id at audio positions"""
+
+
+Attuned = Callable[[Tensor], AbstractContextManager[None]]
+"""Of where audio stands, boolean [B, S]: the state in which a model reads such a batch (LoRA at audio positions only)"""
+
+
+def everywhere(audio_BS: Tensor) -> AbstractContextManager[None]:
+    """A model that reads every batch in the same state."""
+    return nullcontext()
+
+
+def embedded(model: Any, ids_BS: Tensor, batch: Sequence[Forced], starts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Input embeddings [B, S, E] of rows whose prompts begin at `starts`, audio in its place; where that is, boolean [B, S]."""
+    embeds_BSE: Tensor = model.get_input_embeddings()(ids_BS)
+    audio_BS = torch.zeros(ids_BS.shape, dtype=torch.bool, device=embeds_BSE.device)
+    for row, (item, start) in enumerate(zip(batch, starts, strict=True)):
+        if item.audio_QE is not None:
+            span = slice(start + item.at, start + item.at + len(item.audio_QE))
+            embeds_BSE[row, span] = item.audio_QE.to(embeds_BSE)
+            audio_BS[row, span] = True
+    return embeds_BSE, audio_BS
 
 
 class Scorer:
     """Signals of a causal LM of transformers on given responses."""
 
-    def __init__(self, model: Any, signals: SignalsConfig) -> None:
+    def __init__(self, model: Any, signals: SignalsConfig, attuned: Attuned = everywhere) -> None:
         """Raises InputError for layers that the model does not have, and for a model whose logits are not its head on its last states."""
-        self.model, self.signals = model.eval(), signals
+        self.model, self.signals, self._attuned = model.eval(), signals, attuned
+        if signals.attention is not None:
+            model.set_attn_implementation("eager")  # the others give no attention weights
         config = model.config.get_text_config()
         self.vocabulary: int = config.vocab_size
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -54,7 +83,7 @@ class Scorer:
         """Some architectures scale their logits in ways of their own; a wrong distribution must not be stored silently."""
         ids_BS = torch.arange(4, device=self.model.device)[None] % self.vocabulary
         whole_SV = self.model(input_ids=ids_BS, use_cache=False).logits[0].float()
-        own_SV = self._logits(self._blocks(ids_BS, torch.ones_like(ids_BS), {})[0])
+        own_SV = self._logits(self._blocks({"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}, {})[0])
         if (whole_SV.to(own_SV.device) - own_SV).abs().max() > 0.02 * whole_SV.abs().max().to(own_SV.device):
             raise InputError(f"logits of a {type(self.model).__name__} are not its head on its last states: it cannot be scored")
 
@@ -72,20 +101,28 @@ class Scorer:
             predict.append(np.arange(first, end) - 1 + index * longest)  # the position before a token predicts it
         device = self.model.device
         kept: dict[int, Tensor] = {}
-        hidden_BSE = self._blocks(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), kept)
+        ids_BS, mask_BS = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        if all(item.audio_QE is None for item in batch):
+            hidden_BSE = self._blocks({"input_ids": ids_BS, "attention_mask": mask_BS}, kept)
+        else:
+            embeds_BSE, audio_BS = embedded(self.model, ids_BS, batch, [0] * len(batch))
+            with self._attuned(audio_BS):
+                hidden_BSE = self._blocks({"inputs_embeds": embeds_BSE, "attention_mask": mask_BS}, kept)
         predict_T = torch.from_numpy(np.concatenate(predict))
         out: dict[str, Sequence[Tensor]] = {}
+        if self.signals.attention is not None:
+            out["attention"] = _attention(self.signals.attention, kept[ATTENTION], batch)
         if self.signals.hidden is not None:
             out["hidden"] = _hidden(self.signals.hidden, kept, predict_T).split(rows)
         if self.signals.topk is not None or self.signals.sampled is not None:
             out |= self._distributions(hidden_BSE.flatten(0, 1)[predict_T.to(hidden_BSE.device)], batch, rows)
         return [{name: parts[index].clone() for name, parts in out.items()} for index in range(len(batch))]
 
-    def _blocks(self, ids_BS: Tensor, mask_BS: Tensor, kept: dict[int, Tensor]) -> Tensor:
-        """Final states [B, S, E]; `kept` is filled with the states of the chosen layers alone."""
+    def _blocks(self, inputs: dict[str, Tensor], kept: dict[int, Tensor]) -> Tensor:
+        """Final states [B, S, E]; `kept` is filled with the states of the chosen layers, and the last attention if it is asked for."""
         chosen = self.signals.hidden.layers if self.signals.hidden is not None else []
-        with _watching(self.model, chosen, kept):
-            last_BSE: Tensor = self.model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
+        with _watching(self.model, chosen, self.signals.attention is not None, kept):
+            last_BSE: Tensor = _decoder(self.model)(**inputs, use_cache=False).last_hidden_state
         if self.model.config.get_text_config().num_hidden_layers in chosen:
             kept[chosen[-1]] = last_BSE
         return last_BSE
@@ -155,11 +192,32 @@ def _hidden(how: HiddenStore, kept: dict[int, Tensor], predict_T: Tensor) -> Ten
     return states_TLE
 
 
+def _attention(how: AttentionStore, weights_BHSS: Tensor, batch: Sequence[Forced]) -> list[Tensor]:
+    """[Q] of each example: how much its response attends to each audio position, mean over heads and response tokens (arXiv 2602.01547).
+
+    Rows are the response tokens' own positions, as `teachers.live.audio_attention` has them.
+    """
+    out = []
+    for row, item in enumerate(batch):
+        first, end = len(item.prompt), len(item.prompt) + len(item.response)
+        width = 0 if item.audio_QE is None else len(item.audio_QE)
+        mean_Q = weights_BHSS[row, :, first:end, item.at : item.at + width].float().mean(dim=(0, 1))
+        out.append(mean_Q.to("cpu", getattr(torch, how.dtype)))
+    return out
+
+
 @contextmanager
-def _watching(model: nn.Module, layers: Sequence[int], kept: dict[int, Tensor]) -> Iterator[None]:
+def _watching(model: nn.Module, layers: Sequence[int], attention: bool, kept: dict[int, Tensor]) -> Iterator[None]:
     """While inside, what enters the first block (0) and leaves the given ones is kept: hooks hold the chosen states, never all of them."""
     blocks = _blocks_of(model)
     with ExitStack() as stack:
+        if attention:
+
+            def attending(module: nn.Module, inputs: Any, output: Any) -> None:
+                kept[ATTENTION] = output[1]
+
+            last: Any = blocks[-1]
+            stack.callback(last.self_attn.register_forward_hook(attending).remove)
         for layer in layers:
 
             def entering(module: nn.Module, inputs: Any) -> None:
@@ -174,9 +232,14 @@ def _watching(model: nn.Module, layers: Sequence[int], kept: dict[int, Tensor]) 
         yield
 
 
+def _decoder(model: Any) -> Any:
+    """The language model without its head; of a speech LLM that part alone."""
+    return getattr(model.base_model, "language_model", model.base_model)
+
+
 def _blocks_of(model: Any) -> nn.ModuleList:
     """The decoder blocks: the list of modules as long as the configuration says the model is deep."""
     depth = model.config.get_text_config().num_hidden_layers
-    found = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    found = [m for m in _decoder(model).modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     assert found, f"{type(model).__name__} has no list of {depth} blocks"
     return found[0]

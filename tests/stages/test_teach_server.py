@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -27,7 +28,7 @@ from tests.teachers.endpoint import FaultyProxy
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 CANARY = "sk-canary-77aa01"
-SAMPLES, CONCURRENCY, TIMEOUT_S = 2000, 8, 8.0
+SAMPLES, CONCURRENCY, TIMEOUT_S = 2000, 16, 6.0
 CLIENT_KILLS, SERVER_KILL = (400, 900, 1300), 1600
 """answers that the server has given when the axe falls"""
 
@@ -68,15 +69,48 @@ def wait_for(what: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.02)
 
 
+class ProcessList:
+    """Every command line of the machine (`ps`), looked at five times a second while inside; and whether `client` holds the key at all."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> ProcessList:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(10)
+
+    def _look(self) -> None:
+        while not self._over.wait(0.2):
+            self.seen |= {
+                " ".join(process.info["cmdline"] or [process.info["name"] or ""]) for process in psutil.process_iter(["cmdline", "name"])
+            }
+
+    def holding(self, text: str) -> list[str]:
+        return [line for line in self.seen if text in line]
+
+
+def test_the_process_list_would_show_a_key() -> None:
+    """What the long test below relies on: a key that is an argument is seen."""
+    with ProcessList() as listed, subprocess.Popen([sys.executable, "-c", "input()", CANARY], stdin=subprocess.PIPE) as careless:
+        wait_for(lambda: bool(listed.holding(CANARY)), 20)
+        careless.communicate(b"\n")
+
+
 def test_two_thousand_samples_through_kills_and_faults(tmp_path: Path) -> None:
     languages = ["english", "german", "spanish", "french", "finnish", "turkish"]
     rows = [{"id": f"c{i:04d}", "part": "train", "transcript": f"word {i}", "language": languages[i % 6]} for i in range(SAMPLES)]
     task = {"instruction": "What language is spoken?", "field": "language", "kind": "choice", "choices": languages}
     data = shard(write_card(tmp_path, rows, shard_samples=500, tasks={"language": task}, fields={}), tmp_path / "data", quiet=True)
     port = free_port()
-    logs, lines = [], []
-    extra_bound = 0
-    with FaultyProxy(port, seed=7, share=0.06, too_late_s=TIMEOUT_S) as proxy, server(port) as first:
+    logs: list[Path] = []
+    extra_bound, began = 0, time.monotonic()
+    with ProcessList() as listed, FaultyProxy(port, seed=7, share=0.06, too_late_s=TIMEOUT_S) as proxy, server(port) as first:
         recipe = write_recipe(tmp_path, proxy.url)
         for number, point in enumerate([*CLIENT_KILLS, None]):
             log = (tmp_path / f"log-{number}.txt").open("wb")
@@ -86,7 +120,7 @@ def test_two_thousand_samples_through_kills_and_faults(tmp_path: Path) -> None:
             logs.append(Path(log.name))
             if point is not None:
                 wait_for(lambda: proxy.answered >= point or client.poll() is not None, 600)
-                lines += [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+                assert psutil.Process(client.pid).environ()["SPEECHKD_TEST_KEY"] == CANARY
                 client.send_signal(signal.SIGKILL)
                 client.wait()
                 extra_bound += CONCURRENCY
@@ -104,13 +138,15 @@ def test_two_thousand_samples_through_kills_and_faults(tmp_path: Path) -> None:
     right = sum(column.read(row).text == rows[row]["language"] for row in range(SAMPLES))
     assert right >= 0.95 * SAMPLES, "each answer is the answer to its own sample"
     extra = sum(proxy.sent.values()) - proxy.wasted - SAMPLES
-    print(f"server calls {sum(proxy.sent.values())}, faults {dict(proxy.faults)}, lost to them {proxy.wasted}")
+    print(
+        f"{time.monotonic() - began:.0f} s; server calls {sum(proxy.sent.values())}, faults {dict(proxy.faults)}, lost to them {proxy.wasted}"
+    )
     print(f"extra calls {extra}, in flight at the kills at most {extra_bound}; right answers {right}")
     assert len(proxy.sent) == SAMPLES and 0 <= extra <= extra_bound
     assert all(proxy.faults[kind] > 10 for kind in proxy.KINDS)
     everything = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(everything) > 10 and not [path for path in everything if CANARY.encode() in path.read_bytes()]
-    assert any("speechkd teach" in line for line in lines) and not [line for line in lines if CANARY in line]
+    assert listed.holding("speechkd teach") and listed.holding("transformers serve") and not listed.holding(CANARY)
     assert all(call.headers["authorization"] == f"Bearer {CANARY}" for call in proxy.calls)
 
 

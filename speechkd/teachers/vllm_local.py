@@ -1,0 +1,132 @@
+"""vLLM's offline engine in this process (`pip install 'speechkd[vllm]'`): `hf_local`'s answers at a server's speed, without a server.
+
+Not tried against a real engine: vLLM needs a GPU and pins another torch than this project's lock, so it has an environment of its own. What
+is sent (`TokensPrompt`, `SamplingParams`) and read (`RequestOutput`) is that of its documentation for 0.11, and the test's engine
+is a stand-in of that form. It wants a try on a GPU before it is trusted with a corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from speechkd.core.errors import InputError
+from speechkd.data.signals import SignalsConfig
+from speechkd.models.exported import load_tokenizer
+from speechkd.models.pretrained import resolve
+from speechkd.models.prompt import Prompt
+from speechkd.teachers.base import Answer, Request
+from speechkd.teachers.hf_local import ReaderConfig
+from speechkd.teachers.openai_reply import BadReply, read_top_k
+from speechkd.teachers.prompts import reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class VllmConfig(ReaderConfig):
+    """Keys as `hf_local` has them; the engine makes its own batches, so `batch_size` is how many sequences it runs at once."""
+
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"tensor_parallel", "memory", "max_model_len"})
+
+    backend: Literal["vllm"] = "vllm"
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that share the model"""
+    memory: float = Field(0.9, gt=0, le=1)
+    """share of each GPU's memory that the engine takes"""
+    max_model_len: int | None = Field(None, ge=1)
+    """longest prompt and answer together; null: the model's own"""
+    device_map: None = None
+    signals: SignalsConfig = SignalsConfig()
+    """`topk` alone (the engine's `prompt_logprobs`)"""
+
+    @field_validator("signals")
+    @classmethod
+    def _as_given(cls, signals: SignalsConfig) -> SignalsConfig:
+        if signals.topk is not None and signals.topk.temperature != 1.0:
+            raise ValueError(f"topk.temperature must be 1, is {signals.topk.temperature:g}: the engine's log-probs are at temperature 1")
+        return signals
+
+
+class VllmTeacher:
+    """Greedy answers and top-k of given answers."""
+
+    Config = VllmConfig
+    SIGNALS = frozenset({"response", "topk"})
+
+    def __init__(self, config: VllmConfig, prompt: Prompt) -> None:
+        """Raises InputError where vLLM is not installed, for a model that cannot be had, or whose tokenizer is not the student's."""
+        try:
+            import vllm
+        except ImportError:
+            raise InputError("backend `vllm` needs the package of that name: pip install 'speechkd[vllm]' (teachers: backend)") from None
+        self.config, self.prompt, self._vllm = config, prompt, vllm
+        if load_tokenizer(config.model).get_vocab() != prompt.tokenizer.get_vocab():
+            raise InputError(f"teacher `{config.model}` has another tokenizer than the student (teachers: model)")
+        top = config.signals.topk
+        self._engine: Any = vllm.LLM(
+            model=str(resolve(config.model)),
+            dtype=config.dtype,
+            tensor_parallel_size=config.tensor_parallel,
+            gpu_memory_utilization=config.memory,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.batch_size,
+            max_logprobs=top.k if top is not None else 0,
+            trust_remote_code=False,
+            seed=0,
+        )
+
+    def accepts(self, request: Request) -> bool:
+        """Every request: an LLM always answers."""
+        return True
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer all requests greedily, in request order."""
+        prompts = [self._prompt(request) for request in requests]
+        stop = self.prompt.end_of_turn
+        how = self._vllm.SamplingParams(temperature=0.0, max_tokens=self.config.max_new_tokens, stop_token_ids=[stop], detokenize=False)
+        answers = []
+        for prompt, output in zip(prompts, self._run(prompts, how), strict=True):
+            tokens = list(output.outputs[0].token_ids)
+            kept = tokens[: tokens.index(stop)] if stop in tokens else tokens
+            ended = output.outputs[0].finish_reason == "stop"  # the engine may leave the stop token out of its answer
+            answers.append(Answer(self.prompt.decode(kept), [*kept, stop] if ended else kept, len(prompt), "eos" if ended else "length"))
+        return answers
+
+    def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
+        """Top-k of given answers, from the engine's log-probs of the whole text. Raises InputError for one that it cannot score."""
+        import torch
+
+        from speechkd.data.signals import encode_topk
+
+        store = self.config.signals.topk
+        assert store is not None, "only called where signals are declared"
+        vocabulary = max(len(self.prompt.tokenizer), self.config.output_width())
+        whole = [i for i, answer in enumerate(answers) if answer.stop != "error" and answer.tokens]
+        prompts = {i: self._prompt(requests[i]) for i in whole}
+        how = self._vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=store.k, detokenize=False)
+        out: list[Mapping[str, Tensor]] = [{} for _ in requests]
+        for i, output in zip(whole, self._run([[*prompts[i], *answers[i].tokens] for i in whole], how), strict=True):
+            try:
+                found = read_top_k(_as_served(output.prompt_logprobs), len(prompts[i]), answers[i].tokens, store.k, vocabulary)
+            except BadReply as problem:
+                raise InputError(f"the engine cannot score the answer to `{requests[i].key}`: {problem} (teachers: signals)") from None
+            ids_TK, logp_TK, tail_T = (torch.from_numpy(array) for array in found)
+            out[i] = {"topk": encode_topk(store, ids_TK, logp_TK, tail_T, vocabulary)}
+        return out
+
+    def _run(self, prompts: Sequence[list[int]], how: Any) -> list[Any]:
+        """One output a prompt, in order."""
+        outputs: list[Any] = self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], how, use_tqdm=False)
+        return outputs
+
+    def _prompt(self, request: Request) -> list[int]:
+        return self.prompt.teacher(request.question, reading(request, self.config.fields))
+
+
+def _as_served(positions: Any) -> dict[str, Any]:
+    """The engine's objects in the form in which its server writes them."""
+    entries = [entry and {str(token): {"logprob": one.logprob} for token, one in entry.items()} for entry in positions or ()]
+    return {"choices": [{"prompt_logprobs": entries}]}

@@ -1,0 +1,40 @@
+"""A Qwen2-Audio with random weights and the stand-in's tokenizer, to which the marks of a clip are added; saved as a real one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechkd.models.exported import load_tokenizer
+
+LLM = str(Path(__file__).parents[2] / "standins/llm")
+MARKS = ["<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
+SECONDS, FRAMES = 2, 100
+
+
+def write_speech_llm(folder: Path, extra: tuple[str, ...] = ()) -> Path:
+    """`extra`: tokens that stand before the marks."""
+    from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, WhisperFeatureExtractor
+
+    tokenizer = load_tokenizer(LLM)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*extra, *MARKS]}, replace_extra_special_tokens=False)
+    audio = {"num_mel_bins": 8, "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 20}
+    text: dict[str, Any] = {"model_type": "qwen2", "vocab_size": len(tokenizer) + 5, "hidden_size": 24, "intermediate_size": 48}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    text |= {"initializer_range": 0.4, "max_position_embeddings": 512}  # far from uniform: answers differ, and do not repeat at once
+    torch.manual_seed(0)
+    number = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    config = Qwen2AudioConfig(
+        audio_config=audio | {"max_source_positions": FRAMES, "init_std": 0.3}, text_config=text, audio_token_index=number
+    )
+    model = Qwen2AudioForConditionalGeneration(config).eval()
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    with torch.no_grad():
+        model.lm_head.weight[len(load_tokenizer(LLM)) :] = 0  # says only what a student can say
+        model.model.multi_modal_projector.linear.weight.mul_(4)  # what is heard weighs as much as what is read
+    model.save_pretrained(folder)
+    features = WhisperFeatureExtractor(feature_size=8, chunk_length=SECONDS)
+    Qwen2AudioProcessor(features, tokenizer, chat_template=tokenizer.chat_template).save_pretrained(folder)
+    return folder
