@@ -236,7 +236,8 @@ class Recipe(Config):
         if config.roles and not any(stream.partition("/")[0] == role for stream in config.roles):
             return frozenset()
         needs = LOSSES.get(config.kind).NEED.signals
-        return needs & {"response"} if teacher_of(config) else needs
+        stored = needs & {"response"} if teacher_of(config) else needs
+        return stored | {"attention"} if getattr(config, "attention", False) == "stored" else stored
 
     @property
     def run_dir(self) -> Path:

@@ -189,7 +189,7 @@ class Batch:
     progress: float = 0.0
     """share of the run's steps that are done, for schedules inside the student"""
     signals: Mapping[str, Tensor]
-    """tensors of stored teacher signals, aligned with T"""
+    """tensors of stored teacher signals, aligned with T; `attention_CQ` with the clips"""
     examples: int
     """real examples"""
     seconds: float

@@ -71,8 +71,9 @@ class Config(TaughtConfig):
     """Recipe block of `attn_cka`."""
 
     mode: Literal["pre_w", "pre_sqrt_w", "weighted_hsic"] = "pre_w"
-    attention: bool = True
-    """weigh positions by the teacher's attention; False is plain CKA, the paper's ablation"""
+    attention: bool | Literal["stored"] = True
+    """weigh positions by the teacher's attention; False is plain CKA, the paper's ablation; `stored`: by the attention that the column's
+    audio-hearing teacher had (`signals.attention`), while the states are the live teacher's"""
 
 
 def _loss(student: Clips, teacher: Clips | None, facts: ClipFacts, config: Config) -> LossOut:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechkd.core.errors import InputError
 from speechkd.core.types import Batch, ClipTable, View
 
 
@@ -43,6 +44,8 @@ class Collator:
     sample_rate: int = 16_000
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     """of each signal that batches carry, one row [1, ...] of zeros: stands in where a batch, or an example in it, has none"""
+    attention: bool = False
+    """whether batches carry a stored teacher's attention over the clips, `attention_CQ`"""
     views: Sequence[str] = ()
     """names of live text teachers; every batch has each of their views"""
 
@@ -59,6 +62,11 @@ class Collator:
         clip = np.cumsum([n > 0 for n in spots]) - 1
         audio = [(index, n) for index, n in enumerate(spots) if n]
         supervised = sum(len(row.response) for row in rows)
+        signals = {name: _signal(name, zero, rows) for name, zero in self.signals.items()}
+        if self.attention:
+            signals["attention_CQ"] = _attention(
+                heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q
+            )
         return Batch(
             features_BMT=self.features(clips or [np.zeros(1, np.float32)]),
             ids_BS=ids_BS,
@@ -72,7 +80,7 @@ class Collator:
             role_A=_joined([torch.full((n,), rows[index].role) for index, n in audio]),
             clips=_clip_table(heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q),
             views={name: _view(name, rows) for name in self.views},
-            signals={name: _signal(name, zero, rows) for name, zero in self.signals.items()},
+            signals=signals,
             examples=len(rows),
             seconds=sum(c.size for c in clips) / self.sample_rate,
         )
@@ -125,6 +133,22 @@ def _view(name: str, rows: Sequence[Row]) -> View:
     )
     to_T = _joined([torch.arange(first[index], first[index + 1]) for index in used], torch.zeros(1, dtype=torch.long))
     return View(ids_BS=ids_BS, mask_BS=mask_BS, response_T=response_T, to_T=to_T)
+
+
+def _attention(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> Tensor:
+    """[C, Q]; zeros for a clip whose column has none. Raises InputError for a teacher that hears in other steps than the student."""
+    attention_CQ = torch.zeros(max(1, len(heard)), window_Q)
+    for index, (row, count) in enumerate(zip(heard, spots, strict=True)):
+        weights_Q = row.signals.get("attention_Q")
+        if weights_Q is None:
+            continue
+        if len(weights_Q) != count:
+            raise InputError(
+                f"stored attention is over {len(weights_Q)} audio positions of a clip of which the student's projector makes {count}: "
+                "teacher and student must hear in equal steps, or set `attention: false`"
+            )
+        attention_CQ[index, :count] = weights_Q
+    return attention_CQ
 
 
 def _signal(name: str, zero: Tensor, rows: Sequence[Row]) -> Tensor:

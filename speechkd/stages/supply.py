@@ -106,7 +106,8 @@ def make_loader(recipe: Recipe, supplies: Sequence[Supply], prompt: Prompt, coll
     """A function from one micro-batch of the plan to a collated batch, for any number of threads."""
     prompts = teacher_prompts(recipe, prompt)
     make_row = RowMaker(recipe, prompt, prompts)
-    collator = replace(collator, signals=_zeros(supplies), views=tuple(prompts))
+    attention = any(getattr(config, "attention", False) == "stored" for config in recipe.losses.values())
+    collator = replace(collator, signals=_zeros(supplies), attention=attention, views=tuple(prompts))
     asking = Lock()  # a tokenizer serves one thread at a time
     numbers = [recipe.train.streams.index(supply.stream) for supply in supplies]
 
@@ -128,7 +129,8 @@ def _zeros(supplies: Sequence[Supply]) -> dict[str, Tensor]:
     for supply in supplies:
         column = supply.reader.column
         assert column is not None, "a supply reads a column"
-        for name, tensor in column.signals(supply.source.row(0), supply.reader.signals).items():
+        of_tokens = None if supply.reader.signals is None else supply.reader.signals - {"attention"}  # that one is of the whole clip
+        for name, tensor in column.signals(supply.source.row(0), of_tokens).items():
             zero = torch.zeros(1, *tensor.shape[1:], dtype=tensor.dtype)
             if name in zeros and zeros[name].shape != zero.shape and not name.startswith("sampled"):
                 shapes = f"{list(zeros[name].shape[1:])} and {list(zero.shape[1:])} a token"

@@ -79,8 +79,11 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
     missing = part.NEED.signals - SHOWS[kind]
     if missing:
         raise ValueError(f"loss `{name}` needs `{min(missing)}`, which live teacher `{teacher}` ({kind}) cannot show")
-    if getattr(config, "attention", False) and kind != "speech":
-        raise ValueError(f"loss `{name}` weighs by attention, which live teacher `{teacher}` ({kind}) cannot show: set `attention: false`")
+    if getattr(config, "attention", False) is True and kind != "speech":
+        raise ValueError(
+            f"loss `{name}` weighs by attention, which live teacher `{teacher}` ({kind}) cannot show: set `attention: false`, or "
+            "`attention: stored` where a column has it"
+        )
     if (place(config) == "audio" or isinstance(part, ClipLoss)) and "projected" not in SHOWS[kind]:
         raise ValueError(
             f"loss `{name}` looks at audio, which live teacher `{teacher}` ({kind}) does not hear; kinds that do: snapshot, speech"

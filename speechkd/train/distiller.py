@@ -61,7 +61,7 @@ class Distiller(nn.Module):
             if shared_W is not None:
                 self.register_buffer(f"_shared_{name}", shared_W, False)
         layered = [teacher_of(config) for name, config in self.losses.items() if isinstance(kinds[name], LayerLoss)]
-        attended = [teacher_of(config) for config in self.losses.values() if getattr(config, "attention", False)]
+        attended = [teacher_of(config) for config in self.losses.values() if getattr(config, "attention", False) is True]
         self._every_layer, self._attention = set(layered), set(attended)
         self._words = any("words" in kind.NEED.student for kind in kinds.values())
 

@@ -79,7 +79,7 @@ class Evidence:
         teacher = self.teachers.get(teacher_of(config))
         if isinstance(loss, ClipLoss):
             facts = replace(clip_facts(self.batch, config, allowed_S), words_CND=self.words_CND)
-            return loss.loss(self._clips(self.student), self._taught_clips(teacher), facts, config)
+            return loss.loss(self._clips(self.student), self._taught_clips(teacher, config), facts, config)
         mask_T = rows_mask(self.batch, config, allowed_S)
         rows, at = len(mask_T), "audio" if place(config) == "audio" else "response"
         if isinstance(loss, LayerLoss):
@@ -132,11 +132,12 @@ class Evidence:
         assert seen.audio_CQE is not None
         return Clips(projected_CQD=seen.audio_CQE, attention_CQ=seen.attention_CQ, gate_CK=seen.gate_CK)
 
-    def _taught_clips(self, teacher: Seen | None) -> Clips | None:
-        if teacher is not None:
-            return self._clips(teacher)
-        stored = self.batch.signals.get("projected_CQE")
-        return None if stored is None else Clips(projected_CQD=stored, attention_CQ=self.batch.signals.get("attention_CQ"))
+    def _taught_clips(self, teacher: Seen | None, config: LossConfig) -> Clips | None:
+        if teacher is None:
+            return None
+        clips = self._clips(teacher)
+        stored = getattr(config, "attention", False) == "stored"
+        return replace(clips, attention_CQ=self.batch.signals.get("attention_CQ")) if stored else clips
 
 
 @torch.no_grad()

@@ -73,6 +73,7 @@ def _mixed() -> dict[str, Case]:
         "plora": Case(ce | {"divergence": _block("divergence")}, lora=LORA | {"scope": "audio"}),
         "live-topk": Case({"topk_kl": _block("topk_kl") | {"teacher": "self", "k": 7}}, lora=LORA),
         "cka-plain": Case({"attn_cka": _block("attn_cka") | {"attention": False}}),
+        "cka-stored": Case({"attn_cka": _block("attn_cka") | {"teacher": "snapshot", "attention": "stored"}}),
         "bridges": Case({"layer_wise": _block("layer_wise") | {"representation": "linear"}}),
         "everything": Case(everything, lora=LORA),
         "last-layer": Case(ce | {"snapshot": _block("acoustic_snapshot")}, mix="last"),

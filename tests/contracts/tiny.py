@@ -70,6 +70,18 @@ class Case:
             out[name] = LOSSES.get(kind).Config.model_validate({**block, "kind": kind})
         return out
 
+    @property
+    def attention(self) -> bool:
+        """Whether a loss weighs by stored attention."""
+        return any(getattr(config, "attention", False) == "stored" for config in self.configs().values())
+
+    def positions(self, samples: int) -> int:
+        """Audio positions of a clip."""
+        config = PROJECTORS.get(self.projector["kind"]).Config.model_validate(self.projector)
+        made: Any = PROJECTORS.get(self.projector["kind"])(config, 16, D)
+        count: int = made.positions(frames(samples))
+        return count
+
     def teachers(self) -> list[str]:
         named = [n for c in self.configs().values() for n in (teacher_of(c), getattr(c, "negative", ""))]
         return [n for n in dict.fromkeys(named) if n]
@@ -122,6 +134,10 @@ def features(clips: Sequence[np.ndarray]) -> Tensor:
     return torch.stack([torch.sin(tones * time * 9 + 50 * float(clip[0])) * (time * 1.5 * 16_000 < clip.size) for clip in clips])
 
 
+def frames(samples: int) -> int:
+    return max(1, -(-samples // 320))
+
+
 def collator(distiller: Distiller, case: Case) -> Collator:
     """The real one; signals as a column with K of V stored would give them."""
     needs = {signal for name, c in case.configs().items() if not teacher_of(c) for signal in LOSSES.get(c.kind).NEED.signals}
@@ -130,9 +146,8 @@ def collator(distiller: Distiller, case: Case) -> Collator:
         zeros |= {"ids_TK": torch.zeros(1, K, dtype=torch.long), "logp_TK": torch.zeros(1, K), "tail_logp_T": torch.zeros(1)}
     if "sampled" in needs:
         zeros |= {"sampled_ids_TN": torch.zeros(1, K, dtype=torch.long), "sampled_weights_TN": torch.zeros(1, K)}
-    frames = lambda samples: max(1, -(-samples // 320))  # noqa: E731
     positions = distiller.student.projector.positions
-    return Collator(features, frames, positions, WINDOW, signals=zeros, views=tuple(distiller.views()))
+    return Collator(features, frames, positions, WINDOW, signals=zeros, attention=case.attention, views=tuple(distiller.views()))
 
 
 def rows(case: Case, seed: int, without: str) -> list[Row]:
@@ -158,6 +173,8 @@ def rows(case: Case, seed: int, without: str) -> list[Row]:
             "sampled_weights_TN": torch.full((T, K), 1 / K),
         }
         clip = generator.normal(size=int(generator.integers(3_000, 20_000))).astype(np.float32)
+        if case.attention:
+            signals["attention_Q"] = torch.from_numpy(generator.dirichlet(np.ones(case.positions(clip.size)))).float()
         readers = [name for name in case.teachers() if name in ("self", "nothing", "wider")]
         out.append(
             Row(
