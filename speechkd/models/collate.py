@@ -136,18 +136,22 @@ def _view(name: str, rows: Sequence[Row]) -> View:
 
 
 def _attention(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> Tensor:
-    """[C, Q]; zeros for a clip whose column has none. Raises InputError for a teacher that hears in other steps than the student."""
+    """[C, Q]; zeros for a clip whose column has none. Raises InputError for a teacher that hears in other steps than the student.
+
+    One position more or less is how they round a clip's end (Qwen2-Audio drops half a step, `linear` keeps it): it has no weight then.
+    """
     attention_CQ = torch.zeros(max(1, len(heard)), window_Q)
     for index, (row, count) in enumerate(zip(heard, spots, strict=True)):
         weights_Q = row.signals.get("attention_Q")
         if weights_Q is None:
             continue
-        if len(weights_Q) != count:
+        if abs(len(weights_Q) - count) > 1:
             raise InputError(
                 f"stored attention is over {len(weights_Q)} audio positions of a clip of which the student's projector makes {count}: "
                 "teacher and student must hear in equal steps, or set `attention: false`"
             )
-        attention_CQ[index, :count] = weights_Q
+        both = min(count, len(weights_Q))
+        attention_CQ[index, :both] = weights_Q[:both]
     return attention_CQ
 
 

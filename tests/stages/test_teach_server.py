@@ -87,9 +87,7 @@ class ProcessList:
 
     def _look(self) -> None:
         while not self._over.wait(0.2):
-            self.seen |= {
-                " ".join(process.info["cmdline"] or [process.info["name"] or ""]) for process in psutil.process_iter(["cmdline", "name"])
-            }
+            self.seen |= {" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
 
     def holding(self, text: str) -> list[str]:
         return [line for line in self.seen if text in line]
@@ -138,9 +136,8 @@ def test_two_thousand_samples_through_kills_and_faults(tmp_path: Path) -> None:
     right = sum(column.read(row).text == rows[row]["language"] for row in range(SAMPLES))
     assert right >= 0.95 * SAMPLES, "each answer is the answer to its own sample"
     extra = sum(proxy.sent.values()) - proxy.wasted - SAMPLES
-    print(
-        f"{time.monotonic() - began:.0f} s; server calls {sum(proxy.sent.values())}, faults {dict(proxy.faults)}, lost to them {proxy.wasted}"
-    )
+    seconds, calls = time.monotonic() - began, sum(proxy.sent.values())
+    print(f"{seconds:.0f} s; server calls {calls}, faults {dict(proxy.faults)}, lost to them {proxy.wasted}")
     print(f"extra calls {extra}, in flight at the kills at most {extra_bound}; right answers {right}")
     assert len(proxy.sent) == SAMPLES and 0 <= extra <= extra_bound
     assert all(proxy.faults[kind] > 10 for kind in proxy.KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from speechkd.teachers.base import Request, Teacher
 from speechkd.teachers.hf_local import HfLocalTeacher
 from speechkd.teachers.prompts import PromptConfig, requests
 from tests.teachers.endpoint import Reply, chat, scripted
+from tests.teachers.engine import package
 
 ROOT = Path(__file__).parents[2]
 LLM = str(ROOT / "standins/llm")
@@ -30,7 +32,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hf_local": {"model": LLM, "fields": FIELDS, "max_new_tokens": 24, "batch_size": 8, "dtype": "float32"},
     "label": {},
     "openai_http": {"model": "standin", "fields": FIELDS, "max_new_tokens": 24},
+    "self": {"model": LLM, "fields": FIELDS, "max_new_tokens": 24, "batch_size": 8, "dtype": "float32"},
+    "vllm": {"model": LLM, "fields": FIELDS, "max_new_tokens": 24, "dtype": "float32"},
 }
+HEARING = {"hf_audio", "snapshot"}
+"""They have tests of their own (test_hearing.py)"""
 TASKS = {
     "language": Task(instruction="What language is spoken?", field="language", kind="choice"),
     "gender": Task(instruction="Is the speaker male or female?", field="gender", kind="choice"),
@@ -66,9 +72,14 @@ def served(prompt: Prompt) -> Iterator[str]:
         yield endpoint.url
 
 
-@pytest.fixture(scope="module", params=list(TEACHERS))
+@pytest.fixture(scope="module", params=[name for name in TEACHERS if name not in HEARING])
 def teacher(request: pytest.FixtureRequest, prompt: Prompt) -> Iterator[Teacher]:
-    """Each backend once."""
+    """Each backend that reads, once."""
+    if request.param == "vllm":
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(sys.modules, "vllm", package())
+            yield make(request.param, prompt)
+        return
     if request.param != "openai_http":
         yield make(request.param, prompt)
         return

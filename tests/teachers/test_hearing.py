@@ -11,21 +11,15 @@ import torch
 
 from speechkd.core.errors import InputError
 from speechkd.data.signals import SignalsConfig, decode
-from speechkd.engine.export import write_export
 from speechkd.losses.attn_cka import audio_attention
-from speechkd.models.exported import Base, load_student, load_tokenizer
-from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
-from speechkd.models.projectors import PROJECTORS
+from speechkd.models.exported import load_student, load_tokenizer
 from speechkd.models.prompt import Prompt
-from speechkd.models.student import Student
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import Answer, Clip, Request
 from speechkd.teachers.hearing import HearingTeacher
 from speechkd.teachers.hf_audio import SpeechLlmEars
-from tests.teachers.speech_llm import LLM, SECONDS, write_speech_llm
+from tests.teachers.hearing_models import LLM, SECONDS, TEMPLATE, write_speech_llm, write_student
 
-ROOT = Path(__file__).parents[2]
-TEMPLATE = (ROOT / "shards/prompts/meta_prompt.j2").read_text(encoding="utf-8").rstrip("\n")
 EVERYTHING = {"topk": {"k": 8, "bits": 32}, "hidden": {"layers": [1, 2], "dtype": "float32"}, "attention": {}}
 
 
@@ -162,21 +156,6 @@ def test_another_kind_of_model_is_one_line(prompt: Prompt) -> None:
     with pytest.raises(InputError, match="no processor of a speech LLM at|must be of type qwen2_audio") as said:
         teacher("hf_audio", LLM, prompt)
     assert "\n" not in str(said.value)
-
-
-def write_student(out: Path, **changes: Any) -> Path:
-    """An export with a random projector."""
-    encoder, name = str(ROOT / "standins/encoder"), LLM
-    torch.manual_seed(0)
-    config = PROJECTORS.get("linear").Config.model_validate({"kind": "linear", "pool": 5})
-    student = Student(load_whisper_encoder(encoder, torch.float32), load_causal_lm(name, torch.float32), config)
-    tensors = {name: p.detach().clone() for name, p in student.trainable()}
-    tensors["projector.linear.weight"] *= 3
-    settings: dict[str, Any] = {"normalise_layers": False, "mix": "all", "lora": None, "merge": False, "dtype": "float32", "step": 1}
-    settings |= {"recipe_digest": "", "checkpoint": "step_1", "card": "", "probe": None, "prompt": TEMPLATE, **changes}
-    bases = {"encoder": Base(name=encoder, fingerprint=fingerprint(encoder)), "llm": Base(name=name, fingerprint=fingerprint(name))}
-    write_export(out, tensors=tensors, projector=config.model_dump(mode="json"), **bases, **settings)
-    return out
 
 
 def test_a_snapshot_answers_as_the_export_does(tmp_path: Path, prompt: Prompt) -> None:

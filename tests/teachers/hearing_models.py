@@ -1,4 +1,4 @@
-"""A Qwen2-Audio with random weights and the stand-in's tokenizer, to which the marks of a clip are added; saved as a real one is."""
+"""Tiny models that hear, of the real architectures, with random weights: a Qwen2-Audio and an exported student."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from typing import Any
 
 import torch
 
-from speechkd.models.exported import load_tokenizer
+from speechkd.engine.export import write_export
+from speechkd.models.exported import Base, load_tokenizer
+from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
+from speechkd.models.projectors import PROJECTORS
+from speechkd.models.student import Student
 
-LLM = str(Path(__file__).parents[2] / "standins/llm")
+ROOT = Path(__file__).parents[2]
+LLM = str(ROOT / "standins/llm")
+TEMPLATE = (ROOT / "shards/prompts/meta_prompt.j2").read_text(encoding="utf-8").rstrip("\n")
 MARKS = ["<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
 SECONDS, FRAMES = 2, 100
 
 
 def write_speech_llm(folder: Path, extra: tuple[str, ...] = ()) -> Path:
-    """`extra`: tokens that stand before the marks."""
+    """The stand-in's tokenizer with the marks of a clip added, saved as a real model is. `extra`: tokens before the marks."""
     from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, WhisperFeatureExtractor
 
     tokenizer = load_tokenizer(LLM)
@@ -38,3 +44,18 @@ def write_speech_llm(folder: Path, extra: tuple[str, ...] = ()) -> Path:
     features = WhisperFeatureExtractor(feature_size=8, chunk_length=SECONDS)
     Qwen2AudioProcessor(features, tokenizer, chat_template=tokenizer.chat_template).save_pretrained(folder)
     return folder
+
+
+def write_student(out: Path, **changes: Any) -> Path:
+    """An export with a random projector."""
+    encoder, name = str(ROOT / "standins/encoder"), LLM
+    torch.manual_seed(0)
+    config = PROJECTORS.get("linear").Config.model_validate({"kind": "linear", "pool": 5})
+    student = Student(load_whisper_encoder(encoder, torch.float32), load_causal_lm(name, torch.float32), config)
+    tensors = {name: p.detach().clone() for name, p in student.trainable()}
+    tensors["projector.linear.weight"] *= 3
+    settings: dict[str, Any] = {"normalise_layers": False, "mix": "all", "lora": None, "merge": False, "dtype": "float32", "step": 1}
+    settings |= {"recipe_digest": "", "checkpoint": "step_1", "card": "", "probe": None, "prompt": TEMPLATE, **changes}
+    bases = {"encoder": Base(name=encoder, fingerprint=fingerprint(encoder)), "llm": Base(name=name, fingerprint=fingerprint(name))}
+    write_export(out, tensors=tensors, projector=config.model_dump(mode="json"), **bases, **settings)
+    return out
