@@ -11,7 +11,7 @@ from torch import Tensor
 
 from speechkd.core.errors import DataError
 from speechkd.data import codec
-from speechkd.data.signals import HiddenStore, SampledStore, SignalsConfig, TopKStore, decode, encode_sampled, encode_topk
+from speechkd.data.signals import AttentionStore, HiddenStore, SampledStore, SignalsConfig, TopKStore, decode, encode_sampled, encode_topk
 from speechkd.teachers import scoring
 from tests.bench.signals import TURN, stored, teacher_like
 
@@ -138,6 +138,18 @@ def test_states_come_back_and_must_be_what_is_declared() -> None:
         decode(signals, {"hidden"}, {}, 4, 9)
     with pytest.raises(ValueError, match="ascending"):
         HiddenStore(layers=[3, 1])
+
+
+def test_attention_comes_back_and_must_be_one() -> None:
+    signals, weights_Q = SignalsConfig(attention=AttentionStore()), torch.rand(19) / 19
+    assert torch.equal(decode(signals, {"attention"}, {"attention": weights_Q}, 4, 9)["attention_Q"], weights_Q)
+    half = SignalsConfig(attention=AttentionStore(dtype="float16"))
+    torch.testing.assert_close(
+        decode(half, {"attention"}, {"attention": weights_Q.half()}, 4, 9)["attention_Q"], weights_Q, atol=1e-4, rtol=1e-3
+    )
+    for wrong in (weights_Q.half(), weights_Q[None], -weights_Q, 2 + weights_Q, weights_Q * torch.nan):
+        with pytest.raises(DataError, match="attention"):
+            decode(signals, {"attention"}, {"attention": wrong}, 4, 9)
 
 
 @given(st.binary(min_size=1, max_size=400), st.integers(0, 5), st.sampled_from(["topk", "sampled"]))

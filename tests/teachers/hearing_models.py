@@ -9,6 +9,7 @@ import torch
 
 from speechkd.engine.export import write_export
 from speechkd.models.exported import Base, load_tokenizer
+from speechkd.models.lora import LoraConfig
 from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
@@ -46,15 +47,16 @@ def write_speech_llm(folder: Path, extra: tuple[str, ...] = ()) -> Path:
     return folder
 
 
-def write_student(out: Path, **changes: Any) -> Path:
-    """An export with a random projector."""
+def write_student(out: Path, lora: LoraConfig | None = None, **changes: Any) -> Path:
+    """An export with a random projector, and random LoRA if it is to have any."""
     encoder, name = str(ROOT / "standins/encoder"), LLM
     torch.manual_seed(0)
     config = PROJECTORS.get("linear").Config.model_validate({"kind": "linear", "pool": 5})
-    student = Student(load_whisper_encoder(encoder, torch.float32), load_causal_lm(name, torch.float32), config)
+    student = Student(load_whisper_encoder(encoder, torch.float32), load_causal_lm(name, torch.float32), config, lora=lora)
     tensors = {name: p.detach().clone() for name, p in student.trainable()}
     tensors["projector.linear.weight"] *= 3
-    settings: dict[str, Any] = {"normalise_layers": False, "mix": "all", "lora": None, "merge": False, "dtype": "float32", "step": 1}
+    tensors |= {name: 0.3 * torch.randn_like(tensor) for name, tensor in tensors.items() if name.endswith("lora_B")}
+    settings: dict[str, Any] = {"normalise_layers": False, "mix": "all", "lora": lora, "merge": False, "dtype": "float32", "step": 1}
     settings |= {"recipe_digest": "", "checkpoint": "step_1", "card": "", "probe": None, "prompt": TEMPLATE, **changes}
     bases = {"encoder": Base(name=encoder, fingerprint=fingerprint(encoder)), "llm": Base(name=name, fingerprint=fingerprint(name))}
     write_export(out, tensors=tensors, projector=config.model_dump(mode="json"), **bases, **settings)

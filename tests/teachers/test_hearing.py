@@ -13,6 +13,7 @@ from speechkd.core.errors import InputError
 from speechkd.data.signals import SignalsConfig, decode
 from speechkd.losses.attn_cka import audio_attention
 from speechkd.models.exported import load_student, load_tokenizer
+from speechkd.models.lora import LoraConfig
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import Answer, Clip, Request
@@ -158,8 +159,9 @@ def test_another_kind_of_model_is_one_line(prompt: Prompt) -> None:
     assert "\n" not in str(said.value)
 
 
-def test_a_snapshot_answers_as_the_export_does(tmp_path: Path, prompt: Prompt) -> None:
-    folder = write_student(tmp_path / "export")
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=2, targets=["q_proj", "down_proj"], scope="audio")])
+def test_a_snapshot_answers_as_the_export_does(tmp_path: Path, prompt: Prompt, lora: LoraConfig | None) -> None:
+    folder = write_student(tmp_path / "export", lora)
     snapshot, student = teacher("snapshot", str(folder), prompt, signals=EVERYTHING), load_student(folder)
     requests = asked()
     answers = snapshot.answer(requests)
