@@ -85,7 +85,7 @@ def test_two_ranks_train_on_stored_signals(taught: Path) -> None:
             ["teachers.kd.signals.hidden={layers: [2]}"],
             r"no loss of this recipe reads stored `hidden`: leave `teachers.kd.signals.hidden` out",
         ),
-        (["teachers.kd.signals.projected={}"], r"unknown key `projected`; allowed: hidden, sampled, topk"),
+        (["teachers.kd.signals.projected={}"], r"unknown key `projected`; allowed: attention, hidden, sampled, topk"),
     ],
 )
 def test_what_the_column_does_not_hold_is_refused(taught: Path, monkeypatch: pytest.MonkeyPatch, sets: list[str], pattern: str) -> None:
