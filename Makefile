@@ -47,8 +47,8 @@ types: setup  ## mypy
 contracts: setup  ## who may import whom
 	$(BIN)/lint-imports
 
-unit: setup  ## the tests alone
-	$(BIN)/python -m pytest -m "not system and not slow and not torture"
+unit: setup  ## the tests alone, a file at a time on each of two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not system and not slow and not torture"
 
 standins: setup  ## rebuild the small teacher and encoder that ship in standins/
 	$(BIN)/python standins/build_llm.py --out standins/llm
