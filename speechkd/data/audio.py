@@ -152,10 +152,20 @@ def pieces(samples_T: np.ndarray, limits: AudioLimits) -> list[np.ndarray]:
 
 
 def encode_flac(samples_T: np.ndarray) -> bytes:
-    """16 kHz mono float [T] -> FLAC, 16 bit. Rounded and clipped here: the library's own conversion differs between versions."""
+    """16 kHz mono float [T] -> FLAC, 16 bit."""
+    return _encode(samples_T, "FLAC")
+
+
+def encode_wav(samples_T: np.ndarray) -> bytes:
+    """16 kHz mono float [T] -> WAV, 16 bit: exactly the samples of a clip that comes from a shard."""
+    return _encode(samples_T, "WAV")
+
+
+def _encode(samples_T: np.ndarray, kind: str) -> bytes:
+    """Rounded and clipped here: the library's own conversion differs between versions."""
     import soundfile
 
     pcm_T = np.clip(np.rint(samples_T * 32768.0), -32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, pcm_T, RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, pcm_T, RATE, format=kind, subtype="PCM_16")
     return buffer.getvalue()

@@ -99,6 +99,11 @@ class Prompt:
         text: str = self._template.render(question=question, audio=audio)
         return text
 
+    def around(self, question: str) -> tuple[str, str]:
+        """The user's message before and after the audio span."""
+        before, _, after = self.message(question, _SPAN).partition(_SPAN)
+        return before, after
+
     def _chat(self, question: str, audio: str) -> str:
         message = {"role": "user", "content": self.message(question, audio)}
         text: str = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)

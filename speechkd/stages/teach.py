@@ -73,7 +73,9 @@ class _Work:
     def column(self, retry_failed: bool) -> Column | None:
         """The published column, or None while other partitions are at work."""
         column = self._published() or self._fill()
-        if column is not None and retry_failed and not self.config.known():
+        if retry_failed and self.config.known():
+            say(f"teach: the answers of teacher `{self.role}` are those of column {self.config.known()}: nothing is asked again here")
+        elif column is not None and retry_failed:
             self._reopen_failed(column)
             column = self._published() or self._fill()
         if column is not None and self.recipe.gates.active:

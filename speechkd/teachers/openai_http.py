@@ -9,6 +9,7 @@ server and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -18,16 +19,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.data.audio import encode_wav
 from speechkd.data.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import calls
 from speechkd.teachers.base import Answer, Request, ScoringConfig
 from speechkd.teachers.calls import Again, Calls, Pace, Rejected
 from speechkd.teachers.openai_reply import BadReply, error_text, read_answer, read_top_k, retry_after
-from speechkd.teachers.prompts import reading
+from speechkd.teachers.prompts import hears, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +55,8 @@ class OpenAIHttpConfig(ScoringConfig):
     model: str
     revision: str = ""
     fields: list[str]
+    audio: bool = False
+    """send the clip itself, inline as WAV, where others read metadata: for servers of speech LLMs (vLLM, SGLang); `fields` is then empty"""
     api: Literal["chat", "completions"] = "chat"
     """chat: the server applies its own chat template; completions: it gets the student's prompt as token ids (vLLM, SGLang)"""
     max_new_tokens: int = Field(256, ge=1)
@@ -75,6 +79,17 @@ class OpenAIHttpConfig(ScoringConfig):
     def output_width(self) -> int:
         """`vocab_size`, where it is given."""
         return self.vocab_size or 0
+
+    def positions_per_s(self) -> float:
+        """Where the server hears: as Qwen2-Audio does, one in 40 ms."""
+        return 25.0 if self.audio else 0.0
+
+    @model_validator(mode="after")
+    def _hears_or_reads(self) -> OpenAIHttpConfig:
+        if self.audio and (self.fields or self.api != "chat" or self.signals.names):
+            wrong = "fields" if self.fields else "api: completions" if self.api != "chat" else "signals"
+            raise ValueError(f"`audio: true` sends the clip in a chat message and nothing else: leave `{wrong}` out (fields: [])")
+        return self
 
     @field_validator("signals")
     @classmethod
@@ -118,8 +133,8 @@ class OpenAIHttpTeacher:
             asyncio.run(self._check_scores(config.signals.topk.k))
 
     def accepts(self, request: Request) -> bool:
-        """Every request: an LLM always answers."""
-        return True
+        """Every request, for an LLM always answers; of a server that hears, those that can be heard."""
+        return not self.config.audio or (request.clip is not None and hears(request.turn))
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests, in request order."""
@@ -183,10 +198,23 @@ class OpenAIHttpTeacher:
         return Pace(config.url, config.concurrency, config.retries, config.patience_s)
 
     def _prompt(self, request: Request) -> list[int]:
-        return self.prompt.teacher(request.question, reading(request, self.config.fields))
+        return self.prompt.teacher(request.question, self._reads(request))
 
     def _message(self, request: Request) -> str:
-        return self.prompt.message(request.question, reading(request, self.config.fields))
+        return self.prompt.message(request.question, self._reads(request))
+
+    def _reads(self, request: Request) -> str:
+        return "" if self.config.audio else reading(request, self.config.fields)
+
+    def _content(self, request: Request) -> str | list[dict[str, Any]]:
+        """The user's message: a text, or the text around the clip and the clip itself."""
+        if not self.config.audio:
+            return self._message(request)
+        assert request.clip is not None, "only turns with a clip are accepted"
+        sound = {"data": base64.b64encode(encode_wav(request.clip.load())).decode("ascii"), "format": "wav"}
+        before, after = self.prompt.around(request.question)
+        parts = [{"type": "text", "text": before}, {"type": "input_audio", "input_audio": sound}, {"type": "text", "text": after}]
+        return [part for part in parts if part.get("text") != ""]
 
     def body(self, request: Request) -> tuple[str, dict[str, Any], int]:
         """Path, JSON body and prompt length (in the student's tokens) of one call."""
@@ -196,7 +224,7 @@ class OpenAIHttpTeacher:
         body |= {"top_p": config.top_p} if config.top_p < 1 else {}
         body |= {"seed": config.seed} if config.seed is not None else {}
         if config.api == "chat":
-            return "/chat/completions", {**body, "messages": [{"role": "user", "content": self._message(request)}]}, len(prompt)
+            return "/chat/completions", {**body, "messages": [{"role": "user", "content": self._content(request)}]}, len(prompt)
         return "/completions", {**body, "prompt": prompt}, len(prompt)
 
     def client(self) -> httpx2.AsyncClient:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import re
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from speechkd.core.errors import InputError
 from speechkd.data.signals import SignalsConfig, decode
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
-from speechkd.teachers.base import Answer, Request
+from speechkd.teachers.base import Answer, Clip, Request
 from speechkd.teachers.hf_local import HfLocalConfig, HfLocalTeacher
 from speechkd.teachers.openai_http import OpenAIHttpConfig, OpenAIHttpTeacher
 from tests.teachers.endpoint import Call, Endpoint, Reply, chat, error, scripted
@@ -254,6 +259,26 @@ def test_redirects_are_not_followed(prompt: Prompt) -> None:
             with pytest.raises(InputError, match="307"):
                 teacher(endpoint, prompt).answer(asked(1))
     assert not other.calls
+
+
+def test_a_server_that_hears_is_sent_the_clip_itself(prompt: Prompt) -> None:
+    """Inline, never as an address, where others read metadata; sample for sample; what has no clip is not asked."""
+    wave = (np.random.default_rng(0).integers(-9000, 9000, 1600) / 32768).astype(np.float32)
+    heard = Request("c0", "open-0", "What is said?", {"transcript": "a secret"}, clip=Clip(1600, lambda: wave))
+    with scripted(lambda body: chat("a tone"), ["tiny"]) as endpoint:
+        one = teacher(endpoint, prompt, audio=True, fields=[])
+        assert one.accepts(heard) and not one.accepts(asked(1)[0]) and not one.accepts(replace(heard, turn="written"))
+        [found] = one.answer([heard])
+        [call] = endpoint.calls
+    before, sound, *after = call.json()["messages"][0]["content"]
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(sound["input_audio"]["data"])), dtype="float32")
+    assert sound["type"] == "input_audio" and sound["input_audio"]["format"] == "wav" and rate == 16_000 and np.array_equal(samples, wave)
+    said = "".join(part["text"] for part in (before, *after))
+    assert said == prompt.message("What is said?", "") and before["text"].endswith("<AUDIO>") and "secret" not in str(call.json())
+    assert (found.text, found.stop) == ("a tone", "eos")
+    for wrong in ({"fields": ["n"]}, {"api": "completions"}, {"signals": {"topk": {"k": 8}}}):
+        with pytest.raises(ValueError, match="`audio: true` sends the clip in a chat message and nothing else"):
+            OpenAIHttpConfig.model_validate({"url": "http://h/v1", "model": "m", "fields": [], "audio": True, **wrong})
 
 
 def vllm_scores(model: Any, body: Any) -> Reply:
