@@ -213,8 +213,8 @@ class OpenAIHttpTeacher:
         assert request.clip is not None, "only turns with a clip are accepted"
         sound = {"data": base64.b64encode(encode_wav(request.clip.load())).decode("ascii"), "format": "wav"}
         before, after = self.prompt.around(request.question)
-        parts = [{"type": "text", "text": before}, {"type": "input_audio", "input_audio": sound}, {"type": "text", "text": after}]
-        return [part for part in parts if part.get("text") != ""]
+        texts: list[list[dict[str, Any]]] = [[{"type": "text", "text": text}] if text else [] for text in (before, after)]
+        return [*texts[0], {"type": "input_audio", "input_audio": sound}, *texts[1]]
 
     def body(self, request: Request) -> tuple[str, dict[str, Any], int]:
         """Path, JSON body and prompt length (in the student's tokens) of one call."""
