@@ -7,7 +7,6 @@ what has been yielded can be made durable first, so a kill costs no more calls t
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,8 +45,8 @@ class Calls(Generic[T]):
     """One result for each number in `order`.
 
     `attempt` makes one call; it raises Again or Rejected, and anything else stops the run. `failed` makes the result of a call that was
-    rejected, or that failed more than `retries` times and again after the server had shown that it works: by an answer to another, or
-    because `lives` says so. `finish` frees what attempts use.
+    rejected, or that failed more than `retries` times, and more than once, while the server was known to work: by an answer to another
+    since the last failure, or because `lives` said so just before the call. `finish` frees what attempts use.
     """
 
     def __init__(
@@ -121,9 +120,8 @@ class Calls(Generic[T]):
 
     async def _persist(self, number: int) -> T:
         failures = calls = 0
-        failed_at, proved = math.inf, False
+        works = True  # as far as was known before the call was made: what fails in an outage is no fault of the request's
         while True:
-            alive = proved or self._heard > failed_at  # known before the call is made: what fails in an outage is no fault of its own
             try:
                 result = await self._attempt(number)
                 self._back()
@@ -134,13 +132,14 @@ class Calls(Generic[T]):
             except Again as problem:
                 again = problem
             calls += 1
-            failures += again.counts and not again.away
-            if failures > self._pace.retries and alive:
+            failures += works and again.counts and not again.away
+            if failures > self._pace.retries and works and calls > 1:
                 return self._failed(number, f"{again} (after {calls} calls)")
-            failed_at, proved = monotonic(), failures >= self._pace.retries and await self._lives()
+            failed_at = monotonic()
             self._mind_patience(again)
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(calls - 1, 10)) * random.uniform(0.5, 1.0)
             await asyncio.sleep(max(wait, min(again.wait or 0.0, self._pace.patience_s)))
+            works = self._heard > failed_at or await self._lives()
 
     def _back(self) -> None:
         if self._told:

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -349,6 +350,28 @@ def test_completions_send_the_students_own_prompt(prompt: Prompt) -> None:
     body = endpoint.calls[0].json()
     assert body["prompt"] == prompt.teacher("Question 0?", '{"language": "german", "n": 0}') and endpoint.calls[0].path == "/v1/completions"
     assert found.text == "re 1" and (body["seed"], body["top_p"], body["max_tokens"]) == (3, 0.9, 256)
+
+
+def test_what_failed_in_an_outage_is_not_held_against_a_request(prompt: Prompt) -> None:
+    """More failures than `retries` while the server is away, then one real one each: not a row is lost."""
+    away, seen = False, Counter[str]()
+
+    async def handle(call: Call) -> Reply:
+        nonlocal away
+        seen[call.method] += 1
+        if call.method == "POST":
+            away = 10 < seen["POST"] < 31
+        if away:
+            return error(502, "bad gateway")
+        if call.method == "GET":
+            return Reply(b"{}")
+        asked_for = call.json()["messages"][0]["content"]
+        seen[asked_for] += 1
+        return error(500, "oops") if seen["POST"] > 31 and seen[asked_for] == 1 else echo(call.json())
+
+    with Endpoint(handle) as endpoint:
+        answers = teacher(endpoint, prompt, retries=2, concurrency=4).answer(asked(30))
+    assert [(a.text, a.stop) for a in answers] == [(f"re {i}", "eos") for i in range(30)] and seen["POST"] > 65
 
 
 def test_a_gateway_before_a_dead_server_makes_no_rows(prompt: Prompt) -> None:
