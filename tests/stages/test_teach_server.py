@@ -25,7 +25,7 @@ from speechkd.stages.shard import shard
 from tests.data.corpus import write_card
 from tests.teachers.endpoint import FaultyProxy
 
-pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 CANARY = "sk-canary-77aa01"
 SAMPLES, CONCURRENCY, TIMEOUT_S = 2000, 16, 6.0
