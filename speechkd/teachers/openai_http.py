@@ -324,10 +324,11 @@ class OpenAIHttpTeacher:
         """Whether the server works: if not, a failed call is no fault of its request. A gateway before a dead server does not count."""
         root = urlsplit(self.config.url)
         try:
-            if (await client.get(f"{root.scheme}://{root.netloc}/health")).status_code == 200:  # vLLM, SGLang, transformers serve
-                return True
-            await self.call(client, "GET", MODELS)
-        except (Again, httpx2.HTTPError):
+            async with asyncio.timeout(min(CONNECT_S, self.config.timeout_s)):  # one that hangs is away too
+                if (await client.get(f"{root.scheme}://{root.netloc}/health")).status_code == 200:  # vLLM, SGLang, transformers serve
+                    return True
+                await self.call(client, "GET", MODELS)
+        except (Again, httpx2.HTTPError, TimeoutError):
             return False
         except (Rejected, InputError):
             return True
