@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -42,9 +42,9 @@ class Block:
 
 def items_digest(card: Card, items: Sequence[Item]) -> str:
     """sha256 of what a shard is made from; the same wherever its items stand in the source's list."""
-    rows = [asdict(item) for item in items]
-    for row in rows:
-        row["payload"] = {name: value for name, value in row["payload"].items() if name not in PLACES}
+    rows = [
+        {**item.plain(), "payload": {name: value for name, value in item.payload.items() if name not in PLACES}} for item in items
+    ]
     return loose_digest({"source": card.source.get("kind"), "audio": card.audio.model_dump(mode="json"), "items": rows})
 
 

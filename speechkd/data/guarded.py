@@ -6,6 +6,7 @@ whom to blame when it dies or hangs, and starts it again without that item.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import resource
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 ITEM_S = 300.0
 """Wall clock of one item; a source may start a server or read a table before its first"""
-ITEM_CPU_S = 60
+ITEM_CPU_S, RENEWED_S = 60, 1.0
 MEMORY = 2 << 30
 """Bytes that a block's process may add to what it starts with, more for cards with long clips"""
 MAX_REASON = 400
@@ -68,6 +69,12 @@ def limit_this_process(limits: AudioLimits) -> None:
 
 
 _limits: AudioLimits | None = None
+_renewed = -math.inf
+
+
+def limited() -> bool:
+    """Whether this process lives under `limit_this_process`."""
+    return _limits is not None
 
 
 def refused_header(frames: int, rate: int, channels: int) -> str | None:
@@ -134,6 +141,13 @@ def explained(error: BaseException) -> str:
 
 
 def _allow_cpu() -> None:
+    """At least ITEM_CPU_S - RENEWED_S from here on; what was spent is asked for once a RENEWED_S, since it takes as long as a short clip's
+    digest."""
+    global _renewed
+    now = time.monotonic()
+    if now - _renewed < RENEWED_S:
+        return
+    _renewed = now
     spent = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = int(spent.ru_utime + spent.ru_stime) + ITEM_CPU_S
@@ -156,8 +170,8 @@ def blame(status: int, watch: Watch, hung: bool) -> tuple[int, str] | None:
     return None
 
 
-OUT_OF_MEMORY = 77
-"""Exit code of a child that met MemoryError between two items"""
+OUT_OF_MEMORY, NEEDS_RESAMPLER = 77, 78
+"""Exit codes of a child: it met MemoryError between two items; it met a clip to resample before the library for it was loaded"""
 
 
 def end_hung(pid: int, watch: Watch) -> bool:

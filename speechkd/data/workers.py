@@ -21,7 +21,10 @@ from typing import Any, NoReturn
 
 import speechkd
 from speechkd.core.errors import InputError
-from speechkd.data.guarded import DEATHS, OUT_OF_MEMORY, Watch, blame, end_hung, limit_this_process
+from speechkd.data.guarded import DEATHS, NEEDS_RESAMPLER, OUT_OF_MEMORY, Watch, blame, end_hung, limit_this_process
+
+KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+"""For glibc: a clip's arrays reuse the last one's memory. Otherwise each is new pages of the system, which take a fifth of the time."""
 
 
 def run_blocks(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[int]:
@@ -56,7 +59,7 @@ def _start(connection: Connection) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "speechkd.data.workers", str(connection.fileno())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **KEEP_FREED},
         start_new_session=True,  # Ctrl-C reaches the stage alone, which then closes the pipe
     )
 
@@ -86,14 +89,11 @@ def serve(connection: Connection) -> None:
     """The server: fork for each job, pass on what the child says; when the stage is gone, end the children and leave."""
     import pyarrow as pa
     import soundfile  # noqa: F401  (loaded here so that children find them loaded)
-    import torch
-    import torchaudio  # noqa: F401
 
     import speechkd.data.writer  # noqa: F401
     from speechkd.data.store import load_driver
 
-    torch.set_num_threads(1)
-    pa.array([0])  # pyarrow imports pandas when it first sees a list
+    pa.array([0])  # what pyarrow loads when it first sees a list
     running: dict[Connection, Child] = {}
     try:
         setup = json.loads(connection.recv_bytes())
@@ -106,7 +106,7 @@ def serve(connection: Connection) -> None:
                 else:
                     child = running.pop(ready)
                     result = child.result(ready)
-                    if result is None:  # one item ended it: the block begins again without that item
+                    if result is None:  # one item ended it: the block begins again without that item; or with what it lacked
                         _fork(setup, child.job, child.fatal, connection, running)
                     else:
                         connection.send_bytes(result)
@@ -130,7 +130,8 @@ class Child:
     hung: bool = False
 
     def result(self, reader: Connection) -> bytes | None:
-        """What to tell the stage; None where the block is to be done again without the item that is now in `fatal`."""
+        """What to tell the stage; None where the block is to be done again: without the item that is now in `fatal`, or with the resampler
+        that it lacked, which is loaded by now."""
         try:
             data = reader.recv_bytes()
         except EOFError:
@@ -139,12 +140,23 @@ class Child:
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if data:
             return data
+        if status == NEEDS_RESAMPLER:
+            load_resampler()
+            return None
         at_fault = blame(status, self.watch, self.hung)
         if at_fault and len(self.fatal) < DEATHS:
             self.fatal[at_fault[0]] = at_fault[1]
             return None
         why = f"{DEATHS} of its items ended their decoder" if at_fault else f"its process ended with {status}"
         return json.dumps({"shard": self.job["shard"], "failed": why}).encode("ascii")
+
+
+def load_resampler() -> None:
+    """torch takes longer to load than a thousand clips to write, and most corpora need no resampling: loaded when a block first does."""
+    import torch
+    import torchaudio  # noqa: F401
+
+    torch.set_num_threads(1)
 
 
 def _fork(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], ours: Connection, running: dict[Connection, Child]) -> None:
@@ -160,6 +172,7 @@ def _fork(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], our
 
 
 def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], watch: Watch, writer: Connection) -> NoReturn:
+    from speechkd.data.audio import NeedsResampler
     from speechkd.data.cards import Card
     from speechkd.data.sources.base import Item
     from speechkd.data.store import place
@@ -175,6 +188,8 @@ def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], wa
         result["wrong"] = str(error)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
+    except NeedsResampler:
+        os._exit(NEEDS_RESAMPLER)
     except OSError as error:  # a full disk, a store that went away
         result |= {"system": error.strerror or str(error), "errno": error.errno}
     except BaseException as error:  # noqa: B036  (the parent must hear of everything, and this process ends here)
@@ -185,4 +200,6 @@ def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], wa
 
 
 if __name__ == "__main__":
+    # pyarrow loads pandas at the first list it sees, for conversions that nobody asks for here; that is a third of a small corpus's time
+    sys.modules["pandas"] = None  # type: ignore[assignment]
     serve(Connection(int(sys.argv[1])))

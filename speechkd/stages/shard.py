@@ -6,7 +6,6 @@ import errno
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +96,7 @@ def _write(root: Place, card: Card, card_dir: Path, parted: Sequence[Block], mis
         "card": card.model_dump(mode="json"),
         "card_dir": str(card_dir.absolute()),
     }
-    jobs = ({"shard": number, "items": [asdict(item) for item in parted[number].items]} for number in missing)
-    for _ in progress(run_blocks(setup, jobs, min(workers, len(missing))), "shard", total=len(missing), quiet=quiet):
+    jobs = ({"shard": number, "items": [item.plain() for item in parted[number].items]} for number in missing)
+    at_once = min(workers + 1, len(missing))  # one more than cores: while one waits for its disk, the others work
+    for _ in progress(run_blocks(setup, jobs, at_once), "shard", total=len(missing), quiet=quiet):
         pass

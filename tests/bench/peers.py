@@ -230,10 +230,13 @@ class Energon:
             yield from batch
 
 
+PEERS: tuple[Any, ...] = (WebDataset, Lhotse, Streaming, Energon)
+
+
 def installed() -> tuple[list[Any], list[str]]:
     """The loaders that are here, and a line for each that is not."""
     here, absent = [], []
-    for kind in (WebDataset, Lhotse, Streaming, Energon):
+    for kind in PEERS:
         try:
             here.append(kind())
         except ImportError as error:

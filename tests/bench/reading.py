@@ -19,11 +19,11 @@ from speechkd.data.ahead import in_order
 from speechkd.data.index import open_shards
 from speechkd.data.reader import Reader
 from speechkd.stages.shard import shard
-from tests.bench import useful
+from tests.bench import useful, writing
 from tests.bench.clips import write_clips
 from tests.bench.peers import BATCH, installed
 
-ROUNDS, WRITTEN, READ = 5, 3200, 1200
+ROUNDS, READ = 5, 1200
 HERE = Path(__file__).parent
 
 
@@ -79,7 +79,8 @@ def _rates(works: dict[str, Callable[[], Any]], count: int, rounds: int = ROUNDS
     return {name: count / median(times) for name, times in taken.items()}
 
 
-def _row(title: str, rates: dict[str, float], names: list[str]) -> str:
+def row(title: str, rates: dict[str, float], names: list[str]) -> str:
+    """One line of a table: the rates in the order of `names`, and ours over the best of the others'."""
     best = max((rate for name, rate in rates.items() if not name.startswith(Ours.name)), default=float("nan"))
     cells = " | ".join(f"{rates[name]:,.0f}" if name in rates else "" for name in names)
     return f"| {title} | {cells} | {rates[Ours.name] / best:.2f} |"
@@ -93,25 +94,15 @@ def compare(folder: Path) -> str:
     lines = [*absent, "| items a second | " + " | ".join(names) + " | ours / best |", "|---" * (len(names) + 2) + "|"]
 
     def add(title: str, rates: dict[str, float]) -> None:
-        lines.append(_row(title, rates, names))
+        lines.append(row(title, rates, names))
         print(lines[-1], flush=True)
 
-    wavs = write_clips(folder / "clips", WRITTEN, 2.0)
-    few = write_clips(folder / "few", WRITTEN // 8, 2.0)
-    whole: dict[str, list[float]] = {name: [] for name in names}
-    start: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(3):
-        for one in everyone:
-            whole[one.name].append(_seconds(lambda: one.write(wavs, folder / f"{one.name}-{turn}")))
-            start[one.name].append(_seconds(lambda: one.write(few, folder / f"{one.name}-few-{turn}")))
-    add(f"write {WRITTEN:,} clips of 2 s, 2 cores, from nothing", {name: WRITTEN / median(whole[name]) for name in names})
-    more = WRITTEN - len(few)
-    apart = {name: more / (median(whole[name]) - median(start[name])) for name in names}
-    add(f"write, the time of {len(few)} clips taken off (start-up apart)", apart)
-    homes = {one.name: folder / f"{one.name}-0" for one in everyone}
-    raw = {one.name: (lambda one=one: _drain(one.raw(homes[one.name]), 2 * WRITTEN)) for one in everyone if hasattr(one, "raw")}
+    for title, rates in writing.rates(folder, everyone):
+        add(title, rates)
+    homes = writing.homes(folder, everyone)
+    raw = {one.name: (lambda one=one: _drain(one.raw(homes[one.name]), 2 * writing.MANY)) for one in everyone if hasattr(one, "raw")}
     checked = "speechkd, checked"
-    rates = _rates(raw | {checked: lambda: _drain(Ours().raw(homes[Ours.name], True), 2 * WRITTEN)}, 2 * WRITTEN)
+    rates = _rates(raw | {checked: lambda: _drain(Ours().raw(homes[Ours.name], True), 2 * writing.MANY)}, 2 * writing.MANY)
     add("raw members of 2 s clips", {name: rates[name] for name in raw})
     add("the same, sha256 of each checked", {**rates, Ours.name: rates[checked]})
     for seconds, count in ((2.0, READ), (10.0, READ // 4)):

@@ -30,6 +30,10 @@ class Item:
     payload: dict[str, Any] = field(default_factory=dict)
     """what the source itself needs to read the audio; JSON-able"""
 
+    def plain(self) -> dict[str, Any]:
+        """Its fields by name, not copied: `dataclasses.asdict` copies every value, which a corpus of millions feels."""
+        return {"key": self.key, "split": self.split, "metadata": self.metadata, "payload": self.payload}
+
 
 @dataclass(frozen=True, slots=True)
 class RawClip:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -119,6 +120,7 @@ class AudioFolder:
     def __init__(self, data_root: Path, config: AudioPaths) -> None:
         self.path = folder(data_root, config.root, "source.root")
         self._root = self.path.resolve()
+        self._last = self.path, self._root
         self._moved: Mapping[str, str] = {old.rstrip("/"): new for old, new in config.moved.items()}
 
     def find(self, name: str) -> Path | Rejected:
@@ -130,12 +132,25 @@ class AudioFolder:
         if ".." in path.parts or "\0" in name:
             return Rejected("path must stay below the root folder")
         try:
-            target = (self._root / path).resolve()
-            if not target.is_relative_to(self._root):
-                outside = path.is_absolute() and not (self._root / path).is_relative_to(self._root)
-                return Rejected("path must stay below the root folder" if outside else "is a link to outside the root folder")
-            if not target.is_file():
+            whole = self._root / path
+            target = self._resolved(whole.parent) / whole.name
+            facts = os.lstat(target) if target.is_relative_to(self._root) else None
+            if facts is None or stat.S_ISLNK(facts.st_mode):
+                target = target.resolve()
+                if not target.is_relative_to(self._root):
+                    outside = path.is_absolute() and not whole.is_relative_to(self._root)
+                    return Rejected("path must stay below the root folder" if outside else "is a link to outside the root folder")
+                facts = target.stat()
+            if not stat.S_ISREG(facts.st_mode):
                 return Rejected("no such file")
+        except (FileNotFoundError, NotADirectoryError):
+            return Rejected("no such file")
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that is no Unicode
             return Rejected(f"cannot be found: {error}")
         return target
+
+    def _resolved(self, folder: Path) -> Path:
+        """A folder without links; the last one is remembered, since the files of a list mostly follow each other in one."""
+        if folder != self._last[0]:
+            self._last = folder, folder.resolve()
+        return self._last[1]
