@@ -93,7 +93,7 @@ def serve(connection: Connection) -> None:
     import speechkd.data.writer  # noqa: F401
     from speechkd.data.store import load_driver
 
-    pa.array([0])  # what pyarrow loads when it first sees a list
+    pa.array([0])  # pyarrow imports pandas when it first sees a list
     running: dict[Connection, Child] = {}
     try:
         setup = json.loads(connection.recv_bytes())
@@ -200,6 +200,4 @@ def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], wa
 
 
 if __name__ == "__main__":
-    # pyarrow loads pandas at the first list it sees, for conversions that nobody asks for here; that is a third of a small corpus's time
-    sys.modules["pandas"] = None  # type: ignore[assignment]
     serve(Connection(int(sys.argv[1])))
