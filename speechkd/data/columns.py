@@ -40,7 +40,7 @@ from speechkd.data.mapped import MappedTars
 from speechkd.data.rows import ShardRows, read_columns
 from speechkd.data.signals import SignalsConfig, decode
 from speechkd.data.store import Place, entry_of, remove, write_json
-from speechkd.data.tar import ABSENT, Member, publishing_tar
+from speechkd.data.tar import ABSENT, Member, bad_members, publishing_tar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -445,15 +445,18 @@ class Column:
                 yield from self._bad_members(name)
 
     def _bad_members(self, name: str) -> Iterator[str]:
-        seen: set[str] = set()
-        first, end = self.rows.starts[int(Path(name).stem) :][:2].tolist()
-        for row in range(first, end):
-            for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
-                label = f"{self.key_of(row)}.{suffix}"
-                if label in seen or not self._cell(row, f"{part}bytes"):
-                    continue
-                seen.add(label)
-                try:
-                    self._member(row, part, suffix)
-                except DataError as error:
-                    yield str(error).removeprefix(f"{self.root}/")
+        try:
+            for label, problem in bad_members(self.files.where(name), self._listed(int(Path(name).stem))):
+                yield f"{name}: member `{label}` {problem}"
+        except FileNotFoundError:
+            return  # said already
+
+    def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
+        """Every member of a shard's tar once: several rows are turns of one."""
+        rows, seen = self.rows.of(shard), set()
+        for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
+            for key, *where in zip(rows["key"], *(rows[f"{part}{what}"] for what in ("offset", "bytes", "sha256")), strict=True):
+                member = Member(*where)
+                if member.size and (key, suffix) not in seen:
+                    seen.add((key, suffix))
+                    yield f"{key}.{suffix}", member

@@ -22,7 +22,7 @@ from speechkd.data.manifest import FORMAT_BASE, INDEX, MANIFEST, read_manifest, 
 from speechkd.data.mapped import MappedTars
 from speechkd.data.rows import ShardRows, read_columns
 from speechkd.data.store import Place, Unreachable, UrlPath, names, place
-from speechkd.data.tar import Member
+from speechkd.data.tar import Member, bad_members
 
 if TYPE_CHECKING:
     from speechkd.data.columns import Column
@@ -184,11 +184,20 @@ class ShardSet:
         present = {f"audio/{name}" for name in names(self.root / "audio") if not name.startswith(".")}
         for name in sorted(present - {name for name, entry in self.manifest["files"].items() if "in" not in entry}):
             yield f"{name}: is not in the manifest"
+        yield from self._unpublished()
         for name in self.column_names():
             try:
                 yield from (f"columns/{name}/{line}" for line in self.column(name).verify())
             except (DataError, InputError) as error:
                 yield str(error)
+
+    def _unpublished(self) -> Iterator[str]:
+        """Columns of which all was written but the manifest. One that is being written has no index yet, and is no problem."""
+        for name in names(self.root / "columns"):
+            column = self.root / "columns" / name
+            if (column / INDEX).is_file() and not (column / MANIFEST).is_file():
+                why = "it was removed, or its last step was cut off; run `speechkd teach` again"
+                yield f"columns/{name}: holds {INDEX} and no {MANIFEST}: {why}"
 
     def members(self, shard: int, checked: bool = True) -> Iterator[tuple[str, memoryview]]:
         """(name, bytes) of every member of a shard's tar, in order, not copied. Raises DataError for one that differs from its digest."""
@@ -207,13 +216,11 @@ class ShardSet:
                     yield f"{key}.{suffix}", Member(offsets[spot], sizes[spot], digests[spot])
 
     def _bad_members(self, name: str) -> Iterator[str]:
-        for label, member in self._listed(int(Path(name).stem)):
-            try:
-                problem = self.tars.problem(name, member)
-            except DataError:
-                return
-            if problem:
+        try:
+            for label, problem in bad_members(self.files.where(name), self._listed(int(Path(name).stem))):
                 yield f"{name}: member `{label}` {problem}"
+        except FileNotFoundError:
+            return  # said already
 
 
 def tar_path(shard: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -13,12 +14,10 @@ import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError
 from speechkd.data.files import Files
+from speechkd.data.parquet_limits import allowed, judge, text_bytes, text_columns
 
 SHARDS_KEPT = 64
 """Of one index; a reader goes back to the shards of a block and to a few before it"""
-
-ROWS_PER_BYTE = 16
-"""More rows than this are a bomb: real ones hold digests, or keys that differ"""
 
 Rows = dict[str, list[Any]]
 
@@ -66,12 +65,23 @@ def read_columns(files: Files, name: str, columns: Sequence[str] | None, repeate
     where, size = files.where(name), files.entries[name]["bytes"]
     with files.checked(name) as stream, pa.OSFile(stream.name) as source:  # Python's file object takes five times as long
         try:
-            opened = pq.ParquetFile(source, read_dictionary=list(repeated))
-            if opened.metadata.num_rows > ROWS_PER_BYTE * size:
-                raise DataError(f"{where}: says {opened.metadata.num_rows} rows in {size} bytes")
-            missing = set(columns or ()) - set(opened.schema_arrow.names)
+            metadata = pq.read_metadata(source)
+            present = metadata.schema.to_arrow_schema().names
+            wanted = present if columns is None else list(columns)
+            missing = set(wanted) - set(present)
             if missing:
                 raise DataError(f"{where}: has no column `{min(missing)}`")
-            return opened.read(columns=None if columns is None else list(columns))
+            problem = judge(Path(stream.name), metadata, wanted).problem
+            if problem:
+                raise DataError(f"{where}: {problem}")
+            table = pq.ParquetFile(source, metadata=metadata, read_dictionary=text_columns(metadata.schema)).read(columns=wanted)
+            text = sum(text_bytes(column) for column in table.columns)
+            if text > allowed(size):
+                raise DataError(f"{where}: says {text} bytes of text in {size} bytes, allowed {allowed(size)}")
+            for number, field in enumerate(table.schema):
+                if pa.types.is_dictionary(field.type) and field.name not in repeated:
+                    plain = field.with_type(field.type.value_type)
+                    table = table.set_column(number, plain, table.column(number).cast(plain.type))
+            return table
         except pa.ArrowException as error:
             raise DataError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None

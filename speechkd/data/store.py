@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import CHUNK, fsync_folder, publishing, readable_json, sha256_bytes, sha256_file
@@ -161,6 +161,18 @@ def size_of(file: Place) -> int:
         return int(files.info(path)["size"])
 
 
+@contextmanager
+def reading(file: Place) -> Iterator[BinaryIO]:
+    """A file open for reading at its source: nothing is kept on this machine. Raises FileNotFoundError, Unreachable."""
+    if isinstance(file, Path):
+        size_of(file)  # never wait for a pipe, never read a device
+        with file.open("rb") as stream:
+            yield stream
+        return
+    with reaching(file.url) as (files, path), files.open(path, "rb", block_size=16 * CHUNK, cache_type="readahead") as stream:
+        yield stream
+
+
 def sha256_of(file: Place) -> str:
     """sha256 of a file, in hex, read in chunks and kept nowhere. Raises FileNotFoundError, Unreachable."""
     import hashlib
@@ -168,7 +180,7 @@ def sha256_of(file: Place) -> str:
     if isinstance(file, Path):
         return sha256_file(file)
     total = hashlib.sha256()
-    with reaching(file.url) as (files, path), files.open(path, "rb", block_size=16 * CHUNK, cache_type="readahead") as stream:
+    with reading(file) as stream:
         while chunk := stream.read(4 * CHUNK):
             total.update(chunk)
     return total.hexdigest()

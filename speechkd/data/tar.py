@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
-from speechkd.core.files import sha256_bytes
-from speechkd.data.store import Place, publishing_at
+from speechkd.core.files import CHUNK, sha256_bytes
+from speechkd.data.store import Place, publishing_at, reading, size_of
 
 BLOCK = 512
 SUFFIXES = ("flac", "json", "response.json", "signals.safetensors")
@@ -84,6 +84,38 @@ def publishing_tar(path: Place) -> Iterator[TarWriter]:
     with publishing_at(path) as temporary:
         with temporary.open("wb") as stream:
             yield TarWriter(stream)
+
+
+def bad_members(tar: Place, listed: Iterable[tuple[str, Member]]) -> Iterator[tuple[str, str]]:
+    """(member, problem) for each of the `listed` whose bytes in a tar, here or behind a URL, are not what its digest says.
+
+    Read from its beginning to its end, since not every server can skip; one member is in memory at a time, and none is longer than its tar.
+    """
+    whole, at = size_of(tar), 0
+    with reading(tar) as stream:
+        for label, member in sorted(listed, key=lambda pair: pair[1].offset):
+            end = member.offset + member.size
+            if not 0 <= member.offset <= end <= whole:
+                yield label, f"ends at byte {end}, the file at {whole}"
+                continue
+            if member.offset < at:
+                yield label, "begins inside of another member"
+                continue
+            while at < member.offset:
+                at += len(_read(stream, min(CHUNK, member.offset - at)))
+            data, at = _read(stream, member.size), end
+            problem = member_problem(memoryview(data), member._replace(offset=0))
+            if problem:
+                yield label, problem
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    """All of the next `size` bytes: a server's answer comes in pieces. Zeros where it ends early."""
+    parts = []
+    while size:
+        parts.append(stream.read(size) or bytes(size))
+        size -= len(parts[-1])
+    return b"".join(parts)
 
 
 def member_problem(data: memoryview, member: Member) -> str | None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -25,6 +25,9 @@ from speechkd.data.guarded import DEATHS, NEEDS_RESAMPLER, OUT_OF_MEMORY, Watch,
 
 KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 """For glibc: a clip's arrays reuse the last one's memory. Otherwise each is new pages of the system, which take a fifth of the time."""
+
+KILLS = 2
+"""How often a block whose process was killed is begun again"""
 
 
 def run_blocks(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[int]:
@@ -102,12 +105,12 @@ def serve(connection: Connection) -> None:
             for ready in wait([connection, *running], timeout=1.0):
                 assert isinstance(ready, Connection)
                 if ready is connection:
-                    _fork(setup, json.loads(connection.recv_bytes()), {}, connection, running)
+                    _fork(setup, json.loads(connection.recv_bytes()), Ends(), connection, running)
                 else:
                     child = running.pop(ready)
                     result = child.result(ready)
-                    if result is None:  # one item ended it: the block begins again without that item; or with what it lacked
-                        _fork(setup, child.job, child.fatal, connection, running)
+                    if result is None:
+                        _fork(setup, child.job, child.ends, connection, running)
                     else:
                         connection.send_bytes(result)
             for child in running.values():
@@ -119,19 +122,29 @@ def serve(connection: Connection) -> None:
 
 
 @dataclass(slots=True)
+class Ends:
+    """How earlier processes of a block ended."""
+
+    fatal: dict[int, str] = field(default_factory=dict)
+    """items that ended one, and how"""
+    kills: int = 0
+    """ended from outside: by the system where memory is short, or by a person"""
+
+
+@dataclass(slots=True)
 class Child:
     """A process at work on one block."""
 
     pid: int
     job: dict[str, Any]
     watch: Watch
-    fatal: dict[int, str]
-    """items that ended earlier processes of this block, and how"""
+    ends: Ends
     hung: bool = False
 
     def result(self, reader: Connection) -> bytes | None:
-        """What to tell the stage; None where the block is to be done again: without the item that is now in `fatal`, or with the resampler
-        that it lacked, which is loaded by now."""
+        """What to tell the stage; None where the block is to be done again: without the item that ended this process, with the resampler
+        that it lacked, or as it is, where it was killed.
+        """
         try:
             data = reader.recv_bytes()
         except EOFError:
@@ -144,8 +157,11 @@ class Child:
             load_resampler()
             return None
         at_fault = blame(status, self.watch, self.hung)
-        if at_fault and len(self.fatal) < DEATHS:
-            self.fatal[at_fault[0]] = at_fault[1]
+        if at_fault and len(self.ends.fatal) < DEATHS:
+            self.ends.fatal[at_fault[0]] = at_fault[1]
+            return None
+        if status == -signal.SIGKILL and not at_fault and self.ends.kills < KILLS:
+            self.ends.kills += 1
             return None
         why = f"{DEATHS} of its items ended their decoder" if at_fault else f"its process ended with {status}"
         return json.dumps({"shard": self.job["shard"], "failed": why}).encode("ascii")
@@ -159,16 +175,16 @@ def load_resampler() -> None:
     torch.set_num_threads(1)
 
 
-def _fork(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], ours: Connection, running: dict[Connection, Child]) -> None:
+def _fork(setup: dict[str, Any], job: dict[str, Any], ends: Ends, ours: Connection, running: dict[Connection, Child]) -> None:
     reader, writer = Pipe(duplex=False)
     watch = Watch()
     pid = os.fork()
     if pid == 0:
         for other in [ours, reader, *running]:
             other.close()
-        _child(setup, job, fatal, watch, writer)
+        _child(setup, job, ends.fatal, watch, writer)
     writer.close()
-    running[reader] = Child(pid, job, watch, fatal)
+    running[reader] = Child(pid, job, watch, ends)
 
 
 def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], watch: Watch, writer: Connection) -> NoReturn:

@@ -71,6 +71,14 @@ def test_cut_missing_and_added_files_are_reported(copied: Path) -> None:
         Reader(open_shards(copied)).audio(8)
 
 
+def test_a_column_that_lost_its_manifest_is_reported_and_one_in_the_making_is_not(copied: Path) -> None:
+    (copied / "columns/echo/manifest.json").unlink()
+    lines = list(open_shards(copied).verify())
+    assert len(lines) == 1 and lines[0].startswith("columns/echo: holds index.parquet and no manifest.json: it was removed")
+    (copied / "columns/echo/index.parquet").unlink()
+    assert list(open_shards(copied).verify()) == []
+
+
 def test_a_damaged_index_is_never_used(copied: Path) -> None:
     flip(copied / "index.parquet", 700)
     flip(copied / "audio/000001.parquet", 700)

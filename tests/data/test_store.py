@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,8 +55,17 @@ def test_an_http_folder_gives_the_same_samples_and_fetches_each_file_once(served
     assert {name: count for name, count in served.gets.items() if name.endswith((".tar", ".parquet")) and count > 2} == {}
     assert served.gets["000001.tar"] == 2, "one of the base, one of the column"
     assert list(there.verify()) == []
-    (copied / "audio/000002.tar").write_bytes(b"x" * (copied / "audio/000002.tar").stat().st_size)
-    assert list(open_shards(served.url).verify())[0] == "audio/000002.tar: bytes differ from their sha256"
+    for tar, suffix in (("audio/000002.tar", "flac"), ("columns/echo/000001.tar", "response.json")):
+        with tarfile.open(copied / tar) as members:
+            spot = next(member for member in members if member.name.endswith(suffix))
+        data = bytearray((copied / tar).read_bytes())
+        data[spot.offset_data] ^= 1
+        (copied / tar).write_bytes(data)
+        wrong = "bytes differ from their sha256"
+        assert [line for line in open_shards(served.url).verify() if line.startswith(tar)] == [
+            f"{tar}: {wrong}",
+            f"{tar}: member `{spot.name}` {wrong}",
+        ]
     with pytest.raises(InputError, match="can be read, not written"):
         create(there.root / "x", b"")
 

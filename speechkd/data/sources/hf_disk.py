@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.data.audio import decode_bytes, decode_file
+from speechkd.data.parquet_limits import ROOM, allowed, judge, text_bytes, text_columns
 from speechkd.data.sources import paths
 from speechkd.data.sources.base import Item, MissingData, RawClip, Rejected
 from speechkd.data.sources.paths import AudioFolder
@@ -75,7 +76,7 @@ class HfDiskSource:
         self.columns |= wanted & set(schema.names) - config.used
         names = [field.name for field in schema if field.name in wanted and (field.name in lists or _is_plain(field.type))]
         place = 0
-        for batch in _table(path).batches(names):
+        for batch in _bounded(path, _table(path).batches(names)):
             for row in batch.to_pylist() if names else [{} for _ in range(batch.num_rows)]:
                 yield place, row
                 place += 1
@@ -136,25 +137,44 @@ class _Arrow:
 
 
 class _Parquet:
-    """A Parquet file."""
+    """A Parquet file. Its text is read as dictionaries, and what structs hold a few rows at a time: a value that rows share is there once,
+    or a few times."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
-        self.schema: pa.Schema = self._file.schema_arrow
+        metadata = pq.read_metadata(path)
+        judged = judge(path, metadata)
+        if judged.problem:
+            raise InputError(f"`{path}` {judged.problem}")
+        self._path, self._rows = path, max(1, min(LIST_ROWS, ROOM // judged.dictionary))
+        self._file = pq.ParquetFile(path, metadata=metadata, read_dictionary=text_columns(metadata.schema))
+        self.schema: pa.Schema = metadata.schema.to_arrow_schema()
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        yield from self._file.iter_batches(LIST_ROWS, columns=names)
+        yield from self._file.iter_batches(self._rows, columns=names)
 
     def cells(self, name: str, rows: list[int]) -> Iterator[tuple[int, Any]]:
-        """(row, value) for sorted rows; one row group is in memory at a time."""
+        """(row, value) for sorted rows; a few rows are in memory at a time."""
         start = 0
         for group in range(self._file.num_row_groups):
             count = self._file.metadata.row_group(group).num_rows
             if wanted := [row for row in rows if start <= row < start + count]:
-                column = self._file.read_row_group(group, columns=[name]).column(name)
-                for row in wanted:
-                    yield row, column[row - start].as_py()
+                first = start
+                for batch in _bounded(self._path, self._file.iter_batches(self._rows, row_groups=[group], columns=[name])):
+                    for row in wanted:
+                        if first <= row < first + batch.num_rows:
+                            yield row, batch.column(0)[row - first].as_py()
+                    first += batch.num_rows
             start += count
+
+
+def _bounded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches of a file, until their text is more than such a file may say. Raises InputError."""
+    size, text = path.stat().st_size, 0
+    for batch in batches:
+        text += sum(text_bytes(column) for column in batch.columns)
+        if text > allowed(size):
+            raise InputError(f"`{path}` says more than {allowed(size)} bytes of text in {size}")
+        yield batch
 
 
 @lru_cache(maxsize=4)
