@@ -13,7 +13,9 @@ from tests.e2e.conftest import losses, speechkd
 
 
 @pytest.mark.system
-def test_everything_from_a_bucket_is_as_from_a_folder(workshop: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_from_a_bucket_is_as_from_a_folder(
+    workshop: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sharded, taught, trained on two ranks, exported and evaluated from s3://; the losses are those of the same steps from a folder."""
     with s3_server() as port:
         for name, value in {**s3_environment(port), "SPEECHKD_CACHE": str(tmp_path / "cache")}.items():
