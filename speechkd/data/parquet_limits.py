@@ -57,14 +57,16 @@ def _judge(data: mmap.mmap, size: int, metadata: pq.FileMetaData, names: Collect
     if metadata.num_rows > VALUES_PER_BYTE * size:
         return Judged(f"says {metadata.num_rows} rows in {size} bytes")
     total, dictionary = 0, 1
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]  # a chunk reads its group, and does not hold it
     for number in range(metadata.num_columns):
         if names is not None and metadata.schema.column(number).path.partition(".")[0] not in names:
             continue
         if metadata.schema.column(number).physical_type == "FIXED_LEN_BYTE_ARRAY" and metadata.schema.column(number).length > MAX_FIXED:
             return Judged(f"has values of {metadata.schema.column(number).length} bytes each")
         values = 0
-        for group in range(metadata.num_row_groups):
-            for taken, count in _pages(data, metadata.row_group(group).column(number)):
+        for group in groups:
+            chunk = group.column(number)
+            for taken, count in _pages(data, chunk):
                 total, values = total + taken, values + (count or 0)
                 dictionary = max(dictionary, taken if count is None else 1)
         if total > allowed(size) or values > VALUES_PER_BYTE * size:
