@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from speechkd.core.errors import InputError
+from speechkd.data.arrays import numbers, texts
 from speechkd.data.cards import Card, blocks
 from speechkd.data.files import Files
 from speechkd.data.index import ShardSet, open_shards
@@ -80,7 +81,7 @@ def item_table(parted: Sequence[Block]) -> pa.Table:
     """items.parquet of a version."""
     keys = [item.key for block in parted for item in block.items]
     shards = [number for number, block in enumerate(parted) for _ in block.items]
-    return pa.Table.from_arrays([pa.array(keys, pa.string()), pa.array(shards, pa.int32())], schema=ITEM_SCHEMA)
+    return pa.Table.from_arrays([texts(keys), numbers(shards)], schema=ITEM_SCHEMA)
 
 
 def _reference(before: ShardSet, shard: int, items: int, rejected: list[dict[str, Any]]) -> dict[str, Any]:

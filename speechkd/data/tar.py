@@ -82,7 +82,7 @@ class TarWriter:
 def publishing_tar(path: Place) -> Iterator[TarWriter]:
     """A TarWriter whose file appears at `path`, whole and durable, when the block ends; the caller closes it."""
     with publishing_at(path) as temporary:
-        with temporary.open("wb") as stream:
+        with temporary.open("wb", buffering=CHUNK) as stream:
             yield TarWriter(stream)
 
 

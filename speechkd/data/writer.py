@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ import yaml
 
 import speechkd
 from speechkd.core.errors import InputError
-from speechkd.core.files import sha256_bytes
 from speechkd.core.types import Metadata
+from speechkd.data import arrays
 from speechkd.data.audio import RATE, encode_flac, normalise, pieces
 from speechkd.data.cards import PART, Card, open_source
 from speechkd.data.files import Files
@@ -254,10 +255,10 @@ def _index(files: Files, count: int) -> pa.Table:
     tables = []
     for shard in range(count):
         table = read_parquet(files, f"audio/{shard_name(shard)}.parquet").select(BASE_SCHEMA.names)
-        digests = [
-            bytes.fromhex(sha256_bytes(audio + text))
+        whole = [
+            hashlib.sha256(audio + text).digest()
             for audio, text in zip(table["audio_sha256"].to_pylist(), table["json_sha256"].to_pylist(), strict=True)
         ]
-        table = table.add_column(1, "shard", pa.array([shard] * len(table), pa.int32()))
-        tables.append(table.append_column("sha256", pa.array(digests, pa.binary(32))))
+        table = table.add_column(1, "shard", arrays.numbers([shard] * len(table)))
+        tables.append(table.append_column("sha256", arrays.digests(whole)))
     return pa.concat_tables(tables).combine_chunks()
