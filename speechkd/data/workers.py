@@ -6,6 +6,7 @@ server is a process of its own, so whatever its user has loaded or threaded is n
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -94,13 +95,18 @@ def serve(connection: Connection) -> None:
     import soundfile  # noqa: F401  (loaded here so that children find them loaded)
 
     import speechkd.data.writer  # noqa: F401
+    from speechkd.data.sources import SOURCES
     from speechkd.data.store import load_driver
 
     pa.array([0])  # pyarrow imports pandas when it first sees a list
+    gc.freeze()  # what is loaded stays: no child looks through it for garbage
     running: dict[Connection, Child] = {}
     try:
         setup = json.loads(connection.recv_bytes())
         load_driver(setup["root"])
+        kind = setup["card"].get("source", {}).get("kind")
+        if kind in SOURCES:
+            SOURCES.get(kind)
         while True:
             for ready in wait([connection, *running], timeout=1.0):
                 assert isinstance(ready, Connection)
