@@ -78,6 +78,8 @@ def _judge(data: mmap.mmap, size: int, metadata: pq.FileMetaData, names: Collect
 def _pages(data: mmap.mmap, chunk: pq.ColumnChunkMetaData) -> Iterator[tuple[int, int | None]]:
     """(bytes once unpacked, values; None: of a dictionary) of each page of a column chunk. Raises ValueError, IndexError for what is no
     page."""
+    if not chunk.num_values:  # then a reader looks at no page, and no data page has to be there
+        return
     at = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < at:
         at = chunk.dictionary_page_offset

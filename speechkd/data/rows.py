@@ -83,5 +83,5 @@ def read_columns(files: Files, name: str, columns: Sequence[str] | None, repeate
                     plain = field.with_type(field.type.value_type)
                     table = table.set_column(number, plain, table.column(number).cast(plain.type))
             return table
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:  # what cannot be parsed is the one or the other
             raise DataError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None
