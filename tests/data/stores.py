@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
+
 
 class FileServer(http.server.ThreadingHTTPServer):
     """Serves a folder; `spoil` may change what a GET answers."""
@@ -88,6 +90,7 @@ def s3_server() -> Iterator[int]:
     finally:
         server.kill()
         server.wait()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # what it kept talks to this port
 
 
 def s3_environment(port: int) -> dict[str, str]:
