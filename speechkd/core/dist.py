@@ -35,6 +35,24 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+class ToHost:
+    """Numbers on their way from the device. `read` waits for this copy alone, not for the work that was queued behind it."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=numbers.is_cuda)
+        self._host.copy_(numbers, non_blocking=True)
+        self._done = torch.cuda.Event() if numbers.is_cuda else None
+        if self._done is not None:
+            self._done.record()
+
+    def read(self) -> list[float]:
+        """The numbers."""
+        if self._done is not None:
+            self._done.synchronize()
+        numbers: list[float] = self._host.tolist()
+        return numbers
+
+
 def from_rank_zero(value: Any) -> Any:
     """A small JSON-like value of rank 0, on every rank (encoded as UTF-8 JSON, never pickled)."""
     if not _live():

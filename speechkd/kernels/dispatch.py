@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: asked for by name, or the first that can; the choice is said once, never made silently."""
+"""Which implementation of an op runs: asked for by name, or the first that can. Training tells each choice once (`news`)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from speechkd.core import dist
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.core.log import say
 
 F = TypeVar("F", bound=Callable[..., object])
 
 Obstacle = Callable[[Tensor, Tensor], str | None]
 """(hidden_TD, weight_VD) -> why an implementation cannot run on these, or None"""
-
-_said: set[tuple[str, str]] = set()
 
 
 class Choice(NamedTuple):
@@ -25,6 +21,13 @@ class Choice(NamedTuple):
 
     name: str
     reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.name + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
+
+
+_seen: set[tuple[str, str]] = set()
+_news: list[tuple[str, Choice]] = []
 
 
 def anything(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
@@ -59,10 +62,16 @@ def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], hidden_TD: Ten
 
 
 def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], hidden_TD: Tensor, weight_VD: Tensor) -> F:
-    """`choose`, its function, and one line on rank 0 the first time that an op runs in this form. A new form is one line in `table`."""
+    """The function of `choose`; the first time that an op runs in this form is news. A new form is one line in `table`."""
     choice = choose(op, impl, {name: obstacle for name, (_, obstacle) in table.items()}, hidden_TD, weight_VD)
-    if (op, choice.name) not in _said:
-        _said.add((op, choice.name))
-        if dist.rank() == 0:
-            say(f"kernel {op}: {choice.name}" + (f" ({'; '.join(choice.reasons)})" if choice.reasons else ""))
+    if (op, choice.name) not in _seen:
+        _seen.add((op, choice.name))
+        _news.append((op, choice))
     return table[choice.name][0]
+
+
+def news() -> list[tuple[str, Choice]]:
+    """(op, choice) of every form that ran for the first time since the last call."""
+    told = _news.copy()
+    _news.clear()
+    return told

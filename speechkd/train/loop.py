@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from speechkd.core import dist
+from speechkd.core.log import say
 from speechkd.core.seeds import derive
 from speechkd.core.types import Batch, LossOut
 from speechkd.engine.wrap import Engine
+from speechkd.kernels import dispatch
 from speechkd.tracking.journal import Journal
 from speechkd.tracking.metrics import Kind, Meter
 from speechkd.train.config import TrainConfig
@@ -20,6 +22,9 @@ from speechkd.train.distiller import Distiller
 from speechkd.train.optim import OptimConfig, learning_rate
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import Fed
+
+TOPK_MASS = "teacher/topk_mass"
+"""Mean probability that stored top-k rows keep: where it is low, much of the teacher is in the tail"""
 
 
 class Outcome(Enum):
@@ -61,6 +66,7 @@ class Loop:
             counts = torch.stack([self.distiller.counts(batch) for batch in batches]).sum(0)
             agreed = torch.cat([counts, counts.new_full((1,), float(self.preemption.raised))])
             dist.sum_over_ranks(agreed)
+            told = dist.ToHost(agreed[-1:])
             self.engine.set_lr(learning_rate(self.optim, step, self.steps))
             for index, batch in enumerate(batches):
                 batch.progress = step / self.steps
@@ -72,7 +78,10 @@ class Loop:
             if self.engine.skipped_in_a_row >= self.config.max_nonfinite:
                 raise Diverged(f"{self.engine.skipped_in_a_row} steps in a row had a non-finite loss or gradient (last: step {step})")
             done = step + 1
-            last, stop = done == self.steps, bool(agreed[-1].item())
+            # Before the forward of this step was queued, `told` was: reading it never drains the device.
+            last, stop = done == self.steps, told.read()[0] > 0
+            if self.journal is not None:
+                self._tell_kernels(self.journal)
             if done % self.config.log_every == 0 or done == 1 or last or stop:
                 self._report(meter, done)
             if last or stop or done % self.config.checkpoint_every == 0:
@@ -94,7 +103,7 @@ class Loop:
         """The metrics of an interval, the same on every rank whatever its batches hold."""
         rates = ("train/samples_per_s", "train/audio_seconds_per_s", "train/tokens_per_s", "train/data_wait_ratio")
         kinds: dict[str, Kind] = {f"train/loss_{name}": "mean" for name in self.distiller.losses}
-        return kinds | {name: "rate" for name in rates} | {"train/padding_ratio": "mean"}
+        return kinds | {name: "rate" for name in rates} | {"train/padding_ratio": "mean", TOPK_MASS: "mean"}
 
     def _measure(self, meter: Meter, out: dict[str, LossOut], batch: Batch) -> None:
         for name, loss in out.items():
@@ -104,6 +113,17 @@ class Loop:
         meter.add("train/audio_seconds_per_s", batch.seconds)
         meter.add("train/tokens_per_s", real)
         meter.add("train/padding_ratio", batch.mask_BS.numel() - real, batch.mask_BS.numel())
+        tail_T = batch.signals.get("tail_logp_T")
+        if tail_T is not None:
+            stored_T = batch.mask_T & (tail_T < 0)  # rows of streams without such a signal hold zeros; some mass is always kept
+            meter.add(TOPK_MASS, ((1 - tail_T.exp()) * stored_T).sum(), stored_T.sum())
+
+    @staticmethod
+    def _tell_kernels(journal: Journal) -> None:
+        """Which implementations run, once for each: the first step that runs one says it, and MLflow keeps it."""
+        for op, choice in dispatch.news():
+            say(f"kernel {op}: {choice}")
+            journal.tags({f"kernel.{op}": choice.name})
 
     def _report(self, meter: Meter, done: int) -> None:
         """Move the interval's sums off the device once, add them over ranks, and write them to the journal."""

@@ -1,4 +1,4 @@
-"""The choice of an implementation: in order, by name, said once."""
+"""The choice of an implementation: in order, by name, news once."""
 
 from __future__ import annotations
 
@@ -28,9 +28,14 @@ def test_a_name_is_obeyed_or_refused_never_replaced() -> None:
         dispatch.choose("op", "auto", {"fast": FAST_FIRST["fast"]}, X, X)
 
 
-def test_the_choice_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_said", set())
+def test_the_choice_is_news_once_and_nobody_who_does_not_ask_hears_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_seen", set())
+    monkeypatch.setattr(dispatch, "_news", [])
     table = {"fast": (max, FAST_FIRST["fast"]), "plain": (min, dispatch.anything)}
     for _ in range(3):
         assert dispatch.pick("op", "auto", table, X, X) is min
-    assert capsys.readouterr().err == "kernel op: plain (not fast: no such device here)\n"
+    [(op, choice)] = dispatch.news()
+    assert (op, str(choice)) == ("op", "plain (not fast: no such device here)") and not dispatch.news()
+    assert not any(capsys.readouterr())

@@ -1,0 +1,96 @@
+"""One rank, a real engine and a few steps of the loop: `python -m tests.train.looping OUT` writes what the test looks at."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from speechkd.engine.ds_config import read_ds_config
+from speechkd.engine.wrap import Engine
+from speechkd.engine.zero import init_distributed, local_device
+from speechkd.tracking.journal import JOURNAL, Journal, metric_series, read_journal
+from speechkd.train.config import Phase, TrainConfig
+from speechkd.train.loop import Loop
+from speechkd.train.optim import OptimConfig
+from speechkd.train.preempt import PreemptionFlag
+from speechkd.train.schedule import Fed
+from tests.contracts.cases import CASES
+from tests.contracts.tiny import batches, distiller_of
+
+ROOT = Path(__file__).parents[2]
+ASKING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
+"""What waits for a device that computes: a number is read, or a size hangs on values"""
+STEPS, STOPPED = 8, 5
+
+
+class Asked(TorchDispatchMode):
+    """Where our own code asks the device for a value, outside the reports of an interval."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name() in ASKING:
+            frames = [frame for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename]
+            if str(ROOT / "speechkd") in frames[-1].filename and all(frame.name != "_report" for frame in frames):
+                self.places.append(f"{frames[-1].filename}:{frames[-1].lineno} {func.name()}")
+        return func(*args, **(kwargs or {}))
+
+
+def main(out: Path) -> None:
+    init_distributed()
+    case = CASES["loss-topk_kl"]
+    distiller = distiller_of(case)
+    flag, saved, kept = PreemptionFlag(), list[int](), list[float]()
+
+    def fed() -> Iterator[Fed]:
+        for step in range(STEPS):
+            flag.raised = step == STOPPED
+            fed_batches = batches(distiller, case, step, "all")[0]
+            if step == 0:
+                kept.extend((1 - tail).item() for tail in fed_batches[0].signals["tail_logp_T"].exp() if tail < 1)
+            yield Fed(step, fed_batches, 0.0)
+
+    optim, journal = OptimConfig(lr=1e-3), Journal(out / JOURNAL)
+    loop = Loop(
+        engine=Engine(distiller, optim, read_ds_config(ROOT / "ds_configs/zero3_test.json"), 2, 1.0),
+        distiller=distiller,
+        config=TrainConfig(regime="kd", regimes={"kd": [Phase(name="kd", steps=STEPS, mix={"kd": 1})]}, log_every=3),
+        optim=optim,
+        seed=0,
+        steps=STEPS,
+        device=local_device(),
+        journal=journal,
+        save=saved.append,
+        preemption=flag,
+    )
+    with Asked() as asked:
+        outcome = loop.run(fed())
+    journal.close()
+    series = metric_series(out / JOURNAL)
+    steps = [step for step, _ in series["train/loss"]]
+    mass = [series["teacher/topk_mass"][0][1], sum(kept) / len(kept)]
+    tags = {name: value for record in read_journal(out / JOURNAL) if record["kind"] == "tag" for name, value in record["values"].items()}
+    told = {
+        "asked": sorted(set(asked.places)),
+        "outcome": outcome.value,
+        "saved": saved,
+        "steps": steps,
+        "tags": tags,
+        "mass": mass,
+        "names": sorted(series),
+    }
+    (out / "told.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
