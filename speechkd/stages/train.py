@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,15 +144,33 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
 
 
 def _tags(recipe: Recipe, datasets: dict[str, str]) -> dict[str, str]:
-    import socket
-
     tags = {"recipe": recipe.name, "paper": recipe.paper, "recipe_digest": recipe.digest(), "host": socket.gethostname()}
+    tags |= {"description": recipe.description} if recipe.description else {}
+    tags |= {"user": _user()} | _revision(Path(speechkd.__file__).parent)
     tags |= {f"dataset.{name}": digest for name, digest in datasets.items()}
-    if shutil.which("git"):
-        home = Path(speechkd.__file__).parent
-        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=False)
-        if revision.returncode == 0:
-            tags["git"] = revision.stdout.strip()
     if "SLURM_JOB_ID" in os.environ:
         tags["slurm_job_id"] = os.environ["SLURM_JOB_ID"]
     return tags
+
+
+def _user() -> str:
+    """Who runs it; in a container without a name for its user, the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _revision(code: Path) -> dict[str, str]:
+    """The commit of the code that runs, and whether files of it were changed since; nothing where it is no part of a git repository."""
+    if not shutil.which("git"):
+        return {}
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], cwd=code, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD")
+    if not revision or git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed below somebody else's repository
+        return {}
+    return {"git": revision, "git_dirty": "true" if git("status", "--porcelain", "--", ".") else "false"}

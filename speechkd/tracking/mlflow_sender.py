@@ -26,6 +26,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, write_json
 from speechkd.core.log import say
 from speechkd.tracking.journal import JOURNAL, Record, boot_time, now_ms, records_from, writer_lives
+from speechkd.tracking.system import SystemMeter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,9 +34,19 @@ if TYPE_CHECKING:
 STATE = "mlflow.json"
 BATCH_METRICS, BATCH_NAMED = 1000, 100  # what one log_batch call of the server takes
 NAME_LIMIT, PARAM_LIMIT, TAG_LIMIT, CUT = 250, 500, 5000, "...[cut]"
-POLL_S, LONGEST_PAUSE_S, SYSTEM_EVERY_S = 0.5, 30.0, 15.0
+POLL_S, LONGEST_PAUSE_S = 0.5, 30.0
+FIRST_SAMPLE_S, SYSTEM_EVERY_S = 2.0, 15.0
 REQUEST_S, GRACE_S = 8, 20.0  # one request; all tries after training ended: gone within 30 s
 RUN_KEY = "speechkd.run_key"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages are those of chat agents: traces, sessions, judges
+SOURCE = {"mlflow.source.name": "speechkd", "mlflow.source.type": "LOCAL"}
+MLFLOW_TAGS = {
+    "git": "mlflow.source.git.commit",
+    "git_dirty": "mlflow.source.git.dirty",
+    "user": "mlflow.user",
+    "description": "mlflow.note.content",
+}
+"""Our tag -> the one that MLflow's pages show as commit, creator and description"""
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # sending the same again cannot help
 
 
@@ -127,13 +138,13 @@ class Sender:
         """The run with our key, if a predecessor died after making it and before noting its id; otherwise a new one."""
         name = self.state["experiment"]
         found = client.get_experiment_by_name(name)
-        experiment_id = found.experiment_id if found else client.create_experiment(name, artifact_location=self._artifact_place())
+        experiment_id = found.experiment_id if found else client.create_experiment(name, self._artifact_place(), KIND)
         runs = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY}` = '{self.state['run_key']}'", max_results=1)
         if runs:
             return runs[0]
         first = next(records_from(self.journal, 0), None)
         start = first[0]["time_ms"] if first else now_ms()
-        tags = {RUN_KEY: self.state["run_key"]}
+        tags = {RUN_KEY: self.state["run_key"], **SOURCE}
         return client.create_run(experiment_id, start_time=start, tags=tags, run_name=self.run_dir.resolve().name)
 
     def _artifact_place(self) -> str | None:
@@ -214,7 +225,8 @@ class Sender:
     def _send_tags(self, values: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        for part in _parts(list(values.items()), BATCH_NAMED):
+        known = {MLFLOW_TAGS[name]: value for name, value in values.items() if name in MLFLOW_TAGS}
+        for part in _parts([*values.items(), *known.items()], BATCH_NAMED):
             self._log_batch(tags=[RunTag(_name(name), _cut(value, TAG_LIMIT)) for name, value in part])
 
     def _send_metrics(self, points: Sequence[tuple[str, float, int, int]]) -> None:
@@ -255,11 +267,10 @@ class Sender:
                 left.append(relative)
         self._save(artifacts=left)
 
-    def sample_system(self, pid: int, number: int) -> None:
-        """Note CPU and memory of the training process and its children, to be sent with the next batch."""
+    def note_system(self, values: Mapping[str, float], number: int) -> None:
+        """Keep sample `number` of the machine, to be sent with the next batch."""
         now = now_ms()
-        for name, value in _system(pid).items():
-            self._system.append((f"system/{name}", value, now, number))
+        self._system.extend((f"system/{name}", value, now, number) for name, value in values.items())
 
     def ending(self, writer_lives: bool) -> str:
         """What the run's status truthfully is: as the journal says, but a RUNNING whose process is gone has FAILED."""
@@ -284,7 +295,8 @@ def follow(run_dir: Path, parent: int, since: int) -> None:
     born = boot_time(parent)
     with _only_sender(run_dir, wait_s=float("inf")):  # a predecessor may still be sending the end of the interrupted run
         sender, watch = Sender(run_dir), _StatusWatch(run_dir / JOURNAL, since)
-        pause, next_try, next_sample, samples = POLL_S, 0.0, 0.0, 0
+        meter, samples = SystemMeter(parent), 0
+        pause, next_try, next_sample = POLL_S, 0.0, time.monotonic() + FIRST_SAMPLE_S
         deadline, down = float("inf"), False
         while True:
             lives = born is not None and boot_time(parent) == born
@@ -292,7 +304,7 @@ def follow(run_dir: Path, parent: int, since: int) -> None:
                 deadline, next_try = time.monotonic() + GRACE_S, 0.0
             if lives and time.monotonic() >= next_sample:
                 samples, next_sample = samples + 1, time.monotonic() + SYSTEM_EVERY_S
-                sender.sample_system(parent, samples)
+                sender.note_system(meter.sample(), samples)
             if time.monotonic() >= next_try:
                 try:
                     if not sender.attached:
@@ -369,18 +381,6 @@ def _new_client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
-
-
-def _system(pid: int) -> dict[str, float]:
-    import psutil
-
-    try:
-        parent = psutil.Process(pid)
-        rss = sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)])
-    except psutil.Error:  # it ended between two looks
-        return {}
-    memory = psutil.virtual_memory()
-    return {"cpu_percent": psutil.cpu_percent(), "rss_mb": rss / 2**20, "host_memory_percent": memory.percent}
 
 
 def _name(name: str) -> str:

@@ -45,3 +45,8 @@ class Store:
     def tags(self, run_id: str) -> dict[str, str]:
         """All tags."""
         return dict(self._rows("select key, value from tags where run_uuid = ?", run_id))
+
+    def experiment_tags(self, name: str) -> dict[str, str]:
+        """All tags of an experiment."""
+        query = "select t.key, t.value from experiment_tags t join experiments e on e.experiment_id = t.experiment_id where e.name = ?"
+        return dict(self._rows(query, name))
