@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from speechkd.core.errors import InputError
+from speechkd.core.errors import DataError, InputError
 
 CHUNK = 1 << 20
 
@@ -125,5 +125,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, as UTF-8."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read JSON, as UTF-8. Raises DataError for anything else."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not readable as JSON: {error} ({path})") from None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read JSON, one value a line. Raises DataError naming the line that is none."""
+    values = []
+    # not splitlines(): it also cuts at U+2028 and its like, which JSON leaves as they are inside a text
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line:
+            try:
+                values.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"not readable as JSON: {error} ({path}, line {number})") from None
+    return values

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from speechkd.core.errors import InputError
-from speechkd.core.files import digest, read_json, write_json, write_text
+from speechkd.core.files import digest, read_json, read_json_lines, write_json, write_text
 from speechkd.core.log import say
 from speechkd.data.audio import encode_flac
 from speechkd.data.reader import Reader
@@ -78,7 +78,7 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
 
 
 def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported: Path) -> dict[str, list[Prediction]]:
-    """Every system's answers: the student on all splits; shuffled audio, untrained projector and teacher column on the main one."""
+    """Every system's answers: student and teacher column on all splits; shuffled audio and untrained projector on the main one."""
     reader = Reader(corpus.shards)
     other = shuffled(asked)
     main = next(iter(recipe.evaluation.splits.values()))
@@ -104,7 +104,7 @@ def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported
             column = corpus.shards.column(name)
             examples = column.examples().select(["key", "turn"]).to_pylist()
             answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}
-            found = [(q, answers[q.sample.key, q.turn]) for q in first if (q.sample.key, q.turn) in answers]
+            found = [(q, answers[q.sample.key, q.turn]) for q in asked if (q.sample.key, q.turn) in answers]
             predictions["teacher"] = [
                 Prediction(q.task, q.split, q.sample.key, q.instruction, q.reference, column.read(row).text) for q, row in found
             ]
@@ -185,7 +185,6 @@ def _read(path: Path) -> dict[str, list[Prediction]]:
     if not path.is_file():
         raise InputError(f"nothing to regrade: no `{path}` (run `speechkd eval` without --regrade first)")
     out: dict[str, list[Prediction]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_json_lines(path):
         out.setdefault(row.pop("system"), []).append(Prediction(**row))
     return out

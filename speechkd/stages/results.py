@@ -15,8 +15,7 @@ from speechkd.tracking.mlflow_sender import sync
 def tell(recipe: Recipe, folder: Path, tasks: Mapping[str, Mapping[str, object]], step: int, files: tuple[str, ...] = ()) -> None:
     """Results of the student after `step` steps, and files of the run folder; a server that is away gets them later by `speechkd sync`."""
     journal = Journal(folder / JOURNAL)
-    values = {f"eval/{task}/{name}": value for task, row in tasks.items() for name, value in row.items() if isinstance(value, (int, float))}
-    journal.results(step, values)
+    journal.results(step, {f"eval/{task}/{name}": value for task, row in tasks.items() for name, value in _scores(row).items()})
     for name in files:
         journal.artifact(name)
     journal.close()
@@ -25,3 +24,9 @@ def tell(recipe: Recipe, folder: Path, tasks: Mapping[str, Mapping[str, object]]
             sync(folder, recipe.tracking.uri, recipe.tracking.experiment)
         except (ConnectionError, InputError) as error:
             say(f"mlflow: {error}; `speechkd sync {folder}` sends it later")
+
+
+def _scores(row: Mapping[str, object]) -> dict[str, float]:
+    """What is worth a chart: scores, and the counts of the main split; the other systems' and splits' counts stand in summary.json."""
+    numbers = {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
+    return {name: value for name, value in numbers.items() if not name.endswith(("_n", "_unparsable"))}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from speechkd.core.errors import InputError
+from speechkd.core.files import read_json_lines
 from speechkd.core.log import progress, say
 from speechkd.data.cards import Card, list_items, load_card, open_source
 from speechkd.data.growth import QUARANTINE, Block, items_digest, lay_out
@@ -73,8 +73,7 @@ def write_sample(card: Card, card_dir: Path, items: list[Item], root: Path) -> t
     parted = [Block(items, items_digest(card, items))]
     _write(root, card, card_dir, parted, [0], 1, quiet=True)
     publish(root, card, base_receipts(root, card, {0: parted[0].digest}), parted)
-    lines = (root / QUARANTINE).read_text(encoding="utf-8").splitlines()
-    return read_manifest(root, FORMAT_BASE), [json.loads(line) for line in lines]
+    return read_manifest(root, FORMAT_BASE), read_json_lines(root / QUARANTINE)
 
 
 def is_published(root: Place, card: Card) -> bool:
