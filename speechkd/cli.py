@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
+
+EXIT_INTERRUPTED = 130
+"""What Typer makes of Ctrl-C"""
+_USAGE: Any = typer.BadParameter.__mro__[1]
+"""Typer's UsageError, which it does not export (and carries its own click)"""
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+"""A path that cannot be what it was given for: the user's to change, not a disk's failure"""
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Distil large teachers into speech LLMs."
@@ -126,7 +134,7 @@ def export(
 @app.command()
 def ask(
     export: Annotated[Path, typer.Argument(help="an export folder")],
-    audio: Annotated[Path, typer.Argument(help="a WAV or FLAC file")],
+    audio: Annotated[Path, typer.Argument(help="a WAV, FLAC, Ogg or MP3 file of any rate")],
     question: Annotated[str, typer.Argument(help="what to ask about it")],
 ) -> None:
     """One answer from a distilled student."""
@@ -198,13 +206,24 @@ def main() -> None:
     # 39 to 50 s with it and 5 s without (one shard of the demo's teacher, two threads beside two busy processes, two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        code: Any = app(standalone_mode=False)
+    except _USAGE as error:
+        if said := " ".join(error.format_message().split()):  # of a call without a verb the help has been shown already
+            _say(f"{said} (see `{error.ctx.command_path} --help`)" if error.ctx else said)
         sys.exit(EXIT_INPUT)
-    except (DataError, OSError) as error:  # damaged bytes, a full disk, a server that is away: one line says what
-        print(f"error: {error}", file=sys.stderr)
+    except InputError as error:
+        _say(error)
+        sys.exit(EXIT_INPUT)
+    except OSError as error:  # a full disk, a server that is away
+        _say(error)
+        sys.exit(EXIT_INPUT if error.errno in _NO_PLACE else EXIT_FAILED)
+    except DataError as error:
+        _say(error)
         sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt:
+    if code == EXIT_INTERRUPTED:
         print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _say(error: object) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -48,18 +48,21 @@ def _part(table: Table[Any], key: str) -> BeforeValidator:
     return BeforeValidator(pick)
 
 
-def _losses(value: Any) -> Any:
-    """Validate each loss by the Config of its `kind`, which is the block's name where it does not say."""
+def _named(value: Any) -> Any:
+    """Blocks of losses with their `kind`, which is the block's name where it does not say."""
     if not isinstance(value, dict) or not value:
         raise ValueError(f"must name at least one loss; allowed: {', '.join(sorted(LOSSES))}")
-    out = {}
-    for name, block in value.items():
-        if isinstance(block, dict) or block is None:
-            block = block or {}
-            kind = str(block.get("kind") or name)
-            block = LOSSES.get(kind).Config.model_validate({**block, "kind": kind})
-        out[name] = block
-    return out
+    plain = {name: {} if block is None else block for name, block in value.items()}
+    return {name: {**block, "kind": str(block.get("kind") or name)} if isinstance(block, dict) else block for name, block in plain.items()}
+
+
+Losses = Annotated[dict[str, Annotated[SerializeAsAny[LossConfig], _part(LOSSES, "kind")]], BeforeValidator(_named)]
+
+
+class _AllLosses(Config):
+    """The block `losses` alone, every loss in it."""
+
+    losses: Losses
 
 
 class CorpusConfig(Config):
@@ -125,7 +128,7 @@ class Recipe(Config):
     objectives: dict[str, list[str]] = {}
     """named choices among `losses`, as a paper's ablation has them; `objective` picks one (`--set objective=top`), empty: all losses"""
     student: StudentConfig
-    losses: Annotated[dict[str, SerializeAsAny[LossConfig]], BeforeValidator(_losses)]
+    losses: Losses
     plan: PlanConfig
     optim: OptimConfig
     train: TrainConfig
@@ -147,7 +150,7 @@ class Recipe(Config):
         for loss in choices[name]:
             if loss not in losses:
                 raise ValueError(unknown_name("loss", str(loss), losses, f"objectives.{name}"))
-        _losses(losses)  # a misspelt one is not just left out
+        _AllLosses(losses=losses)  # a misspelt one is not just left out
         kept = {loss: block for loss, block in losses.items() if loss in choices[name]}
         named = {str(block.get(key)) for block in kept.values() if isinstance(block, dict) for key in ("teacher", "negative")}
         live = {teacher: block for teacher, block in (data.get("live") or {}).items() if teacher in named}

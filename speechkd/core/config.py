@@ -167,6 +167,10 @@ def _explain(problem: Mapping[str, Any]) -> str:
         ctx = problem["ctx"]
         allowed = re.findall(r"'([^']*)'", ctx.get("expected") or ctx.get("expected_tags") or "")
         return unknown_name("value", str(ctx.get("tag", given)), allowed)
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"must be a mapping of keys, {'is empty' if given is None else f'given {_short(given)}'}"
+    if kind == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME_PATTERN:
+        return f"must be letters, digits, `_` and `-`, beginning with a letter or digit, given {_short(given)}"
     return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, given {_short(given)}"
 
 

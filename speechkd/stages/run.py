@@ -9,11 +9,13 @@ from typing import TypeVar
 
 from speechkd.core.files import exclusive, read_json, write_json
 from speechkd.core.log import say
+from speechkd.engine.ds_config import read_ds_config
 from speechkd.evaluation.report import write_report
 from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate
 from speechkd.stages.export import export
+from speechkd.stages.methods import check_methods
 from speechkd.stages.results import tell
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
@@ -44,7 +46,13 @@ class Stopwatch:
 
 
 def run(recipe: Recipe, ranks: int) -> int:
-    """shard, teach, train, export, eval, report; returns the exit code of the stage that stopped it, else 0."""
+    """shard, teach, train, export, eval, report; returns the exit code of the stage that stopped it, else 0.
+
+    Raises InputError, before the teacher has spent its hours, for what training would refuse of recipe and ranks.
+    """
+    recipe.plan.per_rank(ranks)
+    read_ds_config(Path(recipe.deepspeed))
+    check_methods(recipe)
     folder = recipe.run_dir
     with exclusive(folder / ".run.lock", 5.0, f"another `speechkd run` is at work in `{folder}`"):
         return _run(recipe, ranks, folder)

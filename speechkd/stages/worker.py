@@ -12,7 +12,7 @@ from torch import Tensor
 from speechkd.cluster.local import REQUEUE
 from speechkd.core import dist
 from speechkd.core.config import build, read_yaml
-from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, InputError
+from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
 from speechkd.core.files import exclusive, write_json
 from speechkd.core.log import progress, say
 from speechkd.core.seeds import torch_seed
@@ -31,7 +31,7 @@ from speechkd.stages.supply import make_loader, make_schedule, open_supplies
 from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE, frozen_base, same_base
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
-from speechkd.train.loop import Loop, Outcome
+from speechkd.train.loop import Diverged, Loop, Outcome
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import Schedule, feed
 
@@ -138,6 +138,9 @@ def main() -> None:
     except InputError as error:
         say(f"error: {error}")
         sys.exit(EXIT_INPUT)
+    except (DataError, Diverged) as error:  # damaged bytes, a run that went wrong: it is not our code that anyone must read
+        say(f"error on rank {dist.rank()}: {error}")
+        sys.exit(EXIT_FAILED)
     except Exception as error:  # noqa: BLE001  (a rank that fails must end, so that torchrun ends the others)
         import traceback
 

@@ -15,13 +15,13 @@ from tests.e2e.conftest import ROOT, speechkd
 RECIPE = ROOT / "pipelines/meta_prompt_kd.yaml"
 
 
-def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
+def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object, code: int = 2) -> str:
     """The one line that the command line answers with, in this process."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["speechkd", *map(str, words)])
     with pytest.raises(SystemExit) as leaving:
         cli.main()
-    assert leaving.value.code == 2
+    assert leaving.value.code == code
     said = capsys.readouterr().err.strip()
     assert "Traceback" not in said and said.count("\n") == 0, said
     return said
@@ -41,11 +41,49 @@ def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
         (["--set", "student.llm=standins/lm", "--dry-run"], ["standins/lm"]),
         (["--set", "student.projector={kind: qformer, init_from: standins/llm}", "--dry-run"], ["standins/llm", "projector.init_from"]),
         (["--set", "nonsense"], ["--set nonsense", "key.path=value"]),
+        (["--set", "losses.response_ce.weight=heavy"], ["valid number", "`heavy`", "losses.response_ce.weight"]),
+        (["--set", "objectives={a: [response_ce]}", "--set", "objective=a", "--set", "losses.topk_kl.k=x"], ["`x`", "losses.topk_kl.k"]),
+        (["--set", "losses.response_c={}"], ["response_c", "did you mean `response_ce`"]),
+        (["--set", "optim="], ["must be a mapping of keys, is empty", "optim"]),
+        (["--set", "name=../../etc"], ["letters, digits", "`../../etc`", "name"]),
     ],
 )
 def test_a_wrong_recipe(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     said = _says(capsys, monkeypatch, "train", RECIPE, *words)
     assert all(part in said for part in parts), said
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["tarin"], ["tarin", "train"]),
+        (["train"], ["Missing argument", "train --help"]),
+        (["train", RECIPE, "--rank", "2"], ["--rank", "--ranks"]),
+        (["train", RECIPE, "--ranks", "abc"], ["--ranks", "integer"]),
+        (["train", RECIPE, "--resume", "maybe"], ["maybe", "auto"]),
+        (["shard", "shards/cards/minibabel.yaml", "--out", "README.md/x"], ["Not a directory", "README.md/x"]),
+    ],
+)
+def test_a_wrong_call(words: list[object], parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _says(capsys, monkeypatch, *words)
+    assert all(part in said for part in parts), said
+
+
+def test_what_training_would_refuse_is_refused_before_the_teacher_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = ("--set", f"data.root={tmp_path / 'data'}", "--set", f"runs={tmp_path / 'runs'}")
+    said = _says(capsys, monkeypatch, "run", RECIPE, *places, "--ranks", "3")
+    assert "3 ranks" in said and "nearest: 2" in said
+    said = _says(capsys, monkeypatch, "run", RECIPE, *places, "--set", "student.lora={targets: [q_prj]}")
+    assert "q_prj" in said and "did you mean `q_proj`" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlflow.json").write_text('{"tracking_uri": ', encoding="utf-8")
+    said = _says(capsys, monkeypatch, "sync", tmp_path, code=1)
+    assert "mlflow.json" in said and "not readable as JSON" in said
 
 
 def test_a_wrong_card(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
