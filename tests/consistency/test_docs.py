@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import typer
 import yaml
 
 from speechkd.cli import app
+from speechkd.recipe import load_recipe
 from tests.consistency.house import DOCS, PACKAGE, ROOT, document_commands, shell_commands, short
 
 VERBS = getattr(typer.main.get_command(app), "commands")
@@ -82,3 +84,22 @@ def test_yaml_in_documents_is_yaml() -> None:
 def test_commands_are_read_as_a_shell_reads_them() -> None:
     text = "```bash\n# a comment\nX=1 speechkd train a.yaml \\\n  --set b=c  # why\n```\n"
     assert shell_commands(text) == [["speechkd", "train", "a.yaml", "--set", "b=c"]]
+
+
+RECIPES = [
+    pytest.param(rest[0], [value for option, value in pairwise(rest) if option == "--set"], id=f"{doc}:{' '.join([verb, *rest])}")
+    for doc, (verb, *rest) in document_commands("speechkd")
+    if rest and rest[0].startswith("pipelines/") and "my_recipe" not in rest[0]
+]
+
+
+@pytest.mark.parametrize(("recipe", "sets"), RECIPES)
+def test_documented_sets_are_taken(recipe: str, sets: list[str]) -> None:
+    """Every key and value that a document tells people to set is one that the recipe knows."""
+    load_recipe(ROOT / recipe, sets)
+
+
+@pytest.mark.parametrize(("doc", "arguments"), document_commands("python"))
+def test_documented_module_exists(doc: str, arguments: list[str]) -> None:
+    named = [after for option, after in pairwise(arguments) if option == "-m" and after not in ("pytest", "venv", "pip")]
+    assert not [name for name in named if not (ROOT / f"{name.replace('.', '/')}.py").exists() and name != "speechkd"], doc
