@@ -15,12 +15,12 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_cross_entropy
-from speechkd.kernels.linear_kl import divergence_from, frozen_logits
+from speechkd.kernels.linear_kl import frozen_logits
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.linear_kl.reference import Logits
 from speechkd.kernels.logits import FLOOR, masked_rows, wide
 from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
+from speechkd.losses.ce_and_kl import ce_and_kl, joined
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.response_ce import response_ce
 
@@ -65,7 +65,7 @@ def contrastive_kd(
     target_TU = contrastive_target(masked_rows(positive_logits_TU, mask_T), masked_rows(negative_logits_TU, mask_T), alpha)
     kl = forward_kl(student_logits_TV, target_TU, mask_T, temperature, shared_W=shared_W)
     ce = response_ce(student_logits_TV, targets_T, mask_T)
-    return LossOut(kl_weight * kl.total + (1.0 - kl_weight) * ce.total, ce.count)
+    return joined(ce, kl, 1.0 - kl_weight, kl_weight)
 
 
 class Contrast(NamedTuple):
@@ -98,11 +98,11 @@ def linear_contrastive_kd(
 ) -> LossOut:
     """The same from hidden states and heads, logits never whole; errors as there and as `kernels.linear_kl`."""
     check_share(kl_weight)
-    paths = [frozen_logits(hidden, teacher_weight_UE, mask_T, teacher_softcap) for hidden in (positive_hidden_TE, negative_hidden_TE)]
+    heard = frozen_logits(positive_hidden_TE, teacher_weight_UE, mask_T, teacher_softcap)
+    unheard = frozen_logits(negative_hidden_TE, teacher_weight_UE, mask_T, teacher_softcap)
     how = Divergence(name="forward_kl", temperature=temperature, shared_W=shared_W)
-    kl = divergence_from(hidden_TD, weight_VD, Contrast(paths[0], paths[1], alpha), mask_T, how, softcap, impl)
-    ce = linear_cross_entropy(hidden_TD, weight_VD, targets_T, mask_T, impl=impl, softcap=softcap)
-    return LossOut(kl_weight * kl.total + (1.0 - kl_weight) * ce.total, ce.count)
+    target = Contrast(heard, unheard, alpha)
+    return ce_and_kl(hidden_TD, weight_VD, target, targets_T, mask_T, how, 1.0 - kl_weight, kl_weight, softcap, impl)
 
 
 def check_share(kl_weight: float) -> None:

@@ -12,27 +12,20 @@ channels mixed in their natural proportion of rows. The table's `cross_modal` is
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_cross_entropy, linear_kl, linear_topk_kl
+from speechkd.kernels import linear_cross_entropy, linear_topk_kl
+from speechkd.kernels.linear_kl import frozen_logits
+from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
+from speechkd.losses.ce_and_kl import ce_and_kl, joined
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.response_ce import response_ce
 
 KL_WEIGHT, TEMPERATURE = 0.5, 2.0
-Channel = Literal["both", "speech", "text"]
-
-
-def in_channel(mask_T: Tensor, speech_T: Tensor, channel: Channel) -> Tensor:
-    """The kept rows of a channel: `speech` (S->T), `text` (T->T) or `both`. `speech_T`: boolean, the student heard this row's question."""
-    if channel == "both":
-        return mask_T
-    return mask_T & (speech_T if channel == "speech" else ~speech_T)
 
 
 def cross_modal_kd(
@@ -54,7 +47,8 @@ def cross_modal_kd(
     Raises InputError for shapes, temperature, a negative weight, and vocabularies that differ unsaid.
     """
     ce = response_ce(student_logits_TV, targets_T, mask_T)
-    return joined(ce, forward_kl(student_logits_TV, teacher_logits_TU, mask_T, temperature, shared_W=shared_W), kl_weight, temperature)
+    kl = forward_kl(student_logits_TV, teacher_logits_TU, mask_T, temperature, shared_W=shared_W)
+    return joined(ce, kl, 1.0, _kl_factor(kl_weight, temperature))
 
 
 def linear_cross_modal_kd(
@@ -72,20 +66,9 @@ def linear_cross_modal_kd(
     impl: str = "auto",
 ) -> LossOut:
     """The same from hidden states and heads of a live teacher, logits never whole; arguments and errors as `kernels.linear_kl`."""
-    ce = linear_cross_entropy(hidden_TD, weight_VD, targets_T, mask_T, impl=impl, softcap=softcap)
-    kl = linear_kl(
-        hidden_TD,
-        weight_VD,
-        teacher_hidden_TE,
-        teacher_weight_UE,
-        mask_T,
-        temperature=temperature,
-        shared_W=shared_W,
-        softcap=softcap,
-        teacher_softcap=teacher_softcap,
-        impl=impl,
-    )
-    return joined(ce, kl, kl_weight, temperature)
+    factor, how = _kl_factor(kl_weight, temperature), Divergence(name="forward_kl", temperature=temperature, shared_W=shared_W)
+    teacher = frozen_logits(teacher_hidden_TE, teacher_weight_UE, mask_T, teacher_softcap)
+    return ce_and_kl(hidden_TD, weight_VD, teacher, targets_T, mask_T, how, 1.0, factor, softcap, impl)
 
 
 def topk_cross_modal_kd(
@@ -106,14 +89,14 @@ def topk_cross_modal_kd(
     kl = linear_topk_kl(
         hidden_TD, weight_VD, ids_TK, logp_TK, mask_T, tail_logp_T=tail_logp_T, temperature=temperature, impl=impl, softcap=softcap
     )
-    return joined(ce, kl, kl_weight, temperature)
+    return joined(ce, kl, 1.0, _kl_factor(kl_weight, temperature))
 
 
-def joined(ce: LossOut, kl: LossOut, kl_weight: float, temperature: float) -> LossOut:
-    """CE + lambda tau^2 KL of the same rows. Raises InputError for a negative weight."""
+def _kl_factor(kl_weight: float, temperature: float) -> float:
+    """lambda tau^2. Raises InputError for a negative weight."""
     if not kl_weight >= 0.0:
         raise InputError(f"kl_weight must be at least 0, given {kl_weight}")
-    return LossOut(ce.total + kl_weight * temperature**2 * kl.total, ce.count)
+    return kl_weight * temperature**2
 
 
 class Config(PlacedConfig, KernelConfig):
