@@ -14,7 +14,12 @@ from speechkd.models.exported import load_student
 
 
 def ask(export: Path, audio: Path, question: str) -> str:
-    """The student's greedy answer. Raises InputError for a file that is missing or no sound, or longer than the encoder's window."""
+    """The student's greedy answer.
+
+    Raises InputError for a file that is missing or no sound, or longer than the encoder's window, and for no question.
+    """
+    if not question.strip():
+        raise InputError("the question is empty")
     samples_T = _listen(audio)
     student = load_student(export)
     if samples_T.size / RATE > student.features.window_seconds:

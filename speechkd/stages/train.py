@@ -63,6 +63,8 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
         if recipe.tracking.uri:
             sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment)
         code = run_ranks(["-m", "speechkd.stages.worker", str(folder)], ranks, folder)
+        if code == EXIT_REQUEUE:
+            say("train: stopped after a checkpoint; the same command continues")
     finally:
         journal.status("FINISHED" if code == 0 else "KILLED" if code == EXIT_REQUEUE else "FAILED")
         journal.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-PREEMPTION_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+PREEMPTION_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+"""From a scheduler, and from somebody at the keyboard: Ctrl-C must not cost the steps since the last checkpoint"""
 
 
 class PreemptionFlag:

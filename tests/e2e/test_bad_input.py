@@ -58,6 +58,7 @@ def test_a_wrong_recipe(words: list[str], parts: list[str], capsys: pytest.Captu
     [
         (["tarin"], ["tarin", "train"]),
         (["train"], ["Missing argument", "train --help"]),
+        (["ask", "runs/none/export", "README.md", " "], ["question is empty"]),
         (["train", RECIPE, "--rank", "2"], ["--rank", "--ranks"]),
         (["train", RECIPE, "--ranks", "abc"], ["--ranks", "integer"]),
         (["train", RECIPE, "--resume", "maybe"], ["maybe", "auto"]),

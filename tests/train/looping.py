@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -53,7 +55,8 @@ def main(out: Path) -> None:
 
     def fed() -> Iterator[Fed]:
         for step in range(STEPS):
-            flag.raised = step == STOPPED
+            if step == STOPPED:
+                os.kill(os.getpid(), signal.SIGINT)
             fed_batches = batches(distiller, case, step, "all")[0]
             if step == 0:
                 kept.extend((1 - tail).item() for tail in fed_batches[0].signals["tail_logp_T"].exp() if tail < 1)

@@ -28,7 +28,7 @@ def test_no_step_asks_the_device_for_a_number(told: dict[str, Any]) -> None:
     assert told["asked"] == []
 
 
-def test_a_stop_is_obeyed_at_the_end_of_the_very_step(told: dict[str, Any]) -> None:
+def test_ctrl_c_saves_at_the_end_of_the_very_step(told: dict[str, Any]) -> None:
     assert told["outcome"] == "preempted" and told["saved"] == [STOPPED + 1]
     assert told["steps"] == [1, 3, 6]
 
