@@ -38,7 +38,7 @@ POLL_S, LONGEST_PAUSE_S = 0.5, 30.0
 FIRST_SAMPLE_S, SYSTEM_EVERY_S = 2.0, 15.0
 REQUEST_S, GRACE_S = 8, 20.0  # one request; all tries after training ended: gone within 30 s
 RUN_KEY = "speechkd.run_key"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages are those of chat agents: traces, sessions, judges
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's own word for what is no chat agent
 SOURCE = {"mlflow.source.name": "speechkd", "mlflow.source.type": "LOCAL"}
 MLFLOW_TAGS = {
     "git": "mlflow.source.git.commit",
