@@ -26,6 +26,7 @@ from speechkd.evaluation.report_charts import charts_of, waveform
 from speechkd.tracking.journal import JOURNAL, flat_texts, metric_series, read_journal
 
 SAMPLES, SAMPLE_BYTES, SAMPLE_SECONDS = 12, 2 << 20, 60.0
+STAGES = ("shard", "teach", "train", "export", "eval", "report")
 SYSTEMS = ("student", "unseen", "teacher", "chance", "shuffled", "untrained")
 _SOUNDS = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg"}
 
@@ -58,11 +59,11 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "tasks": tasks,
         "columns": _columns(tasks),
         "bars": _bars(tasks),
-        "seconds": _numbers(_json(run_dir / "seconds.json") or summary.get("seconds")),
+        "seconds": _in_order(_numbers(_json(run_dir / "seconds.json") or summary.get("seconds"))),
         "charts": charts_of(series),
         "single": {name: points[-1][1] for name, points in sorted(series.items()) if len(points) == 1},
         "samples": list(_samples(run_dir / "eval" / "samples.jsonl")),
-        "datasets": {name: flat_texts(facts) for name, facts in _json(run_dir / "datasets.json").items() if isinstance(facts, Mapping)},
+        "datasets": {name: _facts(facts) for name, facts in _json(run_dir / "datasets.json").items() if isinstance(facts, Mapping)},
         "results": {path.parent.name: flat_texts(_json(path)) for path in sorted((run_dir / "eval").glob("*/results.json"))},
         "recipe": _text(run_dir / "recipe.yaml"),
         "has_journal": journal.exists(),
@@ -123,7 +124,7 @@ def _bars(tasks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         ("teacher", "teacher (reads text)", "teacher"),
         ("student", "student", "student"),
         *((split, f"student, {split}", "unseen") for split in ("unseen", *splits)),
-        ("shuffled", "student, shuffled audio", "control"),
+        ("shuffled", "shuffled audio", "control"),
         ("untrained", "untrained projector", "control"),
     ]
 
@@ -216,6 +217,21 @@ def _finite(value: object) -> float | None:
 def _numbers(values: object) -> dict[str, float]:
     found = {str(key): _finite(value) for key, value in values.items()} if isinstance(values, Mapping) else {}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _in_order(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Stages as they follow each other, others behind them."""
+    return {name: seconds[name] for name in [*STAGES, *sorted(seconds)] if name in seconds}
+
+
+def _facts(totals: Mapping[str, Any]) -> dict[str, str]:
+    """A dataset's totals as people read them."""
+    texts = flat_texts(totals)
+    for name, value in totals.items():
+        number = _finite(value)
+        if number is not None:
+            texts[name] = _clock(number) if name == "seconds" else f"{number / 1e6:,.1f} MB" if name == "bytes" else _number(number)
+    return texts
 
 
 def _percent(value: float | None) -> str:

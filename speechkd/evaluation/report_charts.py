@@ -14,6 +14,8 @@ Series = list[tuple[int, float]]
 _INK = {"#010101": "--ink2", "#020202": "--line"}  # stand-ins that matplotlib writes and the page replaces
 _HUES = [f"#0a0b{number:02x}" for number in range(6)]
 _POINTS = 600
+_LOGARITHMIC = ("loss", "grad_norm")
+"""What changes by factors; a schedule, a rate or a share is read off a linear axis"""
 _FIRST = ("loss", "lr", "grad_norm", "samples_per_s", "audio_seconds_per_s", "tokens_per_s", "data_wait_ratio", "padding_ratio")
 
 
@@ -33,7 +35,8 @@ def charts_of(series: Mapping[str, Series]) -> list[Chart]:
     groups: dict[str, list[str]] = {}
     for name in sorted(long):
         owner = next((other for other in sorted(long) if name.startswith(f"{other}_")), name)
-        groups.setdefault(owner, []).append(name)
+        if name == owner or long[name] != long[owner]:  # the only part of a sum would be drawn over it
+            groups.setdefault(owner, []).append(name)
     return [_chart(owner, {name: long[name] for name in groups[owner]}) for owner in sorted(groups, key=_order)]
 
 
@@ -61,7 +64,7 @@ def _chart(title: str, series: Mapping[str, Series]) -> Chart:
         every = np.array([value for points in series.values() for _, value in points])
         every = every[np.isfinite(every)]
         low, high = (every.min(), every.max()) if len(every) else (0.0, 0.0)
-        if low > 0 and high / low > 50:
+        if low > 0 and high / low > 50 and title.rpartition("/")[2] in _LOGARITHMIC:
             axes.set_yscale("log")
         elif high - low <= 1e-9 * max(abs(high), abs(low)):  # a constant: rounding errors are no news
             axes.set_ylim(*sorted((0.0, 2 * low or 1.0)))

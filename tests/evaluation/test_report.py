@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from speechkd.evaluation.report import SAMPLES, write_report
+from speechkd.evaluation.report_charts import charts_of
 from speechkd.tracking.journal import JOURNAL, Journal
 
 EVIL = "</script><script>document.title='owned'</script><img src=https://evil.example/x onerror=\"document.title='owned'\">'\"&{{ 7*7 }}"
@@ -83,11 +84,30 @@ def read(path: Path) -> Page:
 def test_it_shows_what_the_folder_holds(run: Path) -> None:
     out = write_report(run, run / "report.html")
     page = read(out)
-    shown = ["my run", "finished", "87.5 %", "100.0 %", "321", "66.0 %", "train/loss_ce", "1 min 01 s", "4242", "Dutch", "transcript: drei"]
+    shown = ["my run", "finished", "87.5 %", "100.0 %", "321", "66.0 %", "train/loss_ce", "1 min 01 s", "4,242", "Dutch", "transcript: drei"]
     assert [words for words in shown if words not in page.text] == []
     assert sum(tag == "audio" for tag, _ in page.elements) == SAMPLES
     assert "student, accented" in page.text and "None" not in page.text
     assert out.stat().st_size < 6e6
+
+
+def test_stages_follow_each_other_and_totals_are_readable(run: Path) -> None:
+    (run / "seconds.json").write_text(json.dumps({"eval": 3, "extra": 1, "shard": 2, "teach": 61, "train": 3600}))
+    totals = {"bytes": 162639872, "seconds": 7311.9, "samples": 7012, "version": "v1"}
+    (run / "datasets.json").write_text(json.dumps({"corpus": totals}))
+    text = read(write_report(run, run / "report.html")).text
+    bars = text[text.index("Where the time went") : text.index("Data and settings")]
+    places = [bars.index(stage) for stage in ("shard", "teach", "train", "eval", "extra")]
+    assert places == sorted(places)
+    assert all(words in text for words in ("162.6 MB", "2 h 01 min", "7,012", "v1"))
+
+
+def test_the_only_part_of_a_loss_is_not_drawn_over_it() -> None:
+    points = [(step, 100.0 / step**2) for step in range(1, 30)]
+    [same] = charts_of({"train/loss": points, "train/loss_ce": list(points)})
+    assert [name for name, *_ in same.legend] == ["train/loss"]
+    [parts] = charts_of({"train/loss": points, "train/loss_ce": points[:9]})
+    assert [name for name, *_ in parts.legend] == ["train/loss", "train/loss_ce"]
 
 
 def test_untrusted_text_stays_text(run: Path) -> None:
