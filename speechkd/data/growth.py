@@ -98,7 +98,7 @@ def referenced(files: Files, names: Sequence[str], version: str) -> dict[str, di
 
 def _rejected(files: Files) -> dict[int, list[dict[str, Any]]]:
     out: dict[int, list[dict[str, Any]]] = {}
-    for line in files.read(QUARANTINE).decode("utf-8").splitlines():
+    for line in files.read(QUARANTINE).splitlines():  # of bytes: in text it would cut at U+2028 too, which JSON leaves as it is
         entry = json.loads(line)
         out.setdefault(entry["shard"], []).append(entry)
     return out

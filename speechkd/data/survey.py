@@ -169,7 +169,7 @@ def _db(power: np.ndarray) -> np.ndarray:
 
 def _reasons(shards: ShardSet) -> list[tuple[str, int, list[str]]]:
     groups: dict[str, list[str]] = {}
-    for line in shards.files.read(QUARANTINE).decode("utf-8").splitlines():
+    for line in shards.files.read(QUARANTINE).splitlines():  # of bytes, as in `growth`
         entry = json.loads(line)
         groups.setdefault(_without_numbers(entry["reason"]), []).append(entry["key"])
     return [(reason, len(keys), keys[:5]) for reason, keys in sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0]))]

@@ -156,8 +156,3 @@ def load_trainable(student: Student, tensors: dict[str, Tensor]) -> None:
         if parameter.shape != tensors[name].shape:
             raise InputError(f"trained tensor `{name}` must have shape {tuple(parameter.shape)}, has {tuple(tensors[name].shape)}")
         parameter.data.copy_(tensors[name])
-
-
-def lora_count(student: Student) -> int:
-    """Modules with LoRA."""
-    return len(lora_layers(student))
