@@ -13,7 +13,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.types import Batch
 from speechkd.models.encoder import FrozenEncoder, Mixed, layer_mix
 from speechkd.models.language_model import LanguageModel
-from speechkd.models.lora import LoraConfig, Switch, add_lora, linear_layers, lora_layers, matching
+from speechkd.models.lora import LoraConfig, Switch, add_lora, linear_layers, matching
 from speechkd.models.projectors import PROJECTORS, Gated, Hint
 
 LLM, PROJECTOR = "llm.lm.", "projector."
