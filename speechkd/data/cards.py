@@ -84,6 +84,8 @@ class Card(Config):
     """metadata name -> raw value -> value; values not named here stay"""
     constants: dict[str, Scalar] = {}
     """metadata that every sample has and its source does not say"""
+    combine: dict[str, list[str]] = {}
+    """new metadata name -> names whose values it holds, with spaces between: an answer that needs several facts; not where one is missing"""
     tasks: dict[str, Task] = {}
     grows: str | None = Field(default=None, pattern=NAME_PATTERN, max_length=64)
     """an earlier version of this dataset: its unchanged shards are referenced, only new and changed items are written"""
@@ -109,8 +111,8 @@ class Card(Config):
 
     @property  # not cached: a changed copy of a model would carry the old one along
     def digest(self) -> str:
-        """sha256 over the whole card."""
-        return digest(self.model_dump(mode="json"))
+        """sha256 over the whole card; of a key that came later and is not set, nothing."""
+        return digest(self.model_dump(mode="json", exclude=set() if self.combine else {"combine"}))
 
 
 def load_card(path: Path, check_source: bool = True) -> Card:
@@ -162,6 +164,12 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
     for name in card.values:
         if name not in named:
             raise InputError(unknown_name("field", name, named, f"card `{card.name}`: values"))
+    for name, parts in card.combine.items():
+        for part in parts:
+            if part not in named - {*card.drop} | {*card.constants}:
+                raise InputError(unknown_name("field", part, named, f"card `{card.name}`: combine.{name}"))
+        if name in named | {*card.constants}:
+            raise InputError(f"`{name}` is a field already: combine under another name (card `{card.name}`: combine)")
     for name in card.drop:  # what is not there need not be dropped; what is nearly there is a slip of the pen
         if name not in named and get_close_matches(name, named, n=1, cutoff=0.75):
             raise InputError(unknown_name("field", name, named, f"card `{card.name}`: drop"))
@@ -178,14 +186,16 @@ def _check_names(item: Item, card: Card) -> None:
 
 
 def _metadata(item: Item, card: Card) -> dict[str, Scalar]:
-    """Renamed, then dropped, then with other values, then with constants."""
+    """Renamed, then dropped, then with other values, then with constants, then with what is combined of these."""
     out: dict[str, Scalar] = {}
     for raw, value in item.metadata.items():
         name = card.fields.get(raw, raw)
         if name in out or name in card.constants:
             raise InputError(f"item `{item.key}` has two fields for `{name}`: map one of them to another name (fields)")
         out[name] = card.values[name].get(str(value), value) if name in card.values else value
-    return {name: value for name, value in out.items() if name not in card.drop} | card.constants
+    kept = {name: value for name, value in out.items() if name not in card.drop} | card.constants
+    whole = {name: parts for name, parts in card.combine.items() if all(part in kept for part in parts)}
+    return kept | {name: " ".join(str(kept[part]) for part in parts) for name, parts in whole.items()}
 
 
 def blocks(items: Sequence[Item], size: int) -> list[list[Item]]:

@@ -1,4 +1,4 @@
-"""Asking a student its questions, and the controls beside it: shuffled audio, an untrained projector, chance, the teacher."""
+"""Asking a student its questions, and what stands beside it: shuffled audio, an untrained projector, chance, the teacher, reading."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from speechkd.data.cards import Task
 from speechkd.evaluation.scorers import SCORERS, Grade
 from speechkd.evaluation.task import Question
 from speechkd.models.exported import DistilledStudent
+from speechkd.models.prompt import Reading
 
 Audio = Callable[[Question], np.ndarray]
 """Where a question's clip comes from: 16 kHz mono float32"""
@@ -42,14 +43,35 @@ class Score:
 def ask(
     student: DistilledStudent, asked: Sequence[Question], audio: Audio, max_new_tokens: int, batch_size: int, label: str
 ) -> list[Prediction]:
-    """Greedy answers from audio alone, in the order of `asked`. Batches are sorted by clip length and instruction."""
+    """Greedy answers from audio alone, in the order of `asked`."""
+
+    def answer(batch: Sequence[Question]) -> list[str]:
+        return student.answer([audio(q) for q in batch], [q.instruction for q in batch], max_new_tokens)
+
+    return _in_batches(answer, asked, batch_size, label)
+
+
+def ask_reading(
+    student: DistilledStudent, asked: Sequence[Question], reading: Reading, max_new_tokens: int, batch_size: int, label: str
+) -> list[Prediction]:
+    """Greedy answers where the student reads the clip's metadata and hears nothing, in the order of `asked`."""
+
+    def answer(batch: Sequence[Question]) -> list[str]:
+        return student.read([q.sample.metadata for q in batch], [q.instruction for q in batch], reading, max_new_tokens)
+
+    return _in_batches(answer, asked, batch_size, label)
+
+
+def _in_batches(
+    answer: Callable[[Sequence[Question]], list[str]], asked: Sequence[Question], batch_size: int, label: str
+) -> list[Prediction]:
+    """Batches are sorted by instruction and clip length, which hardly pads."""
     order = sorted(range(len(asked)), key=lambda i: (asked[i].instruction, asked[i].sample.seconds, asked[i].sample.key))
     answers: dict[int, str] = {}
     starts = range(0, len(order), batch_size)
     for start in progress(starts, label, total=len(starts)):
         batch = order[start : start + batch_size]
-        texts = student.answer([audio(asked[i]) for i in batch], [asked[i].instruction for i in batch], max_new_tokens)
-        answers.update(zip(batch, texts, strict=True))
+        answers.update(zip(batch, answer([asked[i] for i in batch]), strict=True))
     return [Prediction(q.task, q.split, q.sample.key, q.instruction, q.reference, answers[i]) for i, q in enumerate(asked)]
 
 

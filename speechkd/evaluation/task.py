@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field
 
@@ -11,6 +12,7 @@ from speechkd.core.config import Config
 from speechkd.core.seeds import derive
 from speechkd.data.cards import Task
 from speechkd.data.index import Sample
+from speechkd.models.prompt import Reading
 from speechkd.teachers.prompts import task_applies
 
 
@@ -27,6 +29,15 @@ class EvaluationConfig(Config):
     batch_size: int = Field(64, gt=0)
     samples: int = Field(12, ge=0)
     """clips shown with players in the report"""
+    controls: bool = True
+    """also ask with another clip's audio, and an untrained projector"""
+    reads: Reading | None = None
+    """what the student, as trained, also reads in the clip's place: its text ability beside its hearing; unset: it is not asked"""
+
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on, as JSON: of what was added later and is not set, nothing."""
+        later = {name for name in ("controls", "reads") if getattr(self, name) == type(self).model_fields[name].get_default()}
+        return self.model_dump(mode="json", exclude=later)
 
 
 @dataclass(frozen=True, slots=True)

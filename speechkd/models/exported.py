@@ -15,14 +15,14 @@ from speechkd.core.config import Config, build
 from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, sha256_file
 from speechkd.core.seeds import torch_seed
-from speechkd.core.types import Batch
+from speechkd.core.types import Batch, Metadata
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features, Mixed
 from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import LoraConfig, own_names
 from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
 from speechkd.models.projectors import PROJECTORS
-from speechkd.models.prompt import Prompt
+from speechkd.models.prompt import Prompt, Reading
 from speechkd.models.student import LLM, Student, load_trainable
 
 FORMAT = "speechkd-student/1"
@@ -103,8 +103,15 @@ class DistilledStudent:
 
     def answer(self, clips: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Greedy answers, one per clip and question."""
-        device = self.student.device
-        rows = self.student.generate(self.batch(clips, questions).to(device), max_new_tokens, self.prompt.end_of_turn)
+        return self._generate(self.batch(clips, questions), max_new_tokens)
+
+    def read(self, facts: Sequence[Metadata], questions: Sequence[str], reading: Reading, max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers where each clip's metadata is read in its place, LoRA on: what training left of the text ability."""
+        rows = [Row(self.prompt.read(question, reading, known), (), (), None) for known, question in zip(facts, questions, strict=True)]
+        return self._generate(self.collator(rows), max_new_tokens)
+
+    def _generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
+        rows = self.student.generate(batch.to(self.student.device), max_new_tokens, self.prompt.end_of_turn)
         return [self.prompt.decode(row) for row in rows]
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from speechkd.core.files import digest, read_json, read_json_lines, write_json, 
 from speechkd.core.log import say
 from speechkd.data.audio import encode_flac
 from speechkd.data.reader import Reader
-from speechkd.evaluation.runner import Prediction, Score, ask, chance, grade, shuffled, summarise
+from speechkd.evaluation.runner import Prediction, Score, ask, ask_reading, chance, grade, shuffled, summarise
 from speechkd.evaluation.task import Question
 from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
@@ -33,7 +33,7 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
     """
     corpora = open_corpora(recipe)
     manifest = read_manifest(exported)
-    settings = recipe.evaluation.model_dump(mode="json")
+    settings = recipe.evaluation.identity()
     of = digest([manifest.files, settings, [c.shards.digest for c in corpora]])
     told = read_json(out / SUMMARY).get("inputs") if (out / SUMMARY).is_file() else None
     if regrade and told != of:
@@ -78,7 +78,7 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
 
 
 def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported: Path) -> dict[str, list[Prediction]]:
-    """Every system's answers: student and teacher column on all splits; shuffled audio and untrained projector on the main one."""
+    """Every system's answers: student and teacher column on all splits; reading, shuffled and untrained on the main one."""
     reader = Reader(corpus.shards)
     other = shuffled(asked)
     main = next(iter(recipe.evaluation.splits.values()))
@@ -92,12 +92,13 @@ def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported
         return _hear(reader, other[question.task, question.sample.key])
 
     student = load_student(exported)
-    predictions = {
-        "student": ask(student, asked, own, *limits, label="eval student"),
-        "shuffled": ask(student, first, swapped, *limits, label="eval shuffled"),
-    }
-    del student  # one language model in memory at a time
-    predictions["untrained"] = ask(load_student(exported, weights=False), first, own, *limits, label="eval untrained")
+    predictions = {"student": ask(student, asked, own, *limits, label="eval student")}
+    if recipe.evaluation.reads is not None:
+        predictions["reads"] = ask_reading(student, first, recipe.evaluation.reads, *limits, label="eval reads")
+    if recipe.evaluation.controls:
+        predictions["shuffled"] = ask(student, first, swapped, *limits, label="eval shuffled")
+        del student  # one language model in memory at a time
+        predictions["untrained"] = ask(load_student(exported, weights=False), first, own, *limits, label="eval untrained")
     for role in recipe.train.roles:
         name = column_spec(recipe, role, open_prompt(recipe)).name
         if recipe.teachers[role].backend != "label" and name in corpus.shards.column_names():  # type: ignore[attr-defined]
@@ -142,7 +143,7 @@ def _summary(
                 f"{label}_n": far.n if far else 0,
                 f"{label}_unparsable": far.unparsable if far else 0,
             }
-        for system in ("teacher", "shuffled", "untrained"):
+        for system in ("teacher", "shuffled", "untrained", *(["reads"] if "reads" in predictions else [])):
             there = score(system, main)
             row |= {system: there.value if there else None, f"{system}_unparsable": there.unparsable if there else None}
         row["chance"] = chance([q for q in asked if q.task == task and q.split == main], corpus.card.tasks[task])

@@ -1,0 +1,92 @@
+"""From the summaries of a miniature's runs to its table: means with their intervals, and the claim judged by paired differences."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import t as student_t
+
+Scores = dict[str, float]
+"""Measure -> % right, of one run"""
+SYSTEMS = {"student": "", "unseen": ", unseen", "reads": ", read"}
+"""Key in a summary -> what stands after the task's name: known voices, voices never heard, the metadata read in the clip's place"""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """All of a miniature's results."""
+
+    claim: str
+    seeds: Sequence[int]
+    expect: Mapping[str, Sequence[tuple[str, str]]]
+    scores: Mapping[str, Sequence[Scores]]
+    """by variant, in the order of the seeds"""
+    base: Scores | None = None
+
+
+def scores_of(tasks: Mapping[str, Mapping[str, Any]]) -> Scores:
+    """`<task>` of known voices, `<task>, unseen`, `<task>, read`, and after each group its mean over tasks."""
+    found: Scores = {}
+    for key, label in SYSTEMS.items():
+        values = {task: 100 * row[key] for task, row in tasks.items() if row.get(key) is not None}
+        found |= {f"{task}{label}": value for task, value in values.items()}
+        if values:
+            found[f"mean{label}"] = statistics.fmean(values.values())
+    return found
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean, by Student's t; nan for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    return float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float], sign: str = "") -> str:
+    """mean ± half the 95 % interval"""
+    mean, half = statistics.fmean(values), half_interval(values)
+    return f"{mean:{sign}.1f}" if math.isnan(half) else f"{mean:{sign}.1f} ± {half:.1f}"
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """Of differences, seed by seed, that a claim puts above 0."""
+    mean, half = statistics.fmean(differences), half_interval(differences)
+    if mean > 0 and not math.isnan(half) and mean - half > 0:
+        return "holds"
+    if mean > 0:
+        return "direction holds, the interval includes 0"
+    return "does not hold" if mean + half >= 0 else "does not hold: the opposite does"
+
+
+def markdown(paper: str, judged: Judged) -> str:
+    """The document: a row per measure, a column per variant; then the claim, pair by pair."""
+    names = list(next(iter(judged.scores.values()))[0])
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    before = ["before"] if judged.base is not None else []
+    lines = [
+        f"# {paper} in miniature",
+        "",
+        f"Claim: {judged.claim}. {len(judged.seeds)} seeds, mean ± half of the 95 % interval over seeds, % right, greedy.",
+        "",
+        f"`make miniature PAPER={paper}`, {machine}, {datetime.date.today().isoformat()}",
+        "",
+        "| % right | " + " | ".join([*before, *judged.scores]) + " |",
+        "|---" * (len(before) + len(judged.scores) + 1) + "|",
+    ]
+    for name in names:
+        start = [] if judged.base is None else [f"{judged.base[name]:.1f}" if name in judged.base else "–"]
+        cells = [interval([row[name] for row in rows]) for rows in judged.scores.values()]
+        lines.append(f"| {name} | " + " | ".join([*start, *cells]) + " |")
+    lines += ["", "| expected | on | difference, seed by seed | |", "|---|---|---|---|"]
+    for measure, pairs in judged.expect.items():
+        for better, worse in pairs:
+            found = [a[measure] - b[measure] for a, b in zip(judged.scores[better], judged.scores[worse], strict=True)]
+            lines.append(f"| {better} above {worse} | {measure} | {interval(found, '+')} | {verdict(found)} |")
+    return "\n".join(lines) + "\n"
