@@ -19,8 +19,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
-
 from tables import Judged, Scores, markdown, scores_of
 
 from speechkd.core.config import Config, build, read_yaml

@@ -85,7 +85,7 @@ class Card(Config):
     constants: dict[str, Scalar] = {}
     """metadata that every sample has and its source does not say"""
     combine: dict[str, list[str]] = {}
-    """new metadata name -> names whose values it holds, with spaces between: an answer that needs several facts; not where one is missing"""
+    """new metadata name -> names whose values it holds, spaces between: an answer that needs several facts; none where one is missing"""
     tasks: dict[str, Task] = {}
     grows: str | None = Field(default=None, pattern=NAME_PATTERN, max_length=64)
     """an earlier version of this dataset: its unchanged shards are referenced, only new and changed items are written"""
