@@ -30,7 +30,7 @@ from weights import file_digest
 
 from speechkd.data.sources.base import Item
 
-WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 128, 4, 4, 2, 384
+WIDTH, LAYERS = 128, 4
 BATCH, WARMUP = 32, 60
 PHASES = ((2200, 3e-3, 1 / 3), (800, 1e-3, 0.0))
 """(steps, peak learning rate, share of dialogues with mixed attributes and words): first to learn to read, then the card's own metadata."""
@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--card", type=Path, default=here.parent / "shards/cards/minibabel.yaml")
     parser.add_argument("--out", type=Path, default=here / "llm")
     parser.add_argument("--scores", type=Path, help="where to write the scores (default: OUT/../scores.json, key `llm`)")
+    parser.add_argument("--width", type=int, default=WIDTH, help="a multiple of 64; the stand-in that ships has the default")
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--steps", type=float, default=1.0, help="share of the steps")
     args = parser.parse_args()
 
     source, tasks = load_source(args.card)
@@ -55,9 +58,9 @@ def main() -> None:
     )
     torch.manual_seed(0)
     # eager: the fused attention takes 0.27 s a backward pass in bfloat16 on a CPU, this 0.11 s (measured)
-    model: LlamaForCausalLM = AutoModelForCausalLM.from_config(_config(tokenizer), attn_implementation="eager")
-    for number, phase in enumerate(PHASES):
-        train(model, tokenizer, texts, tasks, number, *phase)
+    model: LlamaForCausalLM = AutoModelForCausalLM.from_config(_config(tokenizer, args.width, args.layers), attn_implementation="eager")
+    for number, (steps, peak_lr, mixed) in enumerate(PHASES):
+        train(model, tokenizer, texts, tasks, number, round(steps * args.steps), peak_lr, mixed)
     model.eval()
     model.save_pretrained(args.out)
     scores = score(args.out, [item for item in corpus if item.split.startswith("test")], tasks)
@@ -161,14 +164,14 @@ def rate_at(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def _config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        intermediate_size=INNER,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 64,
+        intermediate_size=3 * width,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         initializer_range=0.08,  # about 1/sqrt(width): the default 0.02 is for wide models, and this one then learns to look up late

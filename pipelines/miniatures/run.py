@@ -54,6 +54,8 @@ class Miniature(Config):
     needs: dict[str, Need] = {}
     base: str = ""
     """the need whose export is asked the same questions: the student before the variants trained it"""
+    means: dict[str, list[str]] = {}
+    """measure -> tasks whose mean it is"""
     set: list[str]
     """for all variants"""
     variants: dict[str, list[str]]
@@ -137,7 +139,7 @@ class Bench:
             raise SystemExit(code)
 
     def _read(self, summary: Path) -> Scores:
-        return scores_of(json.loads(summary.read_text(encoding="utf-8"))["tasks"])
+        return scores_of(json.loads(summary.read_text(encoding="utf-8"))["tasks"], self.mini.means)
 
 
 def load(paper: str) -> Miniature:

@@ -9,6 +9,7 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from scipy.stats import t as student_t
@@ -31,14 +32,15 @@ class Judged:
     base: Scores | None = None
 
 
-def scores_of(tasks: Mapping[str, Mapping[str, Any]]) -> Scores:
-    """`<task>` of known voices, `<task>, unseen`, `<task>, read`, and after each group its mean over tasks."""
+def scores_of(tasks: Mapping[str, Mapping[str, Any]], means: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Scores:
+    """`<task>` of known voices, `<task>, unseen`, `<task>, read`, and after each group its means: over all tasks, and those asked for."""
     found: Scores = {}
     for key, label in SYSTEMS.items():
         values = {task: 100 * row[key] for task, row in tasks.items() if row.get(key) is not None}
         found |= {f"{task}{label}": value for task, value in values.items()}
         if values:
-            found[f"mean{label}"] = statistics.fmean(values.values())
+            for name, chosen in {"mean": list(values), **means}.items():
+                found[f"{name}{label}"] = statistics.fmean(values[task] for task in chosen)
     return found
 
 

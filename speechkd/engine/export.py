@@ -150,6 +150,7 @@ def _merged(
     load_trainable(student, dict(tensors))
     merge_lora(student)
     student.llm.lm.save_pretrained(fresh / LLM_FOLDER)
+    load_tokenizer(llm.name).save_pretrained(fresh / LLM_FOLDER)  # the folder is a model like any other
     kept = {name: p.detach() for name, p in student.named_parameters() if name.startswith((PROJECTOR, "mix."))}
     return kept, Base(name=LLM_FOLDER, fingerprint=fingerprint(str(fresh / LLM_FOLDER)))
 

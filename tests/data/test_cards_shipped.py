@@ -221,6 +221,6 @@ def test_every_task_asks_for_what_its_card_gives() -> None:
     own = {"caption", "answer", "question", "context", "transcript", "emotion", "language", "gender", "rate"}
     for path in CARDS:
         card = load_card(path)
-        known = own | set(card.fields.values()) | set(card.constants) | set(card.values)
+        known = own | set(card.fields.values()) | set(card.constants) | set(card.values) | set(card.combine)
         for task in card.tasks.values():
             assert task.field in known and (task.instruction_field or "question") in known, path
