@@ -1,7 +1,8 @@
-# `make` lists the targets. Variables: TORCH (any pip requirement for torch), PYTHON (3.11 or newer), VENV.
+# `make` lists the targets. Variables: TORCH (any pip requirement for torch), PYTHON (3.11 or newer), VENV, JOBS (miniatures).
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 export TORCH PYTHON VENV
 # As speechkd itself sets it: spinning threads starve each other on few cores.
@@ -34,8 +35,8 @@ bench: setup  ## reading and writing beside other loaders on the same audio; res
 	$(VENV)-bench/bin/python -W ignore -m tests.bench.reading
 	$(BIN)/python -m tests.bench.resume
 
-miniature: setup  ## a paper's effect on small parts: make miniature PAPER=wong26a
-	$(BIN)/python pipelines/miniatures/run.py $(PAPER)
+miniature: setup  ## a paper's effect on small parts: make miniature PAPER=wong26a JOBS=2 (runs side by side)
+	$(BIN)/python pipelines/miniatures/run.py $(PAPER) --jobs $(JOBS)
 
 lint: setup  ## flake8 and isort
 	$(BIN)/flake8

@@ -40,7 +40,8 @@ def scores_of(tasks: Mapping[str, Mapping[str, Any]], means: Mapping[str, Sequen
         found |= {f"{task}{label}": value for task, value in values.items()}
         if values:
             for name, chosen in {"mean": list(values), **means}.items():
-                found[f"{name}{label}"] = statistics.fmean(values[task] for task in chosen)
+                if all(task in values for task in chosen):
+                    found[f"{name}{label}"] = statistics.fmean(values[task] for task in chosen)
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from speechkd.core.errors import InputError
-from speechkd.core.files import read_json
+from speechkd.core.files import digest, read_json
 from speechkd.data.audio import RATE, pieces
 from speechkd.data.card_schema import card_schema
 from speechkd.data.cards import AudioLimits, Card, Task, load_card, open_source
@@ -51,15 +51,30 @@ def test_what_a_card_adds_to_its_items(corpus: Path) -> None:
         drop=["client"],
         values={"gender": {"F": "female", "M": "male"}},
         constants={"style": "read", "n_speakers": 1},
+        combine={"who": ["gender", "speaker", "n_speakers"]},
         audio={"duration_field": "duration"},
     )
     same(samples(shards), {name: noise(i, 0.2 + i / 10) for i, name in enumerate("abc")})
     always = {"style": "read", "n_speakers": 1}
     assert fields(shards) == {
-        "a": {"transcript": "good morning", "gender": "female", "speaker": "s1", "age": 20, "duration": 0.2, **always},
-        "b": {"transcript": "hello", "gender": "male", "speaker": "s2", "age": 30, "duration": 0.3, **always},
-        "c": {"transcript": "what else", "gender": "unknown", "speaker": "s1", "age": 20, "duration": 0.4, **always},
+        "a": {"transcript": "good morning", "gender": "female", "speaker": "s1", "age": 20, "duration": 0.2, "who": "female s1 1", **always},
+        "b": {"transcript": "hello", "gender": "male", "speaker": "s2", "age": 30, "duration": 0.3, "who": "male s2 1", **always},
+        "c": {"transcript": "what else", "gender": "unknown", "speaker": "s1", "age": 20, "duration": 0.4, "who": "unknown s1 1", **always},
     }
+
+
+def test_a_fact_that_is_missing_combines_to_nothing(corpus: Path) -> None:
+    (corpus / "list.csv").write_text("id,audio,sex,accent\na,a.wav,F,\nb,b.wav,F,north\n")
+    shards = shards_of(corpus, SOURCE, combine={"who": ["sex", "accent"]})
+    assert fields(shards) == {"a": {"sex": "F"}, "b": {"sex": "F", "accent": "north", "who": "F north"}}
+
+
+def test_a_key_that_came_later_changes_no_card_that_does_not_use_it() -> None:
+    """Shards are bound to their card's digest."""
+    given = {"name": "x", "version": "v1", "licence": "CC0", "source": {"kind": "csv"}}
+    card = Card.model_validate(given)
+    assert card.digest == digest({name: value for name, value in card.model_dump(mode="json").items() if name != "combine"})
+    assert Card.model_validate({**given, "combine": {"a": ["b"]}}).digest != card.digest
 
 
 @pytest.mark.parametrize(
@@ -72,6 +87,9 @@ def test_what_a_card_adds_to_its_items(corpus: Path) -> None:
         ),
         ({"drop": ["clint"]}, "unknown field `clint`; .*did you mean `client`"),
         ({"constants": {"speaker": "x"}}, "two fields for `speaker`"),
+        ({"combine": {"who": ["sex", "speeker"]}}, "unknown field `speeker`; allowed: .*did you mean `speaker`"),
+        ({"combine": {"who": ["client"]}, "drop": ["client"]}, "unknown field `client`; allowed: sex, speaker"),
+        ({"combine": {"speaker": ["sex"]}}, "`speaker` is a field already"),
         ({"joins": [{**JOINS[0], "file": "t1.txt"}]}, "`c` of item `c` is not in `t1.txt`, column `key`"),
         ({"joins": [{**JOINS[0], "take": ["txt"]}]}, "unknown column `txt`; allowed: key, text; did you mean `text`"),
         ({"joins": [{**JOINS[0], "required": False, "on": "sex"}]}, "no item is in `t\\*.txt`: `sex` is like `F`, column `key` like `a`"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from speechkd.models.exported import DistilledStudent, load_features, load_tokenizer
+from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt
 from speechkd.models.student import Student
@@ -18,6 +19,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def distilled() -> DistilledStudent:
     """A student with an untrained projector."""
+    return build()
+
+
+def build(lora: LoraConfig | None = None) -> DistilledStudent:
+    """One of its own, for tests that change it."""
     from transformers import AutoModelForCausalLM, WhisperModel
 
     torch.manual_seed(0)
@@ -26,4 +32,4 @@ def distilled() -> DistilledStudent:
     config = PROJECTORS.get("mlp_stack").Config.model_validate({"stack": 5, "hidden": 32})
     template = (ROOT / "shards/prompts/meta_prompt.j2").read_text(encoding="utf-8").rstrip("\n")
     prompt = Prompt(template, load_tokenizer(str(ROOT / "standins/llm")))
-    return DistilledStudent(Student(encoder, llm, config), prompt, load_features(str(ROOT / "standins/encoder")))
+    return DistilledStudent(Student(encoder, llm, config, lora=lora), prompt, load_features(str(ROOT / "standins/encoder")))

@@ -8,8 +8,11 @@ import torch
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.encoder import LayerMix
 from speechkd.models.exported import DistilledStudent
+from speechkd.models.lora import LoraConfig, lora_layers
 from speechkd.models.projectors import PROJECTORS
+from speechkd.models.prompt import Reading
 from speechkd.models.student import Student
+from tests.models.conftest import build
 
 
 def _clip(seconds: float, seed: int = 0) -> np.ndarray:
@@ -100,3 +103,19 @@ def test_normalised_layers_weigh_alike_whatever_their_scale() -> None:
     mix = LayerMix(3, normalise=True)
     louder = (states[0] * 100 + 7, states[1], states[2])
     torch.testing.assert_close(mix(louder), mix(states), atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_reads_what_its_llm_reads_until_lora_says_otherwise() -> None:
+    """The text ability that an evaluation asks for is that of the student as trained, LoRA on."""
+    facts = [
+        {"language": "german", "gender": "male", "rate": "slow", "transcript": "eins zwei"},
+        {"language": "turkish", "gender": "female", "rate": "fast", "transcript": "bir iki"},
+    ]
+    reading = Reading(form="json", fields=["language", "gender", "rate", "transcript"])
+    asked = ["What language is spoken?", "Is the speaker male or female?"]
+    distilled = build(LoraConfig(targets=["q_proj", "v_proj"]))
+    assert distilled.read(facts, asked, reading, 8) == ["german", "female"]
+    with torch.no_grad():
+        for layer in lora_layers(distilled.student).values():
+            layer.lora_B.normal_(0, 0.5)
+    assert distilled.read(facts, asked, reading, 8) != ["german", "female"]

@@ -1,0 +1,101 @@
+"""Short runs as forks of one process that has imported everything: a fresh interpreter for each stage of sixty runs costs ten minutes.
+
+A fork runs the stages of `speechkd run` on one rank, the training worker in the fork itself: a group of one needs no torchrun.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechkd.core.errors import InputError
+from speechkd.core.log import say
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run: a recipe with its overrides, and where its words go."""
+
+    name: str
+    recipe: Path
+    sets: Sequence[str]
+    log: Path
+
+
+def run_jobs(jobs: Sequence[Job], side_by_side: int) -> None:
+    """Run all jobs, at most so many at a time. Ends with SystemExit if one fails, once the others that had begun are done."""
+    _import_everything()
+    running: dict[int, Job] = {}
+    waiting, failed = list(jobs), []
+    while running or (waiting and not failed):
+        while waiting and len(running) < side_by_side and not failed:
+            job = waiting.pop(0)
+            running[_fork(job)] = job
+        pid, status = os.wait()
+        job = running.pop(pid)
+        code = os.waitstatus_to_exitcode(status)
+        say(f"── {job.name}: {'done' if code == 0 else f'failed ({code}), see {job.log}'}; {len(waiting)} to begin")
+        failed += [code] if code else []
+    if failed:
+        raise SystemExit(1)
+
+
+def _import_everything() -> None:
+    """Whatever a run imports late, so that forks share it."""
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM, WhisperFeatureExtractor, WhisperModel  # noqa: F401
+
+    from speechkd.engine.zero import import_deepspeed
+    from speechkd.stages import run, worker  # noqa: F401
+
+    import_deepspeed()
+
+
+def _fork(job: Job) -> int:
+    """Process id of a fork that runs the job, writing to its log."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with job.log.open("ab") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            code = _run(job)
+        except InputError as error:
+            say(f"error: {error}")
+        except BaseException:  # noqa: BLE001  (a fork must never return into its parent's code)
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
+
+
+def _run(job: Job) -> int:
+    import torch
+
+    import speechkd.stages.train
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.run import run
+
+    torch.set_num_threads(1)
+    speechkd.stages.train.run_ranks = _here  # type: ignore[assignment]
+    return run(load_recipe(job.recipe, list(job.sets)), ranks=1)
+
+
+def _here(words: Sequence[str], ranks: int, folder: Path) -> int:
+    """What torchrun would start, in this process."""
+    from speechkd.engine.zero import close_distributed
+    from speechkd.stages.worker import work
+
+    assert words[1] == "speechkd.stages.worker" and ranks == 1
+    work(folder)
+    close_distributed()
+    return 0
