@@ -164,11 +164,12 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
     for name in card.values:
         if name not in named:
             raise InputError(unknown_name("field", name, named, f"card `{card.name}`: values"))
+    kept = named - {*card.drop} | {*card.constants}
     for name, parts in card.combine.items():
         for part in parts:
-            if part not in named - {*card.drop} | {*card.constants}:
-                raise InputError(unknown_name("field", part, named, f"card `{card.name}`: combine.{name}"))
-        if name in named | {*card.constants}:
+            if part not in kept:
+                raise InputError(unknown_name("field", part, kept, f"card `{card.name}`: combine.{name}"))
+        if name in kept | named:
             raise InputError(f"`{name}` is a field already: combine under another name (card `{card.name}`: combine)")
     for name in card.drop:  # what is not there need not be dropped; what is nearly there is a slip of the pen
         if name not in named and get_close_matches(name, named, n=1, cutoff=0.75):
