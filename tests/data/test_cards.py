@@ -57,7 +57,15 @@ def test_what_a_card_adds_to_its_items(corpus: Path) -> None:
     same(samples(shards), {name: noise(i, 0.2 + i / 10) for i, name in enumerate("abc")})
     always = {"style": "read", "n_speakers": 1}
     assert fields(shards) == {
-        "a": {"transcript": "good morning", "gender": "female", "speaker": "s1", "age": 20, "duration": 0.2, "who": "female s1 1", **always},
+        "a": {
+            "transcript": "good morning",
+            "gender": "female",
+            "speaker": "s1",
+            "age": 20,
+            "duration": 0.2,
+            "who": "female s1 1",
+            **always,
+        },
         "b": {"transcript": "hello", "gender": "male", "speaker": "s2", "age": 30, "duration": 0.3, "who": "male s2 1", **always},
         "c": {"transcript": "what else", "gender": "unknown", "speaker": "s1", "age": 20, "duration": 0.4, "who": "unknown s1 1", **always},
     }

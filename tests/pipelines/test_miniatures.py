@@ -67,7 +67,9 @@ def test_scores_of_a_summary(tables: ModuleType) -> None:
 def test_differences_are_seed_by_seed(tables: ModuleType) -> None:
     """Seeds move both variants by 20 points and their difference by hardly any: only a paired judgement sees it."""
     low, high = [{"m": 40.0}, {"m": 60.0}, {"m": 50.0}], [{"m": 42.0}, {"m": 62.1}, {"m": 51.9}]
-    text = tables.markdown("p", tables.Judged("high is above low", [1, 2, 3], {"m": [("high", "low")]}, {"low": low, "high": high}, {"m": 9.0}))
+    text = tables.markdown(
+        "p", tables.Judged("high is above low", [1, 2, 3], {"m": [("high", "low")]}, {"low": low, "high": high}, {"m": 9.0})
+    )
     assert "| % right | before | low | high |" in text and "| m | 9.0 | 50.0 ± 24.8 | 52.0 ± " in text
     assert "| high above low | m | +2.0 ± 0.2 | holds |" in text
 
