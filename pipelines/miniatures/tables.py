@@ -65,7 +65,7 @@ def verdict(differences: Sequence[float]) -> str:
         return "holds"
     if mean > 0:
         return "direction holds, the interval includes 0"
-    return "does not hold" if mean + half >= 0 else "does not hold: the opposite does"
+    return "does not hold: the opposite does" if mean + half < 0 else "does not hold"
 
 
 def markdown(paper: str, judged: Judged) -> str:

@@ -46,6 +46,7 @@ def test_intervals_are_students(tables: ModuleType) -> None:
         ([-5.0, 1.0, 0.5], "does not hold"),
         ([0.0, 0.0, 0.0], "does not hold"),
         ([-2.0, -2.1, -1.9], "does not hold: the opposite does"),
+        ([-3.0], "does not hold"),
         ([3.0], "direction holds, the interval includes 0"),
     ],
 )
