@@ -66,6 +66,25 @@ def test_a_tar_is_plain_ustar_that_others_read(tones_root: Path) -> None:
     assert "flac" not in read[9]
 
 
+def test_hf_datasets_reads_them_too(tones_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its webdataset builder, streaming; the features are said, since its own guess for audio needs a codec library of its own."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from datasets import Features, Value, load_dataset
+
+    shards = open_shards(tones_root)
+    text = {name: Value("string") for name in ("__key__", "__url__")}
+    clip, said = Value("binary"), {"hertz": Value("float64"), "speaker": Value("string")}
+    tars = [str(tones_root / f"audio/00000{number}.tar") for number in range(3)]
+    features = Features({**text, "flac": clip, "json": said})
+    read = list(load_dataset("webdataset", data_files={"train": tars}, split="train", streaming=True, features=features))
+    assert [row["__key__"] for row in read] == [sample.key for sample in shards.samples()]
+    reader = Reader(shards)
+    for number, row in enumerate(read):
+        audio_T = reader.audio(number)
+        assert (row["flac"] is None) == (audio_T is None) and row["json"]["hertz"] == reader.metadata(number)["hertz"]
+        assert audio_T is None or np.array_equal(decode_flac(row["flac"], "x"), audio_T)
+
+
 def test_partitions_give_the_same_bytes_and_the_last_publishes(tones_card: Path, tones_root: Path, tmp_path: Path) -> None:
     root = shard(tones_card, tmp_path, partition=(1, 2), quiet=True)
     assert not (root / "manifest.json").exists() and sorted(p.name for p in (root / "receipts").iterdir()) == ["000001.json"]
