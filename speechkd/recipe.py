@@ -102,6 +102,12 @@ class StudentConfig(Config):
     config_root: str | None = None
     """folder of config files (`<hub id>/config.json`), for dry runs where the hub cannot be reached"""
 
+    @property
+    def hears_at_the_start(self) -> bool:
+        """Whether projector and language model know each other before the first step."""
+        whole = self.projector.kind == "linear" and getattr(self.projector, "init_from", None) == self.llm  # type: ignore[attr-defined]
+        return bool(self.start) or whole
+
     @model_validator(mode="after")
     def _scaled_only_if_mixed(self) -> StudentConfig:
         if self.mix == "last" and self.normalise_layers:
@@ -185,9 +191,10 @@ class Recipe(Config):
                     raise ValueError(unknown_name("stream", stream, self.train.all_streams, f"losses.{name}.roles"))
             check_live(name, config, self.live)
         for teacher, live in self.live.items():
-            if live.kind == "snapshot" and not self.student.start:
+            if live.kind == "snapshot" and not self.student.hears_at_the_start:
                 raise ValueError(
-                    f"live teacher `{teacher}` (snapshot) would be a student that has learned nothing yet: set `student.start` to an export"
+                    f"live teacher `{teacher}` (snapshot) would be a student that has learned nothing yet: set `student.start` to an export, "
+                    "or `student.projector.init_from` of a `linear` projector to the student's own speech LLM"
                 )
         for name, config in self.losses.items():
             kind = self.student.projector.kind  # type: ignore[attr-defined]
@@ -231,7 +238,7 @@ class Recipe(Config):
         if "hidden" in given and not any("hidden" in self.stored_signals(config, role) for config in self.losses.values()):
             raise ValueError(
                 f"no loss of this recipe reads stored `hidden`: leave `teachers.{role}.signals.hidden` out, "
-                "losses on layers look at a live teacher (`live`)"
+                "or give it a loss on layers without a live teacher (`layer_wise`, `representation: hidden`, `linear` or `cka`)"
             )
 
     def stored_signals(self, config: LossConfig, role: str) -> frozenset[str]:

@@ -143,6 +143,8 @@ class ClipTable:
 
     role_C: Tensor
     """stream (below) of the clip's example"""
+    frames_C: Tensor
+    """encoder frames of the clip itself; what follows in its features is silence"""
     mask_CQ: Tensor
     """boolean; valid projected positions, a prefix of each row"""
     language_C: Tensor
@@ -164,7 +166,7 @@ class Batch:
     """
 
     features_BMT: Tensor
-    """log-mels of the clips [clips >= 1, M, 2F]; zeros where no example has audio"""
+    """log-mels of the clips [clips >= 1, M, T], or their waveforms [clips >= 1, T]; of a dummy clip where no example has audio"""
     ids_BS: Tensor
     """token ids; 0 at audio positions and padding"""
     mask_BS: Tensor

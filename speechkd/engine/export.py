@@ -37,7 +37,7 @@ from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import LoraConfig
 from speechkd.models.lora import merge as merge_lora
 from speechkd.models.lora import peft_config, peft_names
-from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
+from speechkd.models.pretrained import fingerprint, load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import LLM, PROJECTOR, Student, load_trainable
 
@@ -146,7 +146,7 @@ def _merged(
     """Fold LoRA into the language model, saved below `fresh`; what else is trained, and the language model as the export's own."""
     kind = getattr(torch, dtype)
     config = PROJECTORS.get(str(projector["kind"])).Config.model_validate(projector)
-    student = Student(load_whisper_encoder(encoder.name, kind), load_causal_lm(llm.name, kind), config, normalise_layers, lora, mix)
+    student = Student(load_encoder(encoder.name, kind), load_causal_lm(llm.name, kind), config, normalise_layers, lora, mix)
     load_trainable(student, dict(tensors))
     merge_lora(student)
     student.llm.lm.save_pretrained(fresh / LLM_FOLDER)
@@ -173,7 +173,7 @@ def _compare(folder: Path, tensors: Mapping[str, Tensor], probe: Path | None, dt
 
 
 PROBE_TENSORS = ("features_BMT", "ids_BS", "mask_BS", "audio_to_A", "audio_from_A", "response_T", "mask_T", "role_T", "first_T", "role_A")
-PROBE_CLIPS = ("role_C", "mask_CQ", "language_C", "words_CN", "words_mask_CN")
+PROBE_CLIPS = ("role_C", "frames_C", "mask_CQ", "language_C", "words_CN", "words_mask_CN")
 
 
 def probe_batch(saved: Mapping[str, Tensor]) -> Batch:

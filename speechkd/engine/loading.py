@@ -17,15 +17,16 @@ from torch import nn
 from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored
 from speechkd.models import pretrained
+from speechkd.models.hearing import WAVEFORM
 from speechkd.models.pretrained import (
     causal_lm_from,
+    encoder_from,
     encoder_tensors,
     fill,
     fill_whole,
     language_model_tensors,
     read_config,
     resolve,
-    whisper_encoder_from,
 )
 
 
@@ -55,15 +56,14 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
     return module.eval()
 
 
-def load_whisper_encoder(
-    path_or_id: str, dtype: torch.dtype, partitioned: bool = False, memory: Mapping[str, Any] | None = None
-) -> nn.Module:
-    """The encoder of a Whisper checkpoint (full model, model without head, or encoder alone), in eval mode; the decoder is never read.
+def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, memory: Mapping[str, Any] | None = None) -> nn.Module:
+    """The speech encoder of a checkpoint (a whole model, one without head, the encoder alone), in eval mode; decoders are never read.
 
-    Arguments and errors as for `load_causal_lm`.
+    Arguments and errors as for `load_causal_lm`. Encoders of waveforms (0.1 to 1 B parameters) load whole on each rank and are partitioned
+    when training starts: their weight norm cannot be made in parts.
     """
-    if not partitioned:
-        return pretrained.load_whisper_encoder(path_or_id, dtype)
+    if not partitioned or read_config(resolve(path_or_id, weights=False)).model_type in WAVEFORM:
+        return pretrained.load_encoder(path_or_id, dtype)
     from transformers.initialization import no_init_weights
 
     from speechkd.engine.zero import full_shape
@@ -71,7 +71,7 @@ def load_whisper_encoder(
 
     folder = resolve(path_or_id)
     with no_init_weights(), zero_init(memory, dtype, to_be_filled=True):
-        module = whisper_encoder_from(read_config(folder), dtype)
+        module = encoder_from(read_config(folder), dtype)
     fill(module, encoder_tensors(folder), folder, fill_parameter, full_shape)
     return module.eval()
 

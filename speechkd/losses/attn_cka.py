@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
 from speechkd.core.errors import InputError
@@ -70,17 +71,24 @@ def comparable(mask_BT: Tensor) -> Tensor:
 class Config(TaughtConfig):
     """Recipe block of `attn_cka`."""
 
-    mode: Literal["pre_w", "pre_sqrt_w", "weighted_hsic"] = "pre_w"
+    mode: Literal["pre_w", "pre_sqrt_w", "weighted_hsic"] | None = None
+    """with attention only: how it weighs; pre_w"""
     attention: bool | Literal["stored"] = True
     """weigh positions by the teacher's attention; False is plain CKA, the paper's ablation; `stored`: by the attention that the column's
     audio-hearing teacher had (`signals.attention`), while the states are the live teacher's"""
+
+    @model_validator(mode="after")
+    def _nothing_to_weigh_by(self) -> Config:
+        if self.mode is not None and not self.attention:
+            raise ValueError("without attention all positions weigh the same, whatever `mode` says: leave it out")
+        return self
 
 
 def _loss(student: Clips, teacher: Clips | None, facts: ClipFacts, config: Config) -> LossOut:
     projected_CQE = given(teacher.projected_CQD if teacher else None, "attn_cka", "projected")
     mask_CQ = facts.mask_CQ & facts.keep_C.unsqueeze(1)
     weights_CQ = given(teacher.attention_CQ if teacher else None, "attn_cka", "projected") if config.attention else wide(mask_CQ)
-    return attn_cka_loss(student.projected_CQD, projected_CQE, weights_CQ, mask_CQ, config.mode)
+    return attn_cka_loss(student.projected_CQD, projected_CQE, weights_CQ, mask_CQ, config.mode or "pre_w")
 
 
 def _keeps(facts: ClipFacts, config: Config) -> Tensor:

@@ -85,7 +85,7 @@ class Supervision:
     sampled_weights_TN: Tensor | None = None
     """signal `sampled`: different ids in a row; a slot of weight 0 is empty"""
     hidden_TLE: Tensor | None = None
-    """signal `hidden`, as stored: layers in the order of the column's settings; no loss of ours reads it, so recipes refuse to store it"""
+    """signal `hidden`, as stored: layers in the order of the column's settings; losses on layers read it, as they are (no logit lens)"""
     teacher_TE: Tensor | None = None
     teacher_weight_UE: Tensor | None = None
     """signal `dense`: the teacher's final hidden states and its head; its logits are rebuilt chunk by chunk"""

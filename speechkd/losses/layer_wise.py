@@ -135,6 +135,11 @@ def _over_layers(outs: Sequence[LossOut], reduction: Reduction) -> LossOut:
     return LossOut(total / len(outs) if reduction == "mean" else total, outs[0].count)
 
 
+LENS = ("logit_lens",)
+USES = {"divergence": LENS, "temperature": LENS, "impl": LENS, "distance": ("linear", "hidden")}
+"""Keys that only some representations have"""
+
+
 class Config(LayerConfig, KernelConfig):
     """Recipe block of `layer_wise`."""
 
@@ -145,12 +150,12 @@ class Config(LayerConfig, KernelConfig):
     """pairs (student layer, teacher layer), from 1, in place of the proportional map"""
     representation: Literal["logit_lens", "linear", "hidden", "cka"] = "logit_lens"
     """`linear` learns one map a layer to the teacher's width; `hidden` needs equal widths"""
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"] = "jsd"
-    """of logit_lens"""
-    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    """of logit_lens"""
-    distance: Literal["jsd", "mse", "cosine"] = "cosine"
-    """of linear and hidden"""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"] | None = None
+    """logit_lens only; jsd"""
+    temperature: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """logit_lens only; 1"""
+    distance: Literal["jsd", "mse", "cosine"] | None = None
+    """linear and hidden only; cosine"""
     reduction: Reduction = "sum"
     """over layers"""
 
@@ -158,6 +163,14 @@ class Config(LayerConfig, KernelConfig):
     def _one_map(self) -> Config:
         if self.map is not None and self.every is not None:
             raise ValueError("`every` says nothing beside `map`, which names each pair of layers: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_representation(self) -> Config:
+        given = {key: getattr(self, key) is not None for key in ("divergence", "temperature", "distance")} | {"impl": self.impl != "auto"}
+        for key, names in USES.items():
+            if given[key] and self.representation not in names:
+                raise ValueError(f"representation `{self.representation}` does not use `{key}`; those that do: {', '.join(names)}")
         return self
 
     def pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
@@ -180,8 +193,8 @@ def _loss(student: Layers, teacher: Layers, mask_T: Tensor, shared_W: Tensor | N
             teacher.lens,
             given(teacher.weight_VD, "layer_wise", "hidden"),
             mask_T,
-            divergence=config.divergence,
-            temperature=config.temperature,
+            divergence=config.divergence or "jsd",
+            temperature=config.temperature or 1.0,
             shared_W=shared_W,
             softcap=student.softcap,
             teacher_softcap=teacher.softcap,
@@ -192,7 +205,7 @@ def _loss(student: Layers, teacher: Layers, mask_T: Tensor, shared_W: Tensor | N
         owner_T = given(student.owner_T, "layer_wise", "hidden")
         return layer_cka(student.states, teacher.states, mask_T, owner_T, config.reduction)
     states = student.states if part is None else part(student.states)
-    return layer_states(states, teacher.states, mask_T, config.distance, config.reduction)
+    return layer_states(states, teacher.states, mask_T, config.distance or "cosine", config.reduction)
 
 
 def _part(config: Config, pairs: int, width_in: int, width_out: int) -> nn.Module | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import Batch, ClipTable, View
+from speechkd.models.hearing import Hearing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Rows -> Batch. `features`: clips -> [C, M, 2F]; `frames`: samples -> valid F; `positions`: F -> Q (the projector's contract)."""
+    """Rows -> Batch. `features`: clips, samples -> what the encoder is given; `positions`: F -> Q (the projector's contract)."""
 
-    features: Callable[[Sequence[np.ndarray]], Tensor]
-    frames: Callable[[int], int]
+    features: Callable[[Sequence[np.ndarray], int], Tensor]
+    hearing: Hearing
+    """the encoder's: samples -> frames, and back"""
     positions: Callable[[int], int]
-    window_frames: int
     sample_rate: int = 16_000
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     """of each signal that batches carry, one row [1, ...] of zeros: stands in where a batch, or an example in it, has none"""
@@ -53,8 +54,10 @@ class Collator:
         """Collate; no rows give an empty micro-batch (dummy clip, dummy token, count 0)."""
         heard = [row for row in rows if row.samples_T is not None]
         clips = [row.samples_T for row in heard if row.samples_T is not None]
-        window_Q = self.positions(self.window_frames)
-        spots = [0 if row.samples_T is None else self.positions(self.frames(row.samples_T.size)) for row in rows]
+        clips = clips or [np.zeros(1, np.float32)]  # a dummy: the encoder runs on every batch
+        frames = [self.hearing.frames(clip.size) for clip in clips]
+        window_Q = self.positions(self.hearing.window)
+        spots = [0 if row.samples_T is None else self.positions(self.hearing.frames(row.samples_T.size)) for row in rows]
         sequences = [[*row.before, *[0] * n, *row.after, *row.response] for row, n in zip(rows, spots, strict=True)]
         ids_BS, mask_BS, response_T = _padded(sequences, [len(row.response) for row in rows])
         length = ids_BS.shape[1]
@@ -68,7 +71,7 @@ class Collator:
                 heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q
             )
         return Batch(
-            features_BMT=self.features(clips or [np.zeros(1, np.float32)]),
+            features_BMT=self.features(clips, self.hearing.samples(self.hearing.features_of(frames))),
             ids_BS=ids_BS,
             mask_BS=mask_BS,
             audio_to_A=_joined([torch.arange(n) + starts[index] for index, n in audio]),
@@ -78,11 +81,11 @@ class Collator:
             role_T=_joined([torch.full((len(row.response),), row.role) for row in rows if row.response], torch.zeros(1, dtype=torch.long)),
             first_T=_joined([torch.arange(len(row.response)) == 0 for row in rows if row.response], torch.zeros(1, dtype=torch.bool)),
             role_A=_joined([torch.full((n,), rows[index].role) for index, n in audio]),
-            clips=_clip_table(heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q),
+            clips=_clip_table(heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q, frames),
             views={name: _view(name, rows) for name in self.views},
             signals=signals,
             examples=len(rows),
-            seconds=sum(c.size for c in clips) / self.sample_rate,
+            seconds=sum(row.samples_T.size for row in heard if row.samples_T is not None) / self.sample_rate,
         )
 
 
@@ -108,7 +111,7 @@ def _padded(sequences: Sequence[Sequence[int]], responses: Sequence[int]) -> tup
     return ids_BS, mask_BS, response_T if len(response_T) else torch.ones(1, dtype=torch.long)
 
 
-def _clip_table(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> ClipTable:
+def _clip_table(heard: Sequence[Row], spots: Sequence[int], window_Q: int, frames: Sequence[int]) -> ClipTable:
     words = max((len(row.words) for row in heard), default=0)
     words_CN = torch.zeros(max(1, len(heard)), max(1, words), dtype=torch.long)
     mask_CN = torch.zeros_like(words_CN, dtype=torch.bool)
@@ -117,6 +120,7 @@ def _clip_table(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> Cl
         mask_CN[index, : len(row.words)] = True
     return ClipTable(
         role_C=torch.tensor([row.role for row in heard] or [0]),
+        frames_C=torch.tensor(list(frames)),
         mask_CQ=torch.arange(window_Q)[None] < torch.tensor(list(spots) or [0])[:, None],
         language_C=torch.tensor([row.language for row in heard] or [-1]),
         words_CN=words_CN,

@@ -8,20 +8,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, pad
 
-SAMPLE_RATE = 16_000
+from speechkd.models.hearing import SAMPLE_RATE, WINDOW_S, hearing
 
 
 class FrozenEncoder(nn.Module):
-    """A Whisper-type encoder that never trains and gives every layer's states.
+    """A speech encoder that never trains and gives every layer's states.
 
-    `encoder`: a transformers `WhisperEncoder`. Its window is fixed (30 s for the published models): features are padded to it.
+    `encoder`: a transformers module of one of `hearing.ENCODERS`.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder: Any = encoder.requires_grad_(False)
+        self.hearing = hearing(encoder)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: a frozen teacher of features has no dropout."""
@@ -30,19 +31,22 @@ class FrozenEncoder(nn.Module):
     @property
     def layers(self) -> int:
         """Number of states `forward` gives: the input embedding and one per transformer layer."""
-        return int(self.encoder.config.encoder_layers) + 1
+        return self.hearing.layers
 
     @property
     def width(self) -> int:
         """Width of the states."""
-        return int(self.encoder.config.d_model)
+        return self.hearing.width
 
     @torch.no_grad()
-    def forward(self, features_BMT: Tensor) -> tuple[Tensor, ...]:
-        """Log-mel features [B, M, 2F] -> L states, each [B, F, D]."""
-        dtype = next(self.encoder.parameters()).dtype
-        states: tuple[Tensor, ...] = self.encoder(features_BMT.to(dtype), output_hidden_states=True).hidden_states
-        return states
+    def forward(self, features_C: Tensor, frames_C: Tensor) -> tuple[Tensor, ...]:
+        """Features (log-mels [C, M, T] or waveforms [C, T]), each clip's valid frames -> L states of the whole window, each [C, F, D]."""
+        states = self.hearing.states(features_C.to(next(self.encoder.parameters()).dtype), frames_C)
+        if self.hearing.silence:
+            return states
+        behind_CF1 = (torch.arange(states[0].shape[1], device=frames_C.device) >= frames_C[:, None]).unsqueeze(2)
+        rest = self.hearing.window - states[0].shape[1]
+        return tuple(pad(states_CFD.masked_fill(behind_CF1, 0.0), (0, 0, 0, rest)) for states_CFD in states)
 
 
 class LayerMix(nn.Module):
@@ -87,23 +91,20 @@ def layer_mix(mixed: Mixed, layers: int, normalise: bool) -> LayerMix | LastLaye
 
 
 class Features:
-    """Log-mel features as the encoder's own `preprocessor_config.json` says, and how many frames of them are speech."""
+    """What an encoder is given of clips, as its own `preprocessor_config.json` says: log-mels, or waveforms brought to one loudness."""
 
     def __init__(self, extractor: Any) -> None:
-        """`extractor`: a transformers `WhisperFeatureExtractor`."""
+        """`extractor`: a transformers `WhisperFeatureExtractor` or `Wav2Vec2FeatureExtractor`."""
         self.extractor = extractor
-        self.window_seconds = extractor.n_samples / SAMPLE_RATE
+        self.mels = hasattr(extractor, "n_samples")
+        self.window_seconds = min(WINDOW_S, extractor.n_samples / SAMPLE_RATE) if self.mels else WINDOW_S
 
-    def frames(self, samples: int) -> int:
-        """Encoder frames F that `samples` of 16 kHz audio fill (hop, then the encoder's stride of 2)."""
-        mels = -(-samples // self.extractor.hop_length)
-        return max(1, -(-mels // 2))
-
-    def __call__(self, clips: Sequence[np.ndarray]) -> Tensor:
-        """Mono 16 kHz clips -> [B, M, 2F] of the whole window, zero padded. Longer clips are the card's fault and refused there."""
-        longest = max((clip.size for clip in clips), default=0)
-        if longest > self.extractor.n_samples:
-            raise ValueError(f"a clip of {longest / SAMPLE_RATE:.1f} s does not fit the encoder's window of {self.window_seconds:g} s")
-        out = self.extractor(list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="max_length")
-        features: Tensor = out["input_features"]
-        return features
+    def __call__(self, clips: Sequence[np.ndarray], samples: int) -> Tensor:
+        """Mono 16 kHz clips -> log-mels [C, M, T] or waveforms [C, samples], padded with silence to `samples`, never cut."""
+        assert all(clip.size <= samples for clip in clips), "longer clips are refused before"
+        options: dict[str, Any] = {"sampling_rate": SAMPLE_RATE, "return_tensors": "pt", "padding": "max_length", "max_length": samples}
+        if self.mels:
+            features: Tensor = self.extractor(list(clips), **options)["input_features"]
+            return features
+        values: Tensor = self.extractor(list(clips), return_attention_mask=True, **options)["input_values"]
+        return values

@@ -20,7 +20,7 @@ from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features, Mixed
 from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import LoraConfig, own_names
-from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
+from speechkd.models.pretrained import fingerprint, load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, Reading
 from speechkd.models.student import LLM, Student, load_trainable
@@ -123,8 +123,7 @@ class DistilledStudent:
 
 def make_collator(student: Student, features: Features) -> Collator:
     """The collator that fits a student: its features, frames and positions."""
-    window = features.frames(features.extractor.n_samples)
-    return Collator(features, features.frames, student.projector.positions, window)
+    return Collator(features, student.encoder.hearing, student.projector.positions)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -139,14 +138,17 @@ def load_tokenizer(name: str) -> Any:
 
 def load_features(name: str) -> Features:
     """The encoder's feature extractor from a folder or hub id. Raises InputError where it cannot be had."""
-    from transformers import WhisperFeatureExtractor
+    from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
     try:
-        return Features(WhisperFeatureExtractor.from_pretrained(name))
+        extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
             f"no preprocessor_config.json at `{name}`: no such folder, no hub id that can be reached ({_first(error)})"
         ) from None
+    if not isinstance(extractor, (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor)):
+        raise InputError(f"features must be Whisper's log-mels or a waveform, are of `{type(extractor).__name__}` (`{name}`)")
+    return Features(extractor)
 
 
 def _first(error: Exception) -> str:
@@ -164,7 +166,7 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
         if fingerprint(name) != base.fingerprint:
             raise InputError(f"`{name}` is not the model that this export was trained with: its fingerprint differs ({folder})")
     dtype = getattr(torch, manifest.dtype)
-    encoder, llm = load_whisper_encoder(manifest.encoder.name, dtype), load_causal_lm(llm_of(folder, manifest), dtype)
+    encoder, llm = load_encoder(manifest.encoder.name, dtype), load_causal_lm(llm_of(folder, manifest), dtype)
     with torch_seed(0, "untrained"):  # the control is the same whenever it is asked
         student = Student(encoder, llm, projector_config(folder, manifest), manifest.normalise_layers, manifest.lora, manifest.mix)
     if weights:

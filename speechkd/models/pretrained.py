@@ -17,14 +17,23 @@ from torch import nn
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import read_json, sha256_bytes
 from speechkd.core.tensors import Stored, read_header, read_into, read_tensor
+from speechkd.models.hearing import ENCODERS, WAVEFORM
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BLOCK, BLOCKS = 1 << 16, 64
-ENCODER_PREFIXES = ("model.encoder.", "encoder.", "audio_tower.", "")
-"""Where a Whisper encoder's tensors stand: in the full model, in the model without head, in a Qwen2-Audio, or saved alone."""
-SPEECH_LLMS = {"qwen2_audio": "language_model."}
-"""Model types that hold an LLM and a Whisper-type encoder, and where their LLM's tensors stand"""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ENCODER_PREFIXES = ("model.encoder.", "encoder.", "thinker.audio_tower.", "model.audio_tower.", "audio_tower.", "")
+"""Where an encoder's tensors stand: in a full Whisper, in one without head, in a speech LLM, or saved alone."""
+LLM_PARTS: Mapping[str, Mapping[str, str]] = {
+    "qwen2_audio": {"language_model.": ""},
+    "qwen2_5_omni": {"thinker.model.": "model.", "thinker.lm_head.": "lm_head."},
+    "qwen2_5_omni_thinker": {"model.": "model.", "lm_head.": "lm_head."},
+}
+"""By model type of a speech LLM: where its language model's tensors stand, and what stands there in the language model alone"""
+OMNI = ("qwen2_5_omni", "qwen2_5_omni_thinker")
+OTHER_PARTS = ("model.audio_tower.", "model.visual.")
+"""What a published thinker has beside its language model"""
 
 
 def resolve(path_or_id: str, weights: bool = True) -> Path:
@@ -35,7 +44,7 @@ def resolve(path_or_id: str, weights: bool = True) -> Path:
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path_or_id) or ".." in path_or_id:
+    if not (HUB_ID.fullmatch(path_or_id) or re.fullmatch(r"[A-Za-z0-9][\w.-]*", path_or_id)) or ".." in path_or_id:
         raise InputError(f"no such model folder `{path_or_id}`")
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
@@ -118,8 +127,8 @@ def causal_lm_from(config: Any, dtype: torch.dtype) -> nn.Module:
     """An empty causal LM of a configuration, of a speech LLM its language model. Raises InputError for another kind of model."""
     from transformers import AutoModelForCausalLM
 
-    if config.model_type in SPEECH_LLMS:
-        config = config.get_text_config()
+    if config.model_type in LLM_PARTS:
+        config = _text_config(config)
     try:
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
@@ -127,23 +136,53 @@ def causal_lm_from(config: Any, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def whisper_encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
-    """An empty Whisper encoder of a configuration. Raises InputError for another kind of model.
+def _text_config(config: Any) -> Any:
+    """Of a speech LLM, the configuration of its language model by itself.
 
-    Qwen2-Audio's encoder is Whisper's with pooling before the last norm; here pooling is the projector's (`linear`), after it.
+    A Qwen2.5-Omni thinker that hears and reads counts positions one by one, the same in all three parts of its rotary embedding: then it
+    is a Qwen2 (`tests/models/test_speech_llm.py` compares them).
     """
-    from transformers import WhisperConfig
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+    text = config.get_text_config()
+    if config.model_type not in OMNI:
+        return text
+    from transformers import Qwen2Config
 
-    if config.model_type == "qwen2_audio":
-        same = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "max_source_positions")
-        kept = {name: getattr(config.audio_config, name) for name in (*same, "activation_function", "scale_embedding")}
-        config = WhisperConfig(**kept)
-    if config.model_type != "whisper":
-        raise InputError(f"the encoder must be of model type `whisper` or `qwen2_audio`, is `{config.model_type}`")
-    config.dtype = dtype
-    with _default_dtype(dtype):
-        return WhisperEncoder(config)
+    names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act rms_norm_eps"
+    kept = {name: getattr(text, name) for name in (*names.split(), "max_position_embeddings", "sliding_window", "use_sliding_window")}
+    rope = {"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]}
+    tied = getattr(config, "thinker_config", config).tie_word_embeddings
+    return Qwen2Config(**kept, max_window_layers=text.max_window_layers, rope_parameters=rope, tie_word_embeddings=tied)
+
+
+def encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
+    """An empty speech encoder of a configuration, or of the speech LLM's that it is of. Raises InputError for another kind of model."""
+    from transformers import AutoModel
+
+    kind = config.model_type
+    if kind not in ENCODERS:
+        raise InputError(f"the encoder must be of model type {', '.join(ENCODERS)}, is `{kind}`")
+    if kind == "whisper":
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        config.dtype = dtype
+        with _default_dtype(dtype):
+            return WhisperEncoder(config)
+    if kind in WAVEFORM:
+        module: nn.Module = AutoModel.from_config(_listening(config), dtype=dtype)
+        return module
+    audio = getattr(config, "thinker_config", config).audio_config
+    if kind == "qwen2_audio":
+        from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder as Encoder
+    else:
+        from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder as Encoder
+    made: nn.Module = Encoder._from_config(audio, dtype=dtype)
+    return made
+
+
+def _listening(config: Any) -> Any:
+    """A waveform encoder's configuration without what masks parts of its input in its own training."""
+    config.mask_time_prob = config.mask_feature_prob = 0.0
+    return config
 
 
 def load_causal_lm(path_or_id: str, dtype: torch.dtype, device_map: str | None = None) -> nn.Module:
@@ -157,7 +196,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, device_map: str | None =
 
     folder = resolve(path_or_id)
     config = read_config(folder)
-    if config.model_type in SPEECH_LLMS:
+    if config.model_type in LLM_PARTS:
         if device_map is not None:
             raise InputError(f"`device_map` cannot spread the language model of a speech LLM (`{config.model_type}`, {folder})")
         with no_init_weights():
@@ -177,8 +216,8 @@ def load_speech_llm(path_or_id: str, dtype: torch.dtype, device_map: str | None 
 
     folder = resolve(path_or_id)
     config = read_config(folder)
-    if config.model_type not in SPEECH_LLMS:
-        raise InputError(f"a model that hears must be of type {', '.join(SPEECH_LLMS)}, is `{config.model_type}` ({folder})")
+    if config.model_type != "qwen2_audio":
+        raise InputError(f"a model that hears must be of type qwen2_audio, is `{config.model_type}` ({folder})")
     return _whole(AutoModelForSeq2SeqLM, folder, dtype, device_map)
 
 
@@ -197,22 +236,40 @@ def _whole(auto: Any, folder: Path, dtype: torch.dtype, device_map: str | None) 
     return whole.eval()
 
 
-def load_whisper_encoder(path_or_id: str, dtype: torch.dtype) -> nn.Module:
-    """The encoder of a Whisper checkpoint (full model, model without head, or encoder alone), in eval mode; the decoder is never read.
+def load_encoder(path_or_id: str, dtype: torch.dtype) -> nn.Module:
+    """The speech encoder of a checkpoint (a whole model, one without head, the encoder alone), in eval mode; decoders are never read.
 
     Raises as `load_causal_lm`.
     """
     from transformers.initialization import no_init_weights
 
     folder = resolve(path_or_id)
+    config = read_config(folder)
+    if config.model_type in WAVEFORM:
+        return _load_waveform_encoder(folder, config, dtype)
     with no_init_weights():
-        module = whisper_encoder_from(read_config(folder), dtype)
+        module = encoder_from(config, dtype)
     fill(module, encoder_tensors(folder), folder)
     return module.eval()
 
 
+def _load_waveform_encoder(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
+    """By transformers' own loader, which knows both spellings of their weight norm; what stands in a head beside them is left out."""
+    from transformers import AutoModel
+
+    checkpoint_tensors(folder)  # refuse missing or torn files in our own words, and pickles altogether
+    with quietly():
+        loaded: Any = AutoModel.from_pretrained(
+            str(folder), config=_listening(config), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    module: nn.Module = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise DataError(_mismatch(folder, missing, []))
+    return module.eval()
+
+
 def encoder_tensors(folder: Path) -> dict[str, Stored]:
-    """A Whisper encoder's tensors by their names inside the encoder."""
+    """An encoder's tensors by their names inside the encoder."""
     tensors = checkpoint_tensors(folder)
     prefix = next((p for p in ENCODER_PREFIXES if f"{p}conv1.weight" in tensors), "")
     return {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
@@ -221,8 +278,14 @@ def encoder_tensors(folder: Path) -> dict[str, Stored]:
 def language_model_tensors(folder: Path) -> dict[str, Stored]:
     """A language model's tensors by their names inside it: all of a folder's, or those of the LLM in a speech LLM."""
     tensors = checkpoint_tensors(folder)
-    prefix = SPEECH_LLMS.get(read_config(folder).model_type, "")
-    return {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
+    parts = LLM_PARTS.get(read_config(folder).model_type)
+    if parts is None:
+        return tensors
+    found = {}
+    for prefix, own in parts.items():
+        theirs = {own + name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
+        found |= {name: stored for name, stored in theirs.items() if not name.startswith(OTHER_PARTS)}
+    return found
 
 
 @contextlib.contextmanager
@@ -258,7 +321,7 @@ def meta_encoder(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.Mod
     """The encoder without memory, from configuration files alone, for dry runs."""
     config = read_config(resolve(path_or_id, weights=False))
     with torch.device("meta"):
-        return whisper_encoder_from(config, dtype).eval()
+        return encoder_from(config, dtype).eval()
 
 
 def fill_whole(param: nn.Parameter, stored: Stored) -> None:

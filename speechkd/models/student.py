@@ -92,13 +92,13 @@ class Student(nn.Module):
 
     def forward(self, batch: Batch, predict_T: Tensor) -> Tensor:
         """Hidden states [T, D] at the flat positions `predict_T` (they predict the response); only these reach the head."""
-        (hidden_BSD,) = self.states(batch, self.hear(self.encoder(batch.features_BMT), batch).audio_CQD)
+        (hidden_BSD,) = self.states(batch, self.hear(self.encoder(batch.features_BMT, batch.clips.frames_C), batch).audio_CQD)
         return hidden_BSD.flatten(0, 1)[predict_T]
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int, stop: int) -> list[list[int]]:
         """Greedy answers to a batch of prompts (no responses in it), each without its stop token."""
-        audio_CQD = self.hear(self.encoder(batch.features_BMT), batch).audio_CQD
+        audio_CQD = self.hear(self.encoder(batch.features_BMT, batch.clips.frames_C), batch).audio_CQD
         embeddings_BSD, mask_BS = _left_padded(self.embeddings(batch, audio_CQD), batch.mask_BS)
         scope_BS = self._scope(batch)
         if scope_BS is not None:

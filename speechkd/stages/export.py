@@ -13,8 +13,10 @@ from speechkd.core.log import say
 from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer, why_invalid
 from speechkd.engine.export import write_export
 from speechkd.models.exported import Base, read_manifest
+from speechkd.models.lora import lora_layers
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
+from speechkd.stages.methods import meta_student
 from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE
 
 STUDENT = "student."
@@ -73,7 +75,7 @@ def _mergeable(recipe: Recipe, merge: bool) -> None:
     lora = recipe.student.lora
     if merge and lora is None:
         raise InputError(f"`--merge` folds LoRA into the language model, and recipe `{recipe.name}` trains no LoRA: export without it")
-    if merge and lora is not None and lora.scope == "audio":
+    if merge and lora is not None and lora.scope == "audio" and lora_layers(meta_student(recipe).llm):
         raise InputError(
             f"`--merge` folds LoRA into every position, and recipe `{recipe.name}` trains it at audio positions only "
             "(student.lora.scope: audio): export without it"

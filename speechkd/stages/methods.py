@@ -12,7 +12,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_file
 from speechkd.core.seeds import torch_seed
 from speechkd.engine.ds_config import read_ds_config, stage
-from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
+from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.zero import local_device
 from speechkd.losses import LOSSES, LayerLoss
 from speechkd.losses.base import LayerConfig, teacher_of
@@ -27,15 +27,20 @@ from speechkd.models.exported import (
     read_manifest,
     trained_tensors,
 )
-from speechkd.models.pretrained import config_home, fingerprint, meta_causal_lm, meta_encoder, read_config, resolve
+from speechkd.models.hearing import SPEECH_LLMS
+from speechkd.models.pretrained import HUB_ID, config_home, fingerprint, meta_causal_lm, meta_encoder, read_config, resolve
 from speechkd.models.projectors import PROJECTORS
-from speechkd.models.projectors.whisper_start import start_from_whisper, whisper_fit
+from speechkd.models.projectors.linear import LinearConfig, LinearProjector
+from speechkd.models.projectors.start import check_start, start
 from speechkd.models.prompt import Prompt
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.teachers.live import Hearer, build_live
 from speechkd.teachers.live_config import SpeechConfig, TextLlmConfig
-from speechkd.train.distiller import Method
+from speechkd.train.distiller import Method, StoredStates
+
+OWN_PROJECTOR = LinearConfig(pool=1)
+"""What stands between the encoder of a speech LLM and its language model"""
 
 
 def meta_student(recipe: Recipe) -> Student:
@@ -51,32 +56,57 @@ def meta_student(recipe: Recipe) -> Student:
         return Student(encoder, llm, config.projector, config.normalise_layers, config.lora, config.mix)
 
 
-def check_methods(recipe: Recipe) -> None:
+def check_methods(recipe: Recipe, dry: bool = False) -> list[str]:
     """What of losses, LoRA and live teachers would fail once weights are loaded. Reads configurations and tokenizers only.
 
     Raises InputError: a LoRA target that matches nothing, a layer out of range, vocabularies that disagree, an unfit speech teacher,
-    a Whisper model whose decoder the projector cannot start from.
+    a model that the projector cannot start from. A `dry` run asks no hub for what `student.config_root` stands in for, and returns what
+    could not be checked for want of it, in words.
     """
+    notes = []
     if recipe.student.lora is not None:
         meta_student(recipe)
     _check_start(recipe)
-    _check_decoder(recipe)
+    _check_projector_start(recipe)
     for name in recipe.live:
-        shared_ids(recipe, name)
+        if dry and (missing := _not_here(recipe, name)) is not None:
+            notes.append(f"vocabulary of live teacher `{name}`: the tokenizer of `{missing}` is not on this machine")
+        else:
+            shared_ids(recipe, name)
         _check_speech(recipe, name)
     for name, config in recipe.losses.items():
         if isinstance(LOSSES.get(config.kind), LayerLoss):
             assert isinstance(config, LayerConfig)
             try:
-                config.pairs(_depth(recipe, ""), _depth(recipe, teacher_of(config)))
+                if teacher_of(config):
+                    config.pairs(_depth(recipe, ""), _depth(recipe, teacher_of(config)))
+                else:
+                    _stored_states(recipe, name, config)
             except InputError as error:
                 raise InputError(f"{error} (losses.{name})") from None
+    return notes
+
+
+def _not_here(recipe: Recipe, teacher: str) -> str | None:
+    """Of the models whose vocabularies are compared, the first that has only a configuration file here, and no tokenizer; else None."""
+    names = recipe.student.llm, _llm_of(recipe, teacher)
+    for name in names if names[0] != names[1] else ():
+        if config_home(name, recipe.student.config_root) != name and not _cached(name):
+            return name
+    return None
+
+
+def _cached(name: str) -> bool:
+    """Whether a hub model's tokenizer is on this machine; the hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def _llm_of(recipe: Recipe, teacher: str) -> str:
     """The language model behind a live teacher, or the student's."""
     config = recipe.live.get(teacher)
-    if isinstance(config, TextLlmConfig):
+    if isinstance(config, TextLlmConfig) or isinstance(config, SpeechConfig) and is_speech_llm(recipe, config):
         return config.model
     if isinstance(config, SpeechConfig):
         return llm_of(Path(config.model), _export(config))
@@ -85,7 +115,17 @@ def _llm_of(recipe: Recipe, teacher: str) -> str:
 
 def _tokenizer_of(recipe: Recipe, teacher: str) -> Any:
     config = recipe.live.get(teacher)
-    return load_tokenizer(str(Path(config.model) / TOKENIZER) if isinstance(config, SpeechConfig) else _llm_of(recipe, teacher))
+    exported = isinstance(config, SpeechConfig) and not is_speech_llm(recipe, config)
+    return load_tokenizer(str(Path(config.model) / TOKENIZER) if exported else _llm_of(recipe, teacher))  # type: ignore[union-attr]
+
+
+def is_speech_llm(recipe: Recipe, config: SpeechConfig) -> bool:
+    """Whether a speech teacher is a whole speech LLM, not an export."""
+    if (Path(config.model) / MANIFEST).is_file():
+        return False
+    home = Path(config_home(config.model, recipe.student.config_root))
+    on_the_hub = not Path(config.model).exists() and HUB_ID.fullmatch(config.model) is not None
+    return (home / "config.json").is_file() or on_the_hub
 
 
 def _depth(recipe: Recipe, teacher: str) -> int:
@@ -107,10 +147,36 @@ def other_bases(recipe: Recipe) -> dict[str, str]:
         if isinstance(config, TextLlmConfig):
             found[f"live teacher {name}"] = fingerprint(config.model)
         elif isinstance(config, SpeechConfig):
-            found[f"live teacher {name}"] = sha256_file(Path(config.model) / MANIFEST)
+            whole = is_speech_llm(recipe, config)
+            found[f"live teacher {name}"] = fingerprint(config.model) if whole else sha256_file(Path(config.model) / MANIFEST)
     if recipe.student.start:
         found["start"] = sha256_file(Path(recipe.student.start) / MANIFEST)
     return found
+
+
+def _stored_states(recipe: Recipe, loss: str, config: LayerConfig) -> StoredStates:
+    """The states that the columns hold for a loss on layers. Raises InputError for a layer that they lack, or that differ by role."""
+    found: dict[str, StoredStates] = {}
+    for role in recipe.train.roles:
+        if "hidden" not in recipe.stored_signals(config, role):
+            continue
+        teacher, store = recipe.teachers[role], recipe.teachers[role].stores().hidden
+        assert store is not None, "a recipe's losses have the signals that they need"
+        text = read_config(resolve(str(getattr(teacher, "model")), weights=False)).get_text_config()
+        found[role] = StoredStates(layers=store.layers, depth=text.num_hidden_layers, width=teacher.state_width())
+    if not found:
+        raise InputError(f"loss `{loss}` counts no stream of regime `{recipe.train.regime}` whose column stores states")
+    role, states = next(iter(found.items()))
+    for other, theirs in found.items():
+        if theirs != states:
+            raise InputError(f"teachers `{role}` and `{other}` store different states; losses on layers compare with one kind")
+    for _, layer in config.pairs(_depth(recipe, ""), states.depth):
+        if layer not in states.layers:
+            raise InputError(
+                f"teacher `{role}` stores layers {', '.join(map(str, states.layers))}, not {layer}: "
+                f"set `teachers.{role}.signals.hidden.layers`, or `losses.{loss}.map`"
+            )
+    return states
 
 
 def live_parameters(recipe: Recipe) -> dict[str, int]:
@@ -152,6 +218,9 @@ def _check_speech(recipe: Recipe, teacher: str) -> None:
     config = recipe.live[teacher]
     if not isinstance(config, SpeechConfig):
         return
+    if is_speech_llm(recipe, config):
+        _check_speech_llm(recipe, teacher, config)
+        return
     manifest = _export(config)
     if manifest.lora is not None:
         raise InputError(f"`{config.model}` has LoRA apart from its base: export it with `--merge` (live.{teacher}.model)")
@@ -159,7 +228,26 @@ def _check_speech(recipe: Recipe, teacher: str) -> None:
         raise InputError(
             f"`{config.model}` hears through another encoder than the student's `{recipe.student.encoder}` (live.{teacher}.model)"
         )
-    blocks: list[Any] = [recipe.student.projector, projector_config(Path(config.model), manifest)]
+    _same_positions(recipe, teacher, config, projector_config(Path(config.model), manifest))
+
+
+def _check_speech_llm(recipe: Recipe, teacher: str, config: SpeechConfig) -> None:
+    kind = read_config(resolve(config_home(config.model, recipe.student.config_root), weights=False)).model_type
+    if kind not in SPEECH_LLMS:
+        raise InputError(
+            f"`{config.model}` is neither an export nor a speech LLM ({', '.join(SPEECH_LLMS)}), but `{kind}` (live.{teacher}.model)"
+        )
+    if recipe.student.encoder != config.model:
+        raise InputError(
+            f"`{config.model}` hears through its own encoder, the student through `{recipe.student.encoder}`: "
+            f"set `student.encoder` to it (live.{teacher}.model)"
+        )
+    _same_positions(recipe, teacher, config, OWN_PROJECTOR)
+
+
+def _same_positions(recipe: Recipe, teacher: str, config: SpeechConfig, other: Any) -> None:
+    """Raises InputError where student and teacher would not have one position beside the other."""
+    blocks: list[Any] = [recipe.student.projector, other]
     with torch.device("meta"):
         ours, theirs = (PROJECTORS.get(block.kind)(block, 8, 8) for block in blocks)
     if any(ours.positions(frames) != theirs.positions(frames) for frames in (1, 50, 99, 1500)):
@@ -184,12 +272,12 @@ def build_student(recipe: Recipe) -> Student:
     memory = read_ds_config(Path(recipe.deepspeed))
     dtype = getattr(torch, recipe.student.dtype)
     split = stage(memory) == 3
-    encoder = load_whisper_encoder(recipe.student.encoder, dtype, split, memory)
+    encoder = load_encoder(recipe.student.encoder, dtype, split, memory)
     llm = load_causal_lm(recipe.student.llm, dtype, split, memory)
     config = recipe.student
     with torch_seed(recipe.seed, "student"):
         student = Student(encoder, llm, config.projector, config.normalise_layers, config.lora, config.mix)
-        start_from_whisper(student.projector)
+        start(student.projector)
     if recipe.student.start:
         _start_from(student, Path(recipe.student.start))
     return student.to(local_device())
@@ -221,11 +309,11 @@ def _check_start(recipe: Recipe) -> None:
         )
 
 
-def _check_decoder(recipe: Recipe) -> None:
-    """Raises InputError where the projector cannot start from the Whisper model that it names; one on the hub is not asked yet."""
+def _check_projector_start(recipe: Recipe) -> None:
+    """Raises InputError where the projector cannot start from the model that it names; one on the hub is not asked yet."""
     source = getattr(recipe.student.projector, "init_from", None)
     if source is not None and Path(source).is_dir():
-        whisper_fit(meta_student(recipe).projector.decoder, source)
+        check_start(meta_student(recipe).projector, source)
 
 
 def build_method(recipe: Recipe, student: Student) -> Method:
@@ -238,6 +326,13 @@ def build_method(recipe: Recipe, student: Student) -> Method:
         return load_causal_lm(name, dtype, split, memory)
 
     def load_speech(name: str) -> Hearer:
+        if is_speech_llm(recipe, SpeechConfig(model=name)):
+            whole: Any = load_llm(name)
+            whole.set_attn_implementation("eager")
+            config = OWN_PROJECTOR.model_copy(update={"init_from": name})
+            own = LinearProjector(config, student.encoder.width, whole.config.get_text_config().hidden_size)
+            start(own)
+            return Hearer(layer_mix("last", student.encoder.layers, False), own, whole).to(local_device())
         folder, manifest = Path(name), read_manifest(Path(name))
         config = projector_config(folder, manifest)
         llm: Any = load_llm(llm_of(folder, manifest))
@@ -245,10 +340,12 @@ def build_method(recipe: Recipe, student: Student) -> Method:
         mix = layer_mix(manifest.mix, student.encoder.layers, manifest.normalise_layers)
         projector: Any = PROJECTORS.get(config.kind)(config, student.encoder.width, llm.config.get_text_config().hidden_size)
         for prefix, part in (("mix.", mix), ("projector.", projector)):
-            own = {n.removeprefix(prefix): t for n, t in trained_tensors(folder, manifest).items() if n.startswith(prefix)}
-            part.load_state_dict(own)
+            tensors = {n.removeprefix(prefix): t for n, t in trained_tensors(folder, manifest).items() if n.startswith(prefix)}
+            part.load_state_dict(tensors)
         return Hearer(mix, projector, llm).to(local_device())
 
     live = {name: build_live(name, config, student, load_llm, load_speech) for name, config in recipe.live.items()}
     shared = {name: shared_ids(recipe, name) for name in recipe.live}
-    return Method(losses=recipe.losses, streams=recipe.train.streams, teachers=live, shared=shared)
+    layered = [(n, c) for n, c in recipe.losses.items() if isinstance(c, LayerConfig) and not teacher_of(c)]
+    stored = [_stored_states(recipe, name, config) for name, config in layered]
+    return Method(losses=recipe.losses, streams=recipe.train.streams, teachers=live, shared=shared, stored=stored[0] if stored else None)

@@ -30,7 +30,7 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     memory = read_ds_config(Path(recipe.deepspeed))
     recipe.plan.per_rank(ranks)
     student = meta_student(recipe)
-    check_methods(recipe)
+    notes = check_methods(recipe, dry=True)
     _print_parameters(recipe, student)
     _print_live(recipe)
     _print_memory(recipe, student, ranks, stage(memory))
@@ -40,6 +40,8 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     budget = f"{recipe.plan.micro_batches} micro-batches of at most {recipe.plan.max_examples} examples"
     print(f"steps       {recipe.train.steps} x {budget}, {ranks} ranks")
     print("losses      " + ", ".join(f"{name} (weight {config.weight:g})" for name, config in recipe.losses.items()))
+    for note in notes:
+        print(f"not checked {note}")
     _print_teachers(recipe, tokens_per_s)
     _print_data(recipe, ranks)
     return 0

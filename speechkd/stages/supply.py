@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
@@ -19,10 +19,12 @@ from speechkd.data.reader import Reader
 from speechkd.models.collate import Collator
 from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import Recipe
+from speechkd.stages.described import Described
 from speechkd.stages.inputs import Corpus, column_spec, open_corpora, other_column, student_vocabulary
 from speechkd.stages.methods import teacher_prompts
 from speechkd.stages.quality import Kept, gate
-from speechkd.stages.rows import RowMaker
+from speechkd.stages.rows import RowMaker, compared_with
+from speechkd.teachers.live_config import column_of
 from speechkd.train.schedule import Schedule, Segment
 
 
@@ -37,6 +39,17 @@ class Supply:
     """the training split's finished answers that the recipe's gates keep; a truncated one would teach not to stop"""
     kept: Kept | None = None
     """what the gates kept of the whole column, where any is set"""
+    described: Mapping[str, Described] = field(default_factory=dict)
+    """columns of the corpus that live teachers read beside these examples"""
+
+    def words(self, row: int) -> dict[str, str]:
+        """What those columns say of the clip of example `row`."""
+        if not self.described:
+            return {}
+        assert self.reader.column is not None
+        shard, place = self.reader.column.sample_of(row)
+        sample = int(self.corpus.shards.starts[shard]) + place
+        return {name: described.text(sample) for name, described in self.described.items()}
 
     @property
     def role(self) -> str:
@@ -71,10 +84,19 @@ def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
                 source = source.keep(kept.keep_N)
                 if not len(source):
                     raise InputError(f"the gates drop every answer of column `{spec.name}`: {kept.line()} (gates)")
+            described = {name: Described(corpus, name) for name in _columns_read(recipe, stream)}
+            for words in described.values():
+                source = words.keep(source, reader, f"stream `{stream}`, corpus `{corpus.card.name}`")
             if text:  # read, not heard
                 source = replace(source, seconds_N=np.zeros_like(source.seconds_N))
-            supplies.append(Supply(stream, corpus, reader, source, kept))
+            supplies.append(Supply(stream, corpus, reader, source, kept, described))
     return supplies
+
+
+def _columns_read(recipe: Recipe, stream: str) -> list[str]:
+    """Columns that the live teachers read which some loss compares examples of a stream with."""
+    readers = (recipe.live[name] for name in compared_with(recipe, stream))
+    return list(dict.fromkeys(column for live in readers if (column := column_of(live))))
 
 
 def _check_origin(recipe: Recipe, role: str, column: Column, prompt: Prompt) -> None:
@@ -117,7 +139,7 @@ def make_loader(recipe: Recipe, supplies: Sequence[Supply], prompt: Prompt, coll
             supply = supplies[ref.source]
             example = supply.reader.read(ref.row, hear=not supply.stream.endswith("/text"))
             with asking:
-                rows.append(make_row(numbers[ref.source], example))
+                rows.append(make_row(numbers[ref.source], example, supply.words(ref.row)))
         return collator(rows)
 
     return load

@@ -5,20 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import unknown_name
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, LossConfig
-from speechkd.losses.base import place, teacher_of
+from speechkd.losses.base import LayerConfig, place, teacher_of
 from speechkd.models.prompt import Reading
+
+
+class LiveReading(Config):
+    """What a live teacher reads where the student hears: metadata `fields` as JSON or text, nothing, or another teacher's words (`column`).
+
+    `column` names a published column of each corpus of the recipe, e.g. the student's own description of the clip before training
+    (textualised audio, arXiv 2509.18579). Examples of clips that it has no whole answer for are left out.
+    """
+
+    fields: list[str] = ["transcript"]
+    form: Literal["json", "text", "nothing", "column"] = "json"
+    column: str = ""
+
+    @model_validator(mode="after")
+    def _named(self) -> LiveReading:
+        if (self.form == "column") != bool(self.column):
+            raise ValueError("`column` must be given with `form: column`, and only with it")
+        return self
+
+    @property
+    def reading(self) -> Reading:
+        """Of metadata; nothing for a column, whose text comes from elsewhere."""
+        return Reading(fields=self.fields, form="nothing" if self.form == "column" else self.form)
 
 
 class SelfConfig(Config):
     """The student's own LLM, LoRA off."""
 
     kind: Literal["self"] = "self"
-    reads: Reading = Reading()
+    reads: LiveReading = LiveReading()
 
 
 class SnapshotConfig(Config):
@@ -32,11 +55,12 @@ class TextLlmConfig(Config):
 
     kind: Literal["text_llm"] = "text_llm"
     model: str
-    reads: Reading = Reading()
+    reads: LiveReading = LiveReading()
 
 
 class SpeechConfig(Config):
-    """`model`: an export folder of a student with the same encoder, a merged one if it has LoRA."""
+    """`model`: an export folder of a student with the same encoder, a merged one if it has LoRA; or the very speech LLM (a folder or hub
+    id) that the student's encoder is of."""
 
     kind: Literal["speech"] = "speech"
     model: str
@@ -63,7 +87,8 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
             raise ValueError(unknown_name("live teacher", named, live, f"losses.{name}.{key}"))
     if hasattr(config, "negative") and not config.negative:
         raise ValueError(f"loss `{name}` needs a second pass: set `losses.{name}.negative` to a live teacher that reads nothing")
-    if not teacher and ("dense" in part.NEED.signals or isinstance(part, LayerLoss)):
+    lens = isinstance(config, LayerConfig) and config.lens  # stored states have neither the teacher's norm nor its head beside them
+    if not teacher and ("dense" in part.NEED.signals or lens):
         raise ValueError(f"loss `{name}` needs a live teacher: set `losses.{name}.teacher` (`live` has: {', '.join(live) or 'none'})")
     if not teacher or "response" in part.NEED.signals:
         _response_rows(name, config)
@@ -92,9 +117,14 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
 
 def _response_rows(name: str, config: LossConfig) -> None:
     """Raises ValueError for a loss at audio rows whose tokens or stored signals stand at response rows."""
-    if place(config) == "audio" and isinstance(LOSSES.get(config.kind), HeadLoss):
+    if place(config) == "audio" and isinstance(LOSSES.get(config.kind), (HeadLoss, LayerLoss)):
         what = "the response's tokens" if "response" in LOSSES.get(config.kind).NEED.signals else "signals stored with the example"
         raise ValueError(f"loss `{name}` cannot be at audio positions: {what} stand at response positions (losses.{name}.at)")
+
+
+def column_of(config: LiveConfig) -> str:
+    """The column whose answers a live teacher reads, or nothing."""
+    return config.reads.column if isinstance(config, (SelfConfig, TextLlmConfig)) else ""
 
 
 def _model(config: LiveConfig) -> tuple[str, str]:

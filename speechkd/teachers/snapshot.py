@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_file
 from speechkd.models.exported import MANIFEST, llm_of, load_student, projector_config, read_manifest
-from speechkd.models.pretrained import read_config, resolve
+from speechkd.models.hearing import SAMPLE_RATE, hearing
+from speechkd.models.pretrained import meta_encoder, read_config, resolve
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, StudentPrompt
 from speechkd.teachers.hearing import HearingTeacher
@@ -32,13 +33,14 @@ class SnapshotTeacherConfig(LocalConfig):
         return sha256_file(Path(self.model) / MANIFEST)
 
     def positions_per_s(self) -> float:
-        """As the student's projector makes of the encoder's 50 frames a second; counted over ten seconds."""
+        """As the student's projector makes of the encoder's frames; counted over ten seconds."""
         import torch
 
-        folder = Path(self.model)
-        block = projector_config(folder, read_manifest(folder))
+        folder, manifest = Path(self.model), read_manifest(Path(self.model))
+        block = projector_config(folder, manifest)
+        frames = hearing(meta_encoder(manifest.encoder.name)).frames(10 * SAMPLE_RATE)
         with torch.device("meta"):
-            positions: int = PROJECTORS.get(block.kind)(block, 8, 8).positions(500)
+            positions: int = PROJECTORS.get(block.kind)(block, 8, 8).positions(frames)
         return positions / 10
 
     def output_width(self) -> int:
@@ -65,7 +67,8 @@ class StudentEars:
         if self._whole.prompt.text != template:
             raise InputError(f"`{folder}` was trained with another prompt template than the recipe's (teachers: model)")
         self.prompt, self.lm = self._whole.prompt, self._whole.student.llm.lm
-        self.window = int(self._whole.features.extractor.n_samples)
+        heard = self._whole.student.encoder.hearing
+        self.window = heard.window * heard.hop
         self._asked: dict[str, StudentPrompt] = {}
 
     def around(self, question: str) -> StudentPrompt:
@@ -76,13 +79,13 @@ class StudentEars:
 
     def positions(self, samples: int) -> int:
         """As the student's projector counts them."""
-        return self._whole.student.projector.positions(self._whole.features.frames(samples))
+        return self._whole.student.projector.positions(self._whole.student.encoder.hearing.frames(samples))
 
     def hear(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
         """Encoder, layer mix and projector."""
         student = self._whole.student
         batch = self._whole.batch(clips, [""] * len(clips)).to(student.device)
-        audio_CQD = student.hear(student.encoder(batch.features_BMT), batch).audio_CQD
+        audio_CQD = student.hear(student.encoder(batch.features_BMT, batch.clips.frames_C), batch).audio_CQD
         return [audio_QD[valid_Q] for audio_QD, valid_Q in zip(audio_CQD, batch.clips.mask_CQ, strict=True)]
 
     def attuned(self, audio_BS: Tensor) -> AbstractContextManager[None]:

@@ -20,6 +20,15 @@ from speechkd.train.evidence import Evidence, Weights, count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredStates:
+    """What a column holds of a teacher's hidden states: which of its `depth` layers (as transformers counts them), and their width."""
+
+    layers: Sequence[int]
+    depth: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """What is learned from what: the recipe's losses, the streams that they choose from, and the live teachers that they name."""
 
@@ -29,6 +38,8 @@ class Method:
     teachers: Mapping[str, LiveTeacher] = field(default_factory=dict)
     shared: Mapping[str, Tensor | None] = field(default_factory=dict)
     """by live teacher: boolean over ids, which its vocabulary shares with the student's; None: all"""
+    stored: StoredStates | None = None
+    """of the columns, where a loss on layers has no live teacher"""
 
 
 class Distiller(nn.Module):
@@ -44,6 +55,7 @@ class Distiller(nn.Module):
         self.student, self.losses, self.streams = student, dict(method.losses), list(method.streams)
         self.teachers = nn.ModuleDict(dict(method.teachers))
         self._shared = {name: method.shared.get(name) for name in method.teachers}
+        self._stored = method.stored
         self.pairs: dict[str, list[tuple[int, int]]] = {}
         self.parts = nn.ModuleDict()
         kinds = {name: LOSSES.get(config.kind) for name, config in self.losses.items()}
@@ -52,9 +64,9 @@ class Distiller(nn.Module):
             loss = kinds[name]
             if isinstance(loss, LayerLoss):
                 assert isinstance(config, LayerConfig)
-                llm = self._llm(teacher_of(config))
-                self.pairs[name] = config.pairs(student.llm.layers, llm.layers)
-                part = loss.part(config, len(self.pairs[name]), student.llm.width, llm.width) if loss.part else None
+                depth, width = self._layers(teacher_of(config))
+                self.pairs[name] = config.pairs(student.llm.layers, depth)
+                part = loss.part(config, len(self.pairs[name]), student.llm.width, width) if loss.part else None
                 if part is not None:
                     self.parts[name] = part
         for name, shared_W in self._shared.items():
@@ -65,16 +77,20 @@ class Distiller(nn.Module):
         self._every_layer, self._attention = set(layered), set(attended)
         self._words = any("words" in kind.NEED.student for kind in kinds.values())
 
-    def _llm(self, teacher: str) -> LanguageModel:
-        """The language model of a live teacher."""
-        own = getattr(self.teachers[teacher], "own")
-        return self.student.llm if own is None else own
+    def _layers(self, teacher: str) -> tuple[int, int]:
+        """Depth and width of a live teacher's language model, or (no name) of the one whose states are stored."""
+        if not teacher:
+            assert self._stored is not None, "a loss on layers has a live teacher or stored states"
+            return self._stored.depth, self._stored.width
+        own: LanguageModel | None = getattr(self.teachers[teacher], "own")
+        llm = self.student.llm if own is None else own
+        return llm.layers, llm.width
 
     def forward(self, batch: Batch, probe: bool = False) -> dict[str, LossOut] | Tensor:
         """{loss name: LossOut}; with `probe`, logits [T, V] of the batch instead (a few positions, for comparing exports)."""
         if probe:
             return self.student.llm.logits(self.student(batch, predicting_positions(batch.response_T)))
-        encoded = self.student.encoder(batch.features_BMT)
+        encoded = self.student.encoder(batch.features_BMT, batch.clips.frames_C)
         seen = {
             name: cast(LiveTeacher, teacher).look(self.student, batch, encoded, name in self._every_layer, name in self._attention)
             for name, teacher in self.teachers.items()
@@ -85,6 +101,7 @@ class Distiller(nn.Module):
             teachers=seen,
             shared={name: getattr(self, f"_shared_{name}", None) for name in self._shared},
             words_CND=self.student.llm.embed(batch.clips.words_CN) if self._words else None,
+            stored_layers=self._stored.layers if self._stored is not None else (),
         )
         out: dict[str, LossOut] = {}
         self._inside_heads(evidence, evidence.models(), {}, out)

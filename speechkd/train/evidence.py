@@ -15,7 +15,7 @@ from speechkd.core.types import Batch, LossOut
 from speechkd.kernels.chunks import rows_per_chunk
 from speechkd.kernels.logits import head_logits
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, Loss, LossConfig, Supervision
-from speechkd.losses.base import ClipFacts, Clips, Layers, place, teacher_of
+from speechkd.losses.base import ClipFacts, Clips, Layers, given, place, teacher_of
 from speechkd.losses.positions import predicted_tokens, predicting_positions
 from speechkd.models.language_model import LanguageModel
 from speechkd.teachers.live import Seen
@@ -65,6 +65,8 @@ class Evidence:
     """by live teacher: the ids that its vocabulary shares with the student's; None where they are one vocabulary"""
     words_CND: Tensor | None
     """embeddings of the transcripts, where a loss needs them"""
+    stored_layers: Sequence[int] = ()
+    """layers whose states the batch carries, in their order"""
 
     def models(self) -> list[LanguageModel]:
         """The language models whose heads losses may need, each once, teachers' first."""
@@ -83,10 +85,9 @@ class Evidence:
         mask_T = rows_mask(self.batch, config, allowed_S)
         rows, at = len(mask_T), "audio" if place(config) == "audio" else "response"
         if isinstance(loss, LayerLoss):
-            assert teacher is not None
-            ours = self._layers(self.student, [i for i, _ in pairs], config, at, rows, weights)
-            theirs = self._layers(teacher, [g for _, g in pairs], config, at, rows, weights)
-            return loss.loss(ours, theirs, mask_T, self.shared[teacher_of(config)], config, part)
+            ours, numbers = self._layers(self.student, [i for i, _ in pairs], config, at, rows, weights), [g for _, g in pairs]
+            theirs = self._stored(numbers) if teacher is None else self._layers(teacher, numbers, config, at, rows, weights)
+            return loss.loss(ours, theirs, mask_T, self.shared.get(teacher_of(config)), config, part)
         assert isinstance(loss, HeadLoss)
         if getattr(config, "impl", "") == "reference":  # autograd will want the weights in backward, when under ZeRO-3 they are gone
             weights = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -126,6 +127,12 @@ class Evidence:
             last = seen.llm.layers  # whose state is after the final norm already
             lens = [state if number == last else normed[i] for i, (number, state) in enumerate(zip(numbers, states, strict=True))]
         return Layers(states=states, lens=lens, weight_VD=weights[id(seen.llm)], softcap=seen.llm.softcap, owner_T=self._owner(at))
+
+    def _stored(self, numbers: Sequence[int]) -> Layers:
+        """Layers of a column's teacher at the response."""
+        hidden_TLE = given(self.batch.signals.get("hidden_TLE"), "layer_wise", "hidden")
+        states = [hidden_TLE[:, self.stored_layers.index(number)] for number in numbers]
+        return Layers(states=states, owner_T=self._owner("response"))
 
     @staticmethod
     def _clips(seen: Seen) -> Clips:

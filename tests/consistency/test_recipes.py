@@ -26,9 +26,10 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def models(recipe: Recipe) -> set[str]:
-    """Model names of the student and of every teacher."""
-    named = {str(getattr(teacher, "model")) for teacher in recipe.teachers.values() if hasattr(teacher, "model")}
-    return {recipe.student.encoder, recipe.student.llm, *named}
+    """Model names of the student and of every teacher; exports that another recipe makes apart."""
+    teachers = [*recipe.teachers.values(), *recipe.live.values()]
+    named = {str(getattr(teacher, "model")) for teacher in teachers if hasattr(teacher, "model")}
+    return {recipe.student.encoder, recipe.student.llm, *(name for name in named if not name.startswith("runs/"))}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=short)

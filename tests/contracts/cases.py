@@ -6,7 +6,8 @@ from typing import Any
 
 from speechkd.losses import LOSSES
 from speechkd.models.projectors import PROJECTORS
-from tests.contracts.tiny import Case
+from speechkd.train.distiller import StoredStates
+from tests.contracts.tiny import Case, E
 
 LORA = {"r": 2, "alpha": 8, "targets": ["q_proj", "down_proj"]}
 TEACHER = {
@@ -69,11 +70,18 @@ def _mixed() -> dict[str, Case]:
         "cka": _block("attn_cka"),
     }
     return {
+        "encoder-wavlm": Case(ce, encoder="wavlm"),
+        "encoder-hubert": Case(ce, encoder="hubert"),
+        "encoder-qwen2_5_omni": Case(ce, encoder="qwen2_5_omni"),
         "lora": Case(ce | {"cross_modal": _block("cross_modal")}, lora=LORA),
         "plora": Case(ce | {"divergence": _block("divergence")}, lora=LORA | {"scope": "audio"}),
         "live-topk": Case({"topk_kl": _block("topk_kl") | {"teacher": "self", "k": 7}}, lora=LORA),
         "cka-plain": Case({"attn_cka": _block("attn_cka") | {"attention": False}}),
         "cka-stored": Case({"attn_cka": _block("attn_cka") | {"teacher": "snapshot", "attention": "stored"}}),
+        "stored-layers": Case(
+            {"layer_wise": {"kind": "layer_wise", "representation": "linear", "map": [[1, 2], [2, 3]], "roles": ["kd", "kd/text"]}},
+            stored=StoredStates(layers=(2, 3), depth=3, width=E),
+        ),
         "bridges": Case({"layer_wise": _block("layer_wise") | {"representation": "linear"}}),
         "everything": Case(everything, lora=LORA),
         "last-layer": Case(ce | {"snapshot": _block("acoustic_snapshot")}, mix="last"),

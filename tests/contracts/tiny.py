@@ -15,22 +15,32 @@ from speechkd.losses import LOSSES
 from speechkd.losses.base import teacher_of
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import LayerMix, Mixed
+from speechkd.models.hearing import WAVEFORM
 from speechkd.models.lora import LoraConfig
+from speechkd.models.pretrained import encoder_from
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
 from speechkd.teachers.live import Hearer, Reader, build_live
 from speechkd.teachers.live_config import SelfConfig, SnapshotConfig
-from speechkd.train.distiller import Distiller, Method
+from speechkd.train.distiller import Distiller, Method, StoredStates
 
 V, U, D, E, WINDOW = 97, 105, 24, 32, 75
 STREAMS = ("kd", "ift", "kd/text")
 K = 5
 
 
-def encoder() -> nn.Module:
-    from transformers import WhisperConfig
+def encoder(kind: str = "whisper") -> nn.Module:
+    from transformers import AutoConfig, WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+    if kind in WAVEFORM:
+        small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20, "num_conv_pos_embeddings": 4}
+        conv = {"conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 2}
+        return encoder_from(AutoConfig.for_model(kind, **small, **conv), torch.float32).eval()
+    if kind == "qwen2_5_omni":
+        sizes = {"num_mel_bins": 8, "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 20}
+        audio = sizes | {"max_source_positions": WINDOW, "n_window": 10, "output_dim": D}
+        return encoder_from(AutoConfig.for_model("qwen2_5_omni_thinker", audio_config=audio), torch.float32).eval()
     config = WhisperConfig(num_mel_bins=8, d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=20)
     config.max_source_positions, config.decoder_layers = WINDOW, 1
     return WhisperEncoder(config).eval()
@@ -62,6 +72,8 @@ class Case:
     projector: dict[str, Any] = field(default_factory=lambda: {"kind": "mlp_stack", "stack": 5, "hidden": 12})
     lora: dict[str, Any] | None = None
     mix: Mixed = "all"
+    encoder: str = "whisper"
+    stored: StoredStates | None = None
 
     def configs(self) -> dict[str, Any]:
         out = {}
@@ -90,7 +102,7 @@ class Case:
 def student_of(case: Case) -> Student:
     config = PROJECTORS.get(case.projector["kind"]).Config.model_validate(case.projector)
     lora = LoraConfig.model_validate(case.lora) if case.lora else None
-    return Student(encoder(), llm(), config, False, lora, case.mix)
+    return Student(encoder(case.encoder), llm(), config, False, lora, case.mix)
 
 
 def live_of(name: str, case: Case, student: Student) -> Reader | Hearer:
@@ -124,14 +136,19 @@ def distiller_of(case: Case, seed: int = 0) -> Distiller:
             param.data += torch.randn(param.shape, generator=generator) * 0.05
     shared_W = torch.arange(V) % 11 != 3
     shared = {name: shared_W if name in ("wider", "hearing") else None for name in teachers}
-    return Distiller(student, Method(losses=case.configs(), streams=STREAMS, teachers=teachers, shared=shared))
+    return Distiller(student, Method(losses=case.configs(), streams=STREAMS, teachers=teachers, shared=shared, stored=case.stored))
 
 
-def features(clips: Sequence[np.ndarray]) -> Tensor:
-    """[C, M, 2F] of the whole window: something that depends on the clip alone."""
-    time = torch.linspace(0, 1, 2 * WINDOW)
+def waveforms(clips: Sequence[np.ndarray], samples: int) -> Tensor:
+    """[C, samples]: the clips as they are."""
+    return torch.stack([torch.from_numpy(np.pad(clip, (0, samples - clip.size))) for clip in clips])
+
+
+def features(clips: Sequence[np.ndarray], samples: int) -> Tensor:
+    """[C, M, T]: something that depends on the clip alone."""
+    time = torch.arange(samples // 160) / (2 * WINDOW)  # not of the batch: the longest clip says how much of it there is
     tones = torch.arange(1, 9)[:, None]
-    return torch.stack([torch.sin(tones * time * 9 + 50 * float(clip[0])) * (time * 1.5 * 16_000 < clip.size) for clip in clips])
+    return torch.stack([torch.sin(tones * time * 9 + 50 * float(clip[0])) * (time * 2 * WINDOW * 160 < clip.size) for clip in clips])
 
 
 def frames(samples: int) -> int:
@@ -144,10 +161,19 @@ def collator(distiller: Distiller, case: Case) -> Collator:
     zeros: dict[str, Tensor] = {}
     if "topk" in needs:
         zeros |= {"ids_TK": torch.zeros(1, K, dtype=torch.long), "logp_TK": torch.zeros(1, K), "tail_logp_T": torch.zeros(1)}
+    if case.stored is not None:
+        zeros["hidden_TLE"] = torch.zeros(1, len(case.stored.layers), case.stored.width)
     if "sampled" in needs:
         zeros |= {"sampled_ids_TN": torch.zeros(1, K, dtype=torch.long), "sampled_weights_TN": torch.zeros(1, K)}
-    positions = distiller.student.projector.positions
-    return Collator(features, frames, positions, WINDOW, signals=zeros, attention=case.attention, views=tuple(distiller.views()))
+    student = distiller.student
+    return Collator(
+        waveforms if case.encoder in WAVEFORM else features,
+        student.encoder.hearing,
+        student.projector.positions,
+        signals=zeros,
+        attention=case.attention,
+        views=tuple(distiller.views()),
+    )
 
 
 def rows(case: Case, seed: int, without: str) -> list[Row]:
@@ -171,6 +197,7 @@ def rows(case: Case, seed: int, without: str) -> list[Row]:
             "tail_logp_T": torch.from_numpy(logp[:, K]).float(),
             "sampled_ids_TN": torch.from_numpy(np.stack([generator.permutation(V)[:K] for _ in range(T)])),
             "sampled_weights_TN": torch.full((T, K), 1 / K),
+            "hidden_TLE": torch.from_numpy(generator.normal(size=(T, 2, E))).float(),
         }
         clip = generator.normal(size=int(generator.integers(3_000, 20_000))).astype(np.float32)
         if case.attention:

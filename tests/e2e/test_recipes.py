@@ -12,7 +12,7 @@ from speechkd.models import load_student
 from speechkd.tracking.journal import JOURNAL, metric_series
 from tests.e2e.conftest import ROOT, speechkd
 
-PUBLISHED = {"wong26a.yaml"}  # planned from configuration files; its models are not here
+PUBLISHED = {"wong26a.yaml", *(p.name for p in (ROOT / "pipelines").glob("*_paper.yaml"))}  # planned from files; their models are not here
 RECIPES = sorted(p.name for p in (ROOT / "pipelines").glob("*.yaml") if p.name not in PUBLISHED)
 CHANGES = [
     ("cross_modal.yaml", "objective=ce"),

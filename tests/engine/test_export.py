@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from speechkd.engine.export import write_export
-from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
+from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.models.encoder import Mixed
 from speechkd.models.exported import Base, load_student, read_manifest
 from speechkd.models.pretrained import fingerprint
@@ -23,7 +23,7 @@ ENCODER, LLM = str(ROOT / "standins/encoder"), str(ROOT / "standins/llm")
 def test_the_mix_is_part_of_an_export(tmp_path: Path, mix: Mixed) -> None:
     torch.manual_seed(0)
     config = PROJECTORS.get("linear").Config.model_validate({"kind": "linear", "pool": 5})
-    student = Student(load_whisper_encoder(ENCODER, torch.float32), load_causal_lm(LLM, torch.float32), config, mix=mix)
+    student = Student(load_encoder(ENCODER, torch.float32), load_causal_lm(LLM, torch.float32), config, mix=mix)
     if mix == "all":
         student.mix.logits_L.data.normal_()
     write_export(

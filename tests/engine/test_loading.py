@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechkd.core.errors import DataError, InputError
-from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
+from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.models.pretrained import checkpoint_tensors, meta_causal_lm, meta_encoder
 from tests.engine.conftest import Campaign
 from tests.engine.ranks import run, save_causal_lm
@@ -30,7 +30,7 @@ def test_unpartitioned_models_are_those_of_transformers(models: dict[str, str], 
     theirs = AutoModelForCausalLM.from_pretrained(models["sharded"], dtype=dtype)
     pairs = [
         (ours, theirs),
-        (load_whisper_encoder(models["whisper"], dtype), WhisperModel.from_pretrained(models["whisper"], dtype=dtype).encoder),
+        (load_encoder(models["whisper"], dtype), WhisperModel.from_pretrained(models["whisper"], dtype=dtype).encoder),
     ]
     for one, other in pairs:
         assert not one.training
@@ -44,14 +44,14 @@ def test_a_whisper_encoder_is_found_however_it_was_saved(models: dict[str, str],
 
     whole = WhisperModel.from_pretrained(models["whisper"])
     (whole if saved_as == "model" else whole.encoder).save_pretrained(tmp_path)
-    loaded = load_whisper_encoder(str(tmp_path), torch.float32).state_dict()
+    loaded = load_encoder(str(tmp_path), torch.float32).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in whole.encoder.state_dict().items())
 
 
 def test_dry_runs_count_without_memory(models: dict[str, str]) -> None:
     for meta, real in (
         (meta_causal_lm(models["tied"]), load_causal_lm(models["tied"], torch.float32)),
-        (meta_encoder(models["whisper"]), load_whisper_encoder(models["whisper"], torch.float32)),
+        (meta_encoder(models["whisper"]), load_encoder(models["whisper"], torch.float32)),
     ):
         assert {p.device.type for p in meta.parameters()} == {"meta"}
         assert sum(p.numel() for p in meta.parameters()) == sum(p.numel() for p in real.parameters())
@@ -85,7 +85,7 @@ NORM = "model.encoder.layer_norm.weight"
 )
 def test_weights_that_do_not_fit_are_one_clear_error(models: dict[str, str], tmp_path: Path, edit: dict[str, str], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        load_whisper_encoder(edited(models["whisper"], tmp_path / "m", **edit), torch.float32)
+        load_encoder(edited(models["whisper"], tmp_path / "m", **edit), torch.float32)
 
 
 def test_a_missing_tensor_of_a_language_model_is_never_left_random(models: dict[str, str], tmp_path: Path) -> None:

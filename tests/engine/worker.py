@@ -13,7 +13,7 @@ from torch import nn
 from speechkd.core import dist
 from speechkd.engine import checkpoint
 from speechkd.engine.ds_config import read_ds_config
-from speechkd.engine.loading import load_causal_lm, load_whisper_encoder
+from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.wrap import Engine
 from speechkd.engine.zero import close_distributed, gathered, init_distributed, is_partitioned, partition_report
 
@@ -134,7 +134,7 @@ def load(folder: Path, lm: str, whisper: str, dtype: str) -> None:
     init_distributed()
     kind = getattr(torch, dtype)
     pairs = [(load_causal_lm(lm, kind, True), AutoModelForCausalLM.from_pretrained(lm, dtype=kind))]
-    pairs.append((load_whisper_encoder(whisper, kind, True), WhisperModel.from_pretrained(whisper, dtype=kind).encoder))
+    pairs.append((load_encoder(whisper, kind, True), WhisperModel.from_pretrained(whisper, dtype=kind).encoder))
     differ = []
     available = [name for ours, _ in pairs for name, here in partition_report(ours).items() if here]
     for ours, theirs in pairs:

@@ -14,7 +14,7 @@ from torch import Tensor
 from speechkd.core.seeds import torch_seed
 from speechkd.losses.language_id import language_id
 from speechkd.models.encoder import FrozenEncoder, LayerMix
-from speechkd.models.pretrained import load_whisper_encoder
+from speechkd.models.pretrained import load_encoder
 from speechkd.models.projectors.gates import AttentionGate, ConvGate
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def corpus() -> dict[str, tuple[Tensor, Tensor]]:
     items = source.items()
     languages = sorted(source.config.languages)
     extractor: Any = WhisperFeatureExtractor.from_pretrained(ROOT / "standins/encoder")
-    encoder = FrozenEncoder(load_whisper_encoder(str(ROOT / "standins/encoder"), torch.float32)).eval()
+    encoder = FrozenEncoder(load_encoder(str(ROOT / "standins/encoder"), torch.float32)).eval()
     mix = LayerMix(encoder.layers, normalise=True)
     out = {}
     for split, count in CLIPS.items():

@@ -20,12 +20,15 @@ def run_folder(folder: Path, *sets: str) -> Path:
     return folder
 
 
-def test_lora_at_audio_positions_is_not_merged_into_all(tmp_path: Path) -> None:
+def test_lora_at_audio_positions_is_not_merged_into_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match="^`--merge` folds LoRA into every position.*audio positions only.*student.lora.scope"):
         export(run_folder(tmp_path, "student.lora.scope=audio"), tmp_path / "out", merge=True)
 
 
-def test_what_has_lora_everywhere_or_is_not_merged_is_asked_for_its_checkpoint(tmp_path: Path) -> None:
-    for sets, merge in (((), True), (("student.lora.scope=audio",), False)):
+def test_what_has_lora_everywhere_or_is_not_merged_is_asked_for_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    on_projector = ("student.projector={kind: linear}", "student.lora={r: 2, targets: [linear], scope: audio}")  # hears nothing but audio
+    for sets, merge in (((), True), (("student.lora.scope=audio",), False), (on_projector, True)):
         with pytest.raises(InputError, match="no valid checkpoint"):
             export(run_folder(tmp_path, *sets), tmp_path / "out", merge=merge)

@@ -10,7 +10,7 @@ import torch
 from speechkd.engine.export import write_export
 from speechkd.models.exported import Base, load_tokenizer
 from speechkd.models.lora import LoraConfig
-from speechkd.models.pretrained import fingerprint, load_causal_lm, load_whisper_encoder
+from speechkd.models.pretrained import fingerprint, load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
 
@@ -52,7 +52,7 @@ def write_student(out: Path, lora: LoraConfig | None = None, **changes: Any) -> 
     encoder, name = str(ROOT / "standins/encoder"), LLM
     torch.manual_seed(0)
     config = PROJECTORS.get("linear").Config.model_validate({"kind": "linear", "pool": 5})
-    student = Student(load_whisper_encoder(encoder, torch.float32), load_causal_lm(name, torch.float32), config, lora=lora)
+    student = Student(load_encoder(encoder, torch.float32), load_causal_lm(name, torch.float32), config, lora=lora)
     tensors = {name: p.detach().clone() for name, p in student.trainable()}
     tensors["projector.linear.weight"] *= 3
     tensors |= {name: 0.3 * torch.randn_like(tensor) for name, tensor in tensors.items() if name.endswith("lora_B")}

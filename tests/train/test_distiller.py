@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,14 +10,14 @@ import torch
 from torch import Tensor
 
 from speechkd.core.types import Batch
-from speechkd.data.signals import SignalsConfig, TopKStore, decode
+from speechkd.data.signals import HiddenStore, SignalsConfig, TopKStore, decode
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.collate import Row
 from speechkd.models.lora import lora_layers
 from speechkd.teachers.scoring import Forced, Scorer
-from speechkd.train.distiller import Distiller
+from speechkd.train.distiller import Distiller, StoredStates
 from tests.contracts.cases import CASES, LORA
-from tests.contracts.tiny import STREAMS, Case, V, collator, distiller_of, rows
+from tests.contracts.tiny import STREAMS, Case, D, V, collator, distiller_of, rows
 
 KL = {"kl": {"kind": "divergence", "teacher": "self", "temperature": 2.0, "t2_scale": True}}
 
@@ -67,8 +68,6 @@ def test_stored_and_live_teachers_give_the_same_loss_and_gradient(k: int) -> Non
     one: Any = first(collator(first, live)(found))
     make = collator(second, column)
     zeros = {name: tensor.new_zeros(1, *([k] if tensor.dim() > 1 else [])) for name, tensor in make.signals.items()}
-    from dataclasses import replace
-
     other: Any = second(replace(make, signals=zeros)(stored(first, found, k)))
     assert one["topk"].count == other["topk"].count > 0
     torch.testing.assert_close(one["topk"].total, other["topk"].total, rtol=1e-5, atol=1e-5)
@@ -81,6 +80,32 @@ def test_stored_and_live_teachers_give_the_same_loss_and_gradient(k: int) -> Non
         third = distiller_of(dense)
         whole: Any = third(collator(third, dense)(found))
         torch.testing.assert_close(one["topk"].total, whole["kl"].total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("representation", ["cka", "hidden", "linear"])
+def test_stored_and_live_layers_give_the_same_loss_and_gradient(representation: str) -> None:
+    block = {"kind": "layer_wise", "representation": representation, "map": [[1, 1], [2, 2]], "roles": ["kd", "kd/text"]}
+    kept_layers = StoredStates(layers=(1, 2), depth=2, width=D)
+    live, column = Case({"layers": block | {"teacher": "self"}}), Case({"layers": block}, stored=kept_layers)
+    first, second = distiller_of(live), distiller_of(column)
+    for ours, theirs in zip(first.parts.parameters(), second.parts.parameters(), strict=True):
+        theirs.data.copy_(ours.data)  # what the loss itself learns
+    found = [row for row in rows(live, 3, "") if "self" in row.reads]
+    signals = SignalsConfig(hidden=HiddenStore(layers=[1, 2], dtype="float32"))
+    forced = [Forced(list(row.reads["self"]), list(row.response), str(i)) for i, row in enumerate(found)]
+    kept = [
+        replace(row, signals=decode(signals, {"hidden"}, tensors, len(row.response), V), reads={})
+        for row, tensors in zip(found, Scorer(first.student.llm.lm, signals).score(forced), strict=True)
+    ]
+    one: Any = first(collator(first, live)(found))
+    other: Any = second(collator(second, column)(kept))
+    assert one["layers"].count == other["layers"].count > 0 and float(one["layers"].total.detach()) > 1e-3
+    torch.testing.assert_close(one["layers"].total, other["layers"].total, rtol=1e-5, atol=1e-5)
+    one["layers"].total.backward()
+    other["layers"].total.backward()
+    for (name, ours), (_, theirs) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_loss_counts_its_roles_alone() -> None:
@@ -151,7 +176,7 @@ def test_attention_weights_are_those_of_the_response_over_the_audio() -> None:
     distiller = distiller_of(case)
     hearing: Any = distiller.teachers["hearing"]
     batch = collator(distiller, case)(rows(case, 4, ""))
-    encoded = distiller.student.encoder(batch.features_BMT)
+    encoded = distiller.student.encoder(batch.features_BMT, batch.clips.frames_C)
     seen = hearing.look(distiller.student, batch, encoded, False, True)
     audio = hearing.projector(hearing.mix(encoded))
     from speechkd.models.student import place_audio

@@ -1,8 +1,8 @@
 """Pooling and one Linear: the projector of Qwen2-Audio, and so of PL-Distill's teacher and student (arXiv 2602.01547).
 
     S = W mean(h_1 .. h_k) + b,   k = 2
-The layer is called `linear`, as in those models, so that a LoRA target names it. Its pooling is part of their encoder; here it stands with
-the projector, because what a position is follows from both.
+The layer is called `linear`, as in those models, so that a LoRA target names it. Encoders of speech LLMs pool by themselves
+(`models/hearing.py`): theirs has k = 1, one behind a Whisper encoder k = 2.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class LinearConfig(Config):
 
     kind: Literal["linear"] = "linear"
     pool: int = Field(2, ge=1)
+    init_from: str | None = None
+    """folder or hub id of a speech LLM whose own projector training starts from"""
 
 
 class LinearProjector(nn.Module):
@@ -30,7 +32,7 @@ class LinearProjector(nn.Module):
 
     def __init__(self, config: LinearConfig, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.pool = config.pool
+        self.pool, self.init_from = config.pool, config.init_from
         self.linear = nn.Linear(width_in, width_out)
 
     def positions(self, frames: int) -> int:

@@ -1,0 +1,197 @@
+"""Speech encoders by architecture: how each is asked for all of its layers' states, and how many frames a clip has in it.
+
+    whisper        log-mels of a fixed window, silence and all                50 frames a second    1 frame: 320 samples
+    qwen2_audio    Whisper's, but silence is masked, and pairs are averaged   25                     640
+    qwen2_5_omni   the same in blocks of 2 s, without a window of its own     25                     640
+    wavlm, hubert, wav2vec2     the waveform itself, without a window         50                     320
+A clip has as many frames as it begins: its last one is filled up with silence, never dropped, and what transformers gives for the clip with
+that silence behind it is what a clip gets here, whatever its neighbours in the batch are. Whisper's window apart, what follows is zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WAVEFORM = ("hubert", "wav2vec2", "wavlm")
+SPEECH_LLMS = ("qwen2_audio", "qwen2_5_omni", "qwen2_5_omni_thinker")
+"""Model types that hold an audio encoder, a projector and a language model"""
+ENCODERS = ("whisper", *SPEECH_LLMS, *WAVEFORM)
+"""Model types that have an encoder for a student"""
+MEL_SAMPLES = 160
+"""Samples from one column of a log-mel spectrogram to the next"""
+
+SAMPLE_RATE, WINDOW_S = 16_000, 30
+"""Of encoders without a window, as much is heard as Whisper's holds"""
+
+States = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearing:
+    """An encoder's sizes, and its states."""
+
+    layers: int
+    """states given: what enters the first block, and what each block gives"""
+    width: int
+    hop: int
+    """samples from one frame to the next"""
+    overhang: int = 0
+    """samples that a frame hears beyond the next one's beginning"""
+    window: int
+    """frames that a projector is given, whatever the clip"""
+    fixed: bool
+    """features must have all of the window; else as many frames as the longest clip"""
+    silence: bool = False
+    """the encoder hears the silence behind a clip, and so does the projector; else zeros stand there"""
+    states: Callable[[Tensor, Tensor], States]
+    """(features, valid frames [C]) -> `layers` x [C, F, D]; frames beyond a clip's are anything"""
+
+    def frames(self, samples: int) -> int:
+        """Frames of a clip: those that it begins, at least one."""
+        return max(1, -(-samples // self.hop))
+
+    def features_of(self, frames: Sequence[int]) -> int:
+        """Frames that the features of a batch of clips must have. Raises ValueError for a clip that is longer than the window."""
+        longest = max(frames)
+        if longest > self.window:
+            seconds = [round(count * self.hop / SAMPLE_RATE, 1) for count in (longest, self.window)]
+            raise ValueError(f"a clip of {seconds[0]:g} s does not fit the encoder's window of {seconds[1]:g} s")
+        return self.window if self.fixed else longest
+
+    def samples(self, frames: int) -> int:
+        """Samples whose features have exactly so many frames."""
+        return frames * self.hop + self.overhang
+
+
+def hearing(encoder: Any) -> Hearing:
+    """How the encoder made by `pretrained.encoder_from` is used. Group norms of a waveform encoder learn where clips end."""
+    kind: str = encoder.config.model_type
+    if kind in WAVEFORM:
+        return _waveform(encoder)
+    if kind == "whisper":
+        return _whisper(encoder)
+    return _omni(encoder) if hasattr(encoder, "ln_post") else _qwen2_audio(encoder)
+
+
+def _whisper(encoder: Any) -> Hearing:
+    def states(features_CMT: Tensor, frames_C: Tensor) -> States:
+        return tuple(encoder(features_CMT, output_hidden_states=True).hidden_states)
+
+    config = encoder.config
+    return Hearing(
+        layers=config.encoder_layers + 1,
+        width=config.d_model,
+        hop=2 * MEL_SAMPLES,
+        window=int(config.max_source_positions),
+        fixed=True,
+        silence=True,
+        states=states,
+    )
+
+
+def _qwen2_audio(encoder: Any) -> Hearing:
+    from transformers.masking_utils import create_bidirectional_mask
+
+    def states(features_CMT: Tensor, frames_C: Tensor) -> States:
+        real_CX = (torch.arange(features_CMT.shape[2] // 2, device=frames_C.device) < 2 * frames_C[:, None]).long()
+        shape = features_CMT.new_zeros(*real_CX.shape, 1)
+        mask = create_bidirectional_mask(config=encoder.config, inputs_embeds=shape, attention_mask=real_CX)
+        *inner, last = encoder(features_CMT, attention_mask=mask, output_hidden_states=True).hidden_states
+        return (*map(_pairs, inner), last)  # the last is pooled already, then normed
+
+    config = encoder.config
+    return Hearing(
+        layers=config.encoder_layers + 1,
+        width=config.d_model,
+        hop=4 * MEL_SAMPLES,
+        window=int(config.max_source_positions) // 2,
+        fixed=True,
+        states=states,
+    )
+
+
+def _omni(encoder: Any) -> Hearing:
+    def states(features_CMT: Tensor, frames_C: Tensor) -> States:
+        mels_C = 4 * frames_C
+        real_CT = torch.arange(features_CMT.shape[2], device=frames_C.device) < mels_C[:, None]
+        packed_MX = features_CMT.transpose(1, 2)[real_CT].T  # transformers packs clips one behind the other
+        out = encoder(packed_MX, feature_lens=mels_C, output_hidden_states=True).hidden_states
+        filled_CX = real_CT[:, ::2]
+        *inner, last = (_pairs(_unpacked(states_XD, filled_CX)) for states_XD in out)
+        return (*inner, encoder.ln_post(last))
+
+    config = encoder.config
+    hop = 4 * MEL_SAMPLES
+    window = WINDOW_S * SAMPLE_RATE // hop
+    return Hearing(layers=config.encoder_layers + 1, width=config.d_model, hop=hop, window=window, fixed=False, states=states)
+
+
+def _unpacked(states_XD: Tensor, filled_CF: Tensor) -> Tensor:
+    empty_CFD = states_XD.new_zeros(*filled_CF.shape, states_XD.shape[1])
+    return empty_CFD.masked_scatter(filled_CF[:, :, None], states_XD)
+
+
+def _pairs(states_CXD: Tensor) -> Tensor:
+    """Means of neighbours: [C, 2F, D] -> [C, F, D]."""
+    C, X, D = states_CXD.shape
+    return states_CXD.view(C, X // 2, 2, D).mean(2)
+
+
+def _waveform(encoder: Any) -> Hearing:
+    config = encoder.config
+    hop = math.prod(config.conv_stride)
+    heard, step = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        heard, step = heard + (kernel - 1) * step, step * stride
+    first = encoder.feature_extractor.conv_layers[0]
+    if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+        first.layer_norm = ClipNorm(first.layer_norm)
+
+    def states(features_CT: Tensor, frames_C: Tensor) -> States:
+        samples_C = frames_C * hop + (heard - hop)
+        if isinstance(first.layer_norm, ClipNorm):
+            first.layer_norm.lengths_C = (samples_C - config.conv_kernel[0]) // config.conv_stride[0] + 1
+        mask_CT = (torch.arange(features_CT.shape[1], device=frames_C.device) < samples_C[:, None]).long()
+        out = encoder(features_CT, attention_mask=mask_CT, output_hidden_states=True)
+        return (*out.hidden_states[:-1], out.last_hidden_state)  # after the last norm, where the architecture ends with one
+
+    return Hearing(
+        layers=config.num_hidden_layers + 1,
+        width=int(config.hidden_size),
+        hop=hop,
+        overhang=heard - hop,
+        window=WINDOW_S * SAMPLE_RATE // hop,
+        fixed=False,
+        states=states,
+    )
+
+
+class ClipNorm(nn.Module):
+    """A waveform encoder's first norm (one group a channel) over each clip's own time, not over the silence that pads it in a batch.
+
+    Parameters are those of the `GroupNorm` that it replaces, under the same names.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        assert norm.num_groups == norm.num_channels, "one group a channel"
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.lengths_C: Tensor | None = None
+
+    def forward(self, x_CDT: Tensor) -> Tensor:
+        """[C, D, T] -> [C, D, T]; positions from `lengths_C` on are anything."""
+        assert self.lengths_C is not None, "set before each pass"
+        real_C1T = (torch.arange(x_CDT.shape[2], device=x_CDT.device) < self.lengths_C[:, None])[:, None]
+        count_C11 = self.lengths_C[:, None, None].float()
+        wide_CDT = x_CDT.float()
+        mean_CD1 = (wide_CDT * real_C1T).sum(2, keepdim=True) / count_C11
+        centred_CDT = wide_CDT - mean_CD1
+        var_CD1 = (centred_CDT.square() * real_C1T).sum(2, keepdim=True) / count_C11
+        normed_CDT = (centred_CDT * torch.rsqrt(var_CD1 + self.eps)).to(x_CDT.dtype)
+        return normed_CDT * self.weight[None, :, None] + self.bias[None, :, None]
