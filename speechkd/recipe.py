@@ -193,8 +193,8 @@ class Recipe(Config):
         for teacher, live in self.live.items():
             if live.kind == "snapshot" and not self.student.hears_at_the_start:
                 raise ValueError(
-                    f"live teacher `{teacher}` (snapshot) would be a student that has learned nothing yet: set `student.start` to an export, "
-                    "or `student.projector.init_from` of a `linear` projector to the student's own speech LLM"
+                    f"live teacher `{teacher}` (snapshot) would be a student that has learned nothing yet: set `student.start` to an "
+                    "export, or `student.projector.init_from` of a `linear` projector to the student's own speech LLM"
                 )
         for name, config in self.losses.items():
             kind = self.student.projector.kind  # type: ignore[attr-defined]

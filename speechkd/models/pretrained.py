@@ -171,11 +171,11 @@ def encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
         module: nn.Module = AutoModel.from_config(_listening(config), dtype=dtype)
         return module
     audio = getattr(config, "thinker_config", config).audio_config
-    if kind == "qwen2_audio":
-        from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder as Encoder
-    else:
-        from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder as Encoder
-    made: nn.Module = Encoder._from_config(audio, dtype=dtype)
+    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
+    from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+
+    family: Any = Qwen2AudioEncoder if kind == "qwen2_audio" else Qwen2_5OmniAudioEncoder
+    made: nn.Module = family._from_config(audio, dtype=dtype)
     return made
 
 
@@ -281,7 +281,7 @@ def language_model_tensors(folder: Path) -> dict[str, Stored]:
     parts = LLM_PARTS.get(read_config(folder).model_type)
     if parts is None:
         return tensors
-    found = {}
+    found: dict[str, Stored] = {}
     for prefix, own in parts.items():
         theirs = {own + name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
         found |= {name: stored for name, stored in theirs.items() if not name.startswith(OTHER_PARTS)}
