@@ -15,6 +15,8 @@ from speechkd.data.columns import Column
 from speechkd.data.index import ShardSet, open_shards
 from speechkd.data.plan import ExampleRef
 from speechkd.models.collate import Collator
+from speechkd.models.hearing import hearing
+from speechkd.models.pretrained import meta_encoder
 from speechkd.recipe import Recipe, load_recipe
 from speechkd.stages.budget import budgets
 from speechkd.stages.inputs import open_prompt
@@ -105,15 +107,16 @@ def test_signals_are_added_to_answers_that_are_there(room: Path, speech_llm: str
     assert column.manifest["totals"]["stop_eos"] == 9, "of the text-only sample there is nothing to hear"
     supplies = open_supplies(made, open_prompt(made))
     source = supplies[0].source
-    with_pool = partial(Collator, lambda clips: torch.zeros(len(clips), 80, 300), lambda samples: -(-samples // 320))
-    load = make_loader(made, supplies, open_prompt(made), with_pool(lambda frames: -(-frames // 2), 150))
+    heard = hearing(meta_encoder(made.student.encoder))
+    with_pool = partial(Collator, lambda clips, samples: torch.zeros(len(clips), 80, samples // 160), heard)
+    load = make_loader(made, supplies, open_prompt(made), with_pool(lambda frames: -(-frames // 2)))
     batch = load([ExampleRef(0, source.row(number)) for number in range(4)])
     attention_CQ = batch.signals["attention_CQ"]
     assert attention_CQ.shape == batch.clips.mask_CQ.shape and not attention_CQ[~batch.clips.mask_CQ].any()
     for number in range(4):
         stored_Q = column.signals(source.row(number))["attention_Q"]
         assert torch.equal(attention_CQ[number, : len(stored_Q)], stored_Q)
-    coarse = make_loader(made, supplies, open_prompt(made), with_pool(lambda frames: -(-frames // 5), 150))
+    coarse = make_loader(made, supplies, open_prompt(made), with_pool(lambda frames: -(-frames // 5)))
     with pytest.raises(InputError, match="must hear in equal steps"):
         coarse([ExampleRef(0, source.row(number)) for number in range(4)])
 
