@@ -14,8 +14,8 @@ from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, read_e
 from speechkd.core.errors import unknown_name
 from speechkd.core.files import digest
 from speechkd.core.table import Table
-from speechkd.data.plan import PlanConfig
-from speechkd.data.signals import SignalsConfig
+from speechkd.data.columns.signals import SignalsConfig
+from speechkd.data.plan.plan import PlanConfig
 from speechkd.evaluation.task import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
 from speechkd.losses.base import teacher_of

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchaudio.functional import resample
 from transformers import WhisperFeatureExtractor
 
-from speechkd.data.sources.base import Item, RawClip
+from speechkd.data.audio.raw import RawClip
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.espeak import EspeakSource
 
 RATE = 16000

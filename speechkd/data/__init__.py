@@ -7,23 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speechkd.data.cards import load_card
-    from speechkd.data.columns import Column, ColumnSpec, ColumnWriter, Turn
-    from speechkd.data.index import ShardSet, open_shards
-    from speechkd.data.plan import ExampleRef, Plan, PlanConfig, PlanSource
+    from speechkd.data.columns.column import Column
+    from speechkd.data.columns.spec import ColumnSpec, Turn
+    from speechkd.data.columns.writer import ColumnWriter
+    from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig, PlanSource
     from speechkd.data.reader import Reader
+    from speechkd.data.shards.index import ShardSet, open_shards
 
 _HOMES = {
     "load_card": "cards",
-    "Column": "columns",
-    "ColumnSpec": "columns",
-    "ColumnWriter": "columns",
-    "Turn": "columns",
-    "ShardSet": "index",
-    "open_shards": "index",
-    "ExampleRef": "plan",
-    "Plan": "plan",
-    "PlanConfig": "plan",
-    "PlanSource": "plan",
+    "Column": "columns.column",
+    "ColumnSpec": "columns.spec",
+    "ColumnWriter": "columns.writer",
+    "Turn": "columns.spec",
+    "ShardSet": "shards.index",
+    "open_shards": "shards.index",
+    "ExampleRef": "plan.plan",
+    "Plan": "plan.plan",
+    "PlanConfig": "plan.plan",
+    "PlanSource": "plan.plan",
     "Reader": "reader",
 }
 __all__ = [

@@ -14,11 +14,12 @@ from speechkd.core.config import NAME_PATTERN, Config, build, read_extending
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.core.types import Metadata, Scalar
-from speechkd.data.joins import Join, join
-from speechkd.data.names import MAX_KEY, is_name
+from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.sources import SOURCES
 from speechkd.data.sources.base import Item, Source
+from speechkd.data.sources.joins import Join, join
 from speechkd.data.sources.paths import data_root
+from speechkd.data.storage.names import MAX_KEY, is_name
 
 PART = "-part"
 """Between an over-long clip's key and the number of its part"""
@@ -47,20 +48,6 @@ class Task(Config):
     def question(self, metadata: Metadata) -> str:
         """What is asked about a sample with this metadata."""
         return str(metadata[self.instruction_field]) if self.instruction_field else self.instruction
-
-
-class AudioLimits(Config):
-    """What a clip may be; anything else goes to quarantine, its seconds counted."""
-
-    min_seconds: float = Field(default=0.05, ge=0)
-    max_seconds: float = Field(default=30.0, gt=0)
-    max_channels: int = Field(default=8, ge=1)
-    over_long: Literal["refuse", "split"] = "refuse"
-    """split: parts of at most `max_seconds`, cut where it is quiet, keys `<key>-part000`, metadata `part` and `parts`; no sample is lost"""
-    whole_only: list[str] = ["transcript"]
-    """metadata names that say something of the whole clip alone, and that its parts do not carry"""
-    duration_field: str = ""
-    """metadata name under which each clip's seconds, as stored, are written; empty: none"""
 
 
 class Card(Config):

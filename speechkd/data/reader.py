@@ -14,11 +14,11 @@ import pyarrow as pa
 from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.core.types import Metadata
-from speechkd.data.columns import Column
-from speechkd.data.flac import decode_flac
-from speechkd.data.index import ShardSet, tar_path
-from speechkd.data.plan import PlanSource
-from speechkd.data.tar import Member
+from speechkd.data.audio.flac import decode_flac
+from speechkd.data.columns.column import Column
+from speechkd.data.plan.plan import PlanSource
+from speechkd.data.shards.index import ShardSet, tar_path
+from speechkd.data.storage.tar import Member
 
 if TYPE_CHECKING:
     from torch import Tensor

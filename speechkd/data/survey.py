@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from speechkd.core.seeds import derive
-from speechkd.data.audio import RATE
-from speechkd.data.growth import QUARANTINE
-from speechkd.data.index import ShardSet
+from speechkd.data.audio.clips import RATE
 from speechkd.data.reader import Reader
+from speechkd.data.shards.growth import QUARANTINE
+from speechkd.data.shards.index import ShardSet
 
 ROWS, CLIPS, VALUES = 200_000, 400, 12
 """Metadata rows that are read, clips that are decoded (both spread evenly over a larger version), values of a field that are told apart"""

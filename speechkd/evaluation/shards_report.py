@@ -19,9 +19,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from speechkd.core.files import write_text
-from speechkd.data.audio import RATE, encode_flac
-from speechkd.data.index import ShardSet
+from speechkd.data.audio.clips import RATE, encode_flac
 from speechkd.data.reader import Reader
+from speechkd.data.shards.index import ShardSet
 from speechkd.data.survey import QUIET_DB, Level, Survey, column_facts, survey, token_lengths
 from speechkd.evaluation.report_charts import histogram, waveform
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from speechkd.core.config import Config
 from speechkd.core.seeds import derive
 from speechkd.data.cards import Task
-from speechkd.data.index import Sample
+from speechkd.data.shards.index import Sample
 from speechkd.models.prompt import Reading
 from speechkd.teachers.prompts import task_applies
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from speechkd.core.errors import InputError
-from speechkd.data.audio import RATE, decode_file, normalise
-from speechkd.data.cards import AudioLimits
-from speechkd.data.sources.base import Rejected
+from speechkd.data.audio.clips import RATE, decode_file, normalise
+from speechkd.data.audio.limits import AudioLimits
+from speechkd.data.audio.raw import Rejected
 from speechkd.models.exported import load_student
 
 

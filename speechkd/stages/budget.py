@@ -11,7 +11,7 @@ from typing import TypeVar
 from speechkd.core.errors import InputError
 from speechkd.core.types import Metadata
 from speechkd.data.cards import Card, list_items, load_card, open_source
-from speechkd.data.index import ShardSet, open_shards
+from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import CorpusConfig, Recipe
 from speechkd.stages.inputs import open_prompt, version_folder

@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from speechkd.core.config import read_extending
 from speechkd.core.errors import EXIT_FAILED, InputError
 from speechkd.data.cards import list_items, load_card, open_source
-from speechkd.data.index import open_shards
+from speechkd.data.shards.index import open_shards
 from speechkd.data.sources.base import MissingData
-from speechkd.data.store import Place, UrlPath, place
+from speechkd.data.storage.store import Place, UrlPath, place
 from speechkd.recipe import load_recipe
 from speechkd.stages.shard import write_sample
 

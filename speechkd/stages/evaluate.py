@@ -13,7 +13,7 @@ import numpy as np
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest, read_json, read_json_lines, write_json, write_text
 from speechkd.core.log import say
-from speechkd.data.audio import encode_flac
+from speechkd.data.audio.clips import encode_flac
 from speechkd.data.reader import Reader
 from speechkd.evaluation.runner import Prediction, Score, ask, ask_reading, chance, grade, shuffled, summarise
 from speechkd.evaluation.task import Question

@@ -10,9 +10,9 @@ import numpy as np
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.data.cards import Card, load_card
-from speechkd.data.columns import ColumnSpec
-from speechkd.data.index import ShardSet, open_shards
-from speechkd.data.store import Place, place
+from speechkd.data.columns.spec import ColumnSpec
+from speechkd.data.shards.index import ShardSet, open_shards
+from speechkd.data.storage.store import Place, place
 from speechkd.evaluation.task import Question, questions
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.pretrained import read_config, resolve

@@ -19,8 +19,8 @@ from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import digest
 from speechkd.core.log import progress
 from speechkd.core.types import Metadata
-from speechkd.data.columns import Column
-from speechkd.data.manifest import write_parquet
+from speechkd.data.columns.column import Column
+from speechkd.data.shards.manifest import write_parquet
 from speechkd.evaluation.answers_page import Gate, Worst, write_answers_page
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import Corpus

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from speechkd.core.errors import InputError
-from speechkd.data.index import open_shards
-from speechkd.data.manifest import MANIFEST
-from speechkd.data.store import UrlPath, place
+from speechkd.data.shards.index import open_shards
+from speechkd.data.shards.manifest import MANIFEST
+from speechkd.data.storage.store import UrlPath, place
 from speechkd.evaluation.report import write_report
 from speechkd.evaluation.shards_report import write_shards_report
 from speechkd.stages.run import REPORT

@@ -12,12 +12,12 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import read_json_lines
 from speechkd.core.log import progress, say
 from speechkd.data.cards import Card, list_items, load_card, open_source
-from speechkd.data.growth import QUARANTINE, Block, items_digest, lay_out
-from speechkd.data.manifest import FORMAT_BASE, read_manifest
+from speechkd.data.shards.growth import QUARANTINE, Block, items_digest, lay_out
+from speechkd.data.shards.manifest import FORMAT_BASE, read_manifest
+from speechkd.data.shards.workers import run_blocks
+from speechkd.data.shards.writer import base_receipts, publish
 from speechkd.data.sources.base import Item
-from speechkd.data.store import Place, Unreachable, place
-from speechkd.data.workers import run_blocks
-from speechkd.data.writer import base_receipts, publish
+from speechkd.data.storage.store import Place, Unreachable, place
 
 
 def shard(card_path: Path, out: Place | str, partition: tuple[int, int] = (0, 1), workers: int | None = None, quiet: bool = False) -> Place:

@@ -13,8 +13,8 @@ from torch import Tensor
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import derive
 from speechkd.core.types import Batch, Origin
-from speechkd.data.columns import Column
-from speechkd.data.plan import ExampleRef, Plan, PlanSource
+from speechkd.data.columns.column import Column
+from speechkd.data.plan.plan import ExampleRef, Plan, PlanSource
 from speechkd.data.reader import Reader
 from speechkd.models.collate import Collator
 from speechkd.models.prompt import Prompt, tokenizer_digest

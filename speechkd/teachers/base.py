@@ -12,7 +12,7 @@ from speechkd.core.config import Config
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.types import SIGNALS, Metadata
 from speechkd.data.cards import Task
-from speechkd.data.signals import SignalsConfig
+from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Scoring(Protocol):
     """A backend that can say how likely given answers are: only such a one may declare signals."""
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
-        """The declared signals of answers that may come from storage, as `data.signals` encodes them; empty for an error."""
+        """The declared signals of answers that may come from storage, as `data.columns.signals` encodes them; empty for an error."""
 
 
 class TeacherType(Protocol):

@@ -22,8 +22,8 @@ import httpx2
 from pydantic import Field, field_validator, model_validator
 
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.data.audio import encode_wav
-from speechkd.data.signals import SignalsConfig
+from speechkd.data.audio.clips import encode_wav
+from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import calls
 from speechkd.teachers.base import Answer, Request, ScoringConfig
@@ -162,7 +162,7 @@ class OpenAIHttpTeacher:
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
         """Top-k of given answers, from the server's log-probs of the whole text. Raises InputError for one that it cannot score."""
-        from speechkd.data.signals import encode_topk
+        from speechkd.data.columns.signals import encode_topk
 
         store = self.config.signals.topk
         assert store is not None, "only called where signals are declared"

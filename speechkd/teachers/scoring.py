@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import derive
-from speechkd.data.signals import AttentionStore, HiddenStore, SampledStore, SignalsConfig, encode_sampled, encode_topk
+from speechkd.data.columns.signals import AttentionStore, HiddenStore, SampledStore, SignalsConfig, encode_sampled, encode_topk
 from speechkd.kernels.chunks import rows_per_chunk
 from speechkd.kernels.logits import soft_cap
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from speechkd.core.errors import InputError
-from speechkd.data.signals import SignalsConfig
+from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.pretrained import resolve
 from speechkd.models.prompt import Prompt
@@ -99,7 +99,7 @@ class VllmTeacher:
         """Top-k of given answers, from the engine's log-probs of the whole text. Raises InputError for one that it cannot score."""
         import torch
 
-        from speechkd.data.signals import encode_topk
+        from speechkd.data.columns.signals import encode_topk
 
         store = self.config.signals.topk
         assert store is not None, "only called where signals are declared"

@@ -8,8 +8,8 @@ from time import monotonic
 
 from speechkd.core.files import digest
 from speechkd.core.types import Batch
-from speechkd.data.ahead import in_order
-from speechkd.data.plan import ExampleRef, Plan
+from speechkd.data.plan.plan import ExampleRef, Plan
+from speechkd.train.ahead import in_order
 from speechkd.train.config import Phase
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from speechkd.data.signals import SampledStore, SignalsConfig, TopKStore, encode_sampled, encode_topk
+from speechkd.data.columns.signals import SampledStore, SignalsConfig, TopKStore, encode_sampled, encode_topk
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.pretrained import quietly
 from speechkd.models.prompt import Prompt

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechkd.data.plan import Plan, PlanConfig, PlanSource
+from speechkd.data.plan.plan import Plan, PlanConfig, PlanSource
 from tests.bench.clips import mixed_lengths
 
 COUNT, SHARD = 20_000, 1000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from speechkd.data.index import open_shards
+from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard
 from tests.data.corpus import write_card, write_echo, write_tones
 

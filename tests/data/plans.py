@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from speechkd.data.plan import ExampleRef, Plan, PlanConfig, PlanSource
+from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig, PlanSource
 from speechkd.train.config import Phase
 from speechkd.train.schedule import Schedule, Segment, feed
 

@@ -10,10 +10,10 @@ import soundfile
 import yaml
 
 from speechkd.data.cards import list_items, load_card, open_source
-from speechkd.data.growth import lay_out
-from speechkd.data.index import ShardSet, open_shards
 from speechkd.data.reader import Reader
-from speechkd.data.writer import base_receipts, publish, write_shard
+from speechkd.data.shards.growth import lay_out
+from speechkd.data.shards.index import ShardSet, open_shards
+from speechkd.data.shards.writer import base_receipts, publish, write_shard
 
 
 def noise(seed: int, seconds: float, rate: int = 16_000, channels: int = 1) -> np.ndarray:

@@ -9,9 +9,9 @@ import hashlib
 import sys
 from collections.abc import Sequence
 
-from speechkd.data.index import open_shards
-from speechkd.data.plan import ExampleRef, Plan, PlanConfig
+from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig
 from speechkd.data.reader import Reader
+from speechkd.data.shards.index import open_shards
 from speechkd.train.config import Phase
 from speechkd.train.schedule import Schedule, Segment, feed
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechkd.data import audio
-from speechkd.data.audio import decode_bytes, decode_file
-from speechkd.data.sources.base import RawClip, Rejected, Span
+from speechkd.data.audio import clips as audio
+from speechkd.data.audio.clips import decode_bytes, decode_file
+from speechkd.data.audio.raw import RawClip, Rejected, Span
 
 
 @pytest.mark.parametrize("form, subtype", [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")])

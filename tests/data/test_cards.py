@@ -11,9 +11,10 @@ import pytest
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest, read_json
-from speechkd.data.audio import RATE, pieces
+from speechkd.data.audio.clips import RATE, pieces
+from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.card_schema import card_schema
-from speechkd.data.cards import AudioLimits, Card, Task, load_card, open_source
+from speechkd.data.cards import Card, Task, load_card, open_source
 from speechkd.data.sources.base import MissingData
 from speechkd.data.sources.paths import braces
 from speechkd.stages.check import check

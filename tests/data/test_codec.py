@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from speechkd.core.errors import DataError
-from speechkd.data import codec
-from speechkd.data.signals import AttentionStore, HiddenStore, SampledStore, SignalsConfig, TopKStore, decode, encode_sampled, encode_topk
+from speechkd.data.columns import codec
+from speechkd.data.columns.signals import (
+    AttentionStore,
+    HiddenStore,
+    SampledStore,
+    SignalsConfig,
+    TopKStore,
+    decode,
+    encode_sampled,
+    encode_topk,
+)
 from speechkd.teachers import scoring
 from tests.bench.signals import TURN, stored, teacher_like
 

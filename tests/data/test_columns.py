@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from speechkd.core.errors import DataError, InputError
-from speechkd.data.columns import ColumnWriter, Turn
-from speechkd.data.index import open_shards
+from speechkd.data.columns.signals import SignalsConfig, TopKStore
+from speechkd.data.columns.spec import Turn
+from speechkd.data.columns.writer import ColumnWriter
 from speechkd.data.reader import Reader
-from speechkd.data.signals import SignalsConfig, TopKStore
+from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard
 from tests.data.corpus import ECHO, echo_turns, write_card, write_echo, write_tones
 

@@ -11,7 +11,8 @@ import pytest
 
 from speechkd.core.config import build, read_yaml
 from speechkd.core.errors import InputError
-from speechkd.data.sources.base import Item, RawClip
+from speechkd.data.audio.raw import RawClip
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.espeak import EspeakConfig, EspeakSource
 
 CARD = Path(__file__).parents[2] / "shards/cards/minibabel.yaml"

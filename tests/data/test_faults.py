@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import DataError, InputError
-from speechkd.data.index import open_shards
 from speechkd.data.reader import Example, Reader
+from speechkd.data.shards.index import open_shards
 
 
 def damage(data: bytes, draw: random.Random) -> tuple[str, bytes]:

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 from speechkd.core.errors import DataError
-from speechkd.data.audio import encode_flac
-from speechkd.data.flac import StreamInfo, decode_flac, stream_info
+from speechkd.data.audio.clips import encode_flac
+from speechkd.data.audio.flac import StreamInfo, decode_flac, stream_info
 from tests.data.corpus import tone
 
 

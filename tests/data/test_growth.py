@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import InputError
-from speechkd.data.columns import ColumnWriter
-from speechkd.data.index import open_shards
+from speechkd.data.columns.writer import ColumnWriter
 from speechkd.data.reader import Reader
+from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard
 from tests.data.corpus import ECHO, Rows, write_card, write_echo, write_tones
 

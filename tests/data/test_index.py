@@ -14,9 +14,9 @@ import pytest
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import write_json
-from speechkd.data.index import open_shards
-from speechkd.data.manifest import signed
 from speechkd.data.reader import Reader
+from speechkd.data.shards.index import open_shards
+from speechkd.data.shards.manifest import signed
 
 
 def flip(path: Path, byte: int, bit: int = 0) -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 
 from speechkd.core.errors import InputError
-from speechkd.data.plan import ExampleRef, Plan, PlanConfig, PlanSource
-from speechkd.data.windows import Deal, Frame
+from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig, PlanSource
+from speechkd.data.plan.windows import Deal, Frame
 from tests.bench.clips import mixed_lengths
 from tests.data.plans import plans, source
 

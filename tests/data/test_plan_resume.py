@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from speechkd.data.plan import Plan
+from speechkd.data.plan.plan import Plan
 from tests.data.plans import Step, divisors, global_steps, plans
 
 QUICK = settings(max_examples=550, deadline=None, suppress_health_check=[HealthCheck.too_slow])

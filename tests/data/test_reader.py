@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechkd.data import rows as rows_module
-from speechkd.data.ahead import in_order
-from speechkd.data.rows import ShardRows
+from speechkd.data.shards import rows as rows_module
+from speechkd.data.shards.rows import ShardRows
+from speechkd.train.ahead import in_order
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,9 +17,9 @@ import pytest
 import soundfile
 
 from speechkd.core.errors import InputError
-from speechkd.data.flac import decode_flac
-from speechkd.data.index import open_shards
+from speechkd.data.audio.flac import decode_flac
 from speechkd.data.reader import Reader
+from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard
 from tests.data.corpus import tone, write_card, write_tones
 
@@ -208,7 +208,7 @@ def test_wrong_input_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_crash_in_a_block_fails_the_stage_with_its_reason(tmp_path: Path) -> None:
-    from speechkd.data.workers import run_blocks
+    from speechkd.data.shards.workers import run_blocks
 
     setup = {"root": str(tmp_path), "card": {"name": "x"}, "card_dir": str(tmp_path)}
     with pytest.raises(RuntimeError, match="shard 0: ValidationError"):

@@ -16,9 +16,9 @@ import pytest
 import soundfile
 
 from speechkd.core.errors import InputError
-from speechkd.data.audio import decode_bytes, decode_file
+from speechkd.data.audio.clips import decode_bytes, decode_file
+from speechkd.data.audio.raw import RawClip, Rejected, Span
 from speechkd.data.cards import list_items, load_card, open_source
-from speechkd.data.sources.base import RawClip, Rejected, Span
 from tests.data.raw import card_file, fields, noise, same, samples, shards_of, write
 
 
@@ -233,7 +233,7 @@ def test_texts_spoken_by_espeak(tmp_path: Path) -> None:
     from speechkd.stages.shard import shard
 
     source = tts(tmp_path, {"engine": "espeak", "voices": ["en-us", "de+f2"]})
-    from speechkd.data.index import open_shards
+    from speechkd.data.shards.index import open_shards
 
     shards = open_shards(shard(card_file(tmp_path, source), tmp_path / "shards", workers=1, quiet=True))
     found = {key: 0 if pcm is None else pcm.size for key, pcm in samples(shards).items()}

@@ -204,7 +204,7 @@ def test_our_own_shards_are_a_source_too(tones_root: Path, tmp_path: Path) -> No
     for path in (tones_root / "audio").glob("*.tar"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     shards = shards_of(tmp_path, {"kind": "webdataset", "tars": "*.tar"})
-    from speechkd.data.index import open_shards
+    from speechkd.data.shards.index import open_shards
 
     ours = open_shards(tones_root)
     assert fields(shards) == fields(ours)

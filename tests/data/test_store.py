@@ -17,11 +17,11 @@ import pytest
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import sha256_bytes
-from speechkd.data import cache as caches
-from speechkd.data.cache import Cache, CacheFull, shared_cache
-from speechkd.data.index import open_shards
 from speechkd.data.reader import Reader
-from speechkd.data.store import UrlPath, create, names, place, reaching
+from speechkd.data.shards.index import open_shards
+from speechkd.data.storage import cache as caches
+from speechkd.data.storage.cache import Cache, CacheFull, shared_cache
+from speechkd.data.storage.store import UrlPath, create, names, place, reaching
 from speechkd.stages.shard import shard
 from tests.data.corpus import write_card, write_echo, write_tones
 from tests.data.stores import FileServer, file_server, s3_environment, s3_server
@@ -145,8 +145,8 @@ def test_the_cache_is_bounded_and_removes_what_was_used_longest_ago_but_never_wh
 READ = """
 import sys
 from pathlib import Path
-from speechkd.data.cache import Cache
-from speechkd.data.store import UrlPath
+from speechkd.data.storage.cache import Cache
+from speechkd.data.storage.store import UrlPath
 cache = Cache(Path(sys.argv[1]), 1 << 20)
 for name, sha256 in zip(sys.argv[3::2], sys.argv[4::2]):
     with cache.open(UrlPath(f"{sys.argv[2]}/{name}"), sha256, 1000) as stream:

@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from speechkd.data.tar import ustar_header
+from speechkd.data.storage.tar import ustar_header
 
 
 @pytest.mark.parametrize("name", ["a.json", "a-B_9.flac", "k" * 80 + ".signals.safetensors"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from speechkd.data.index import open_shards
-from speechkd.data.store import reaching
+from speechkd.data.shards.index import open_shards
+from speechkd.data.storage.store import reaching
 from tests.data.stores import s3_environment, s3_server
 from tests.e2e.conftest import losses, speechkd
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speechkd.data.cards import Task
-from speechkd.data.index import Sample
+from speechkd.data.shards.index import Sample
 from speechkd.evaluation.runner import Prediction, chance, grade, shuffled, summarise
 from speechkd.evaluation.scorers import SCORERS
 from speechkd.evaluation.task import Question, questions

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from speechkd.core.errors import InputError
-from speechkd.data.index import open_shards
+from speechkd.data.shards.index import open_shards
 from speechkd.data.survey import level, survey
 from speechkd.evaluation.shards_report import spectrogram, write_shards_report
 from speechkd.stages.report import report

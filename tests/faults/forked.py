@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from speechkd.data import workers
+from speechkd.data.shards import workers
 
 ALIVE = [-1, -1]
 """A pipe whose writing end every process of an attempt holds: it closes when the last one is gone."""

@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-import speechkd.data.writer  # noqa: F401
+import speechkd.data.shards.writer  # noqa: F401
 import speechkd.recipe  # noqa: F401
 from speechkd.core.errors import DataError, InputError
-from speechkd.data.index import open_shards
+from speechkd.data.shards.index import open_shards
 from speechkd.data.sources import SOURCES
 from speechkd.stages.shard import shard
 from tests.data.corpus import write_card, write_echo, write_tones

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from speechkd.data.index import open_shards
+from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard
 from tests.data.corpus import write_card
 from tests.faults.hostile_clips import PICKLE, patched, wav

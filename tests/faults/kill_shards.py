@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-import speechkd.data.writer  # noqa: F401  (loaded here so that attempts find it loaded)
+import speechkd.data.shards.writer  # noqa: F401  (loaded here so that attempts find it loaded)
 from speechkd.stages.shard import shard
 from tests.faults.forked import ALIVE, fork_servers
 

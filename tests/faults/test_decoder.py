@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from speechkd.data.index import open_shards
+from speechkd.data.shards.index import open_shards
 from tests.data.corpus import write_card
 from tests.data.raw import noise, write
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.data.signals import SignalsConfig, TopKStore, decode, encode_topk
+from speechkd.data.columns.signals import SignalsConfig, TopKStore, decode, encode_topk
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.topk_kd import topk_kl
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import InputError
-from speechkd.data.index import open_shards
 from speechkd.data.reader import Reader
+from speechkd.data.shards.index import open_shards
 from speechkd.recipe import Recipe, load_recipe
 from speechkd.stages.inputs import Corpus
 from speechkd.stages.shard import shard

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from speechkd.core.errors import InputError
-from speechkd.data.columns import Column
-from speechkd.data.index import ShardSet, open_shards
-from speechkd.data.plan import ExampleRef
+from speechkd.data.columns.column import Column
+from speechkd.data.plan.plan import ExampleRef
+from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.models.collate import Collator
 from speechkd.models.hearing import hearing
 from speechkd.models.pretrained import meta_encoder

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from speechkd.data.index import open_shards
+from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard
 from tests.data.corpus import write_card
 from tests.teachers.endpoint import FaultyProxy

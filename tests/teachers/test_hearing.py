@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speechkd.core.errors import InputError
-from speechkd.data.signals import SignalsConfig, decode
+from speechkd.data.columns.signals import SignalsConfig, decode
 from speechkd.losses.attn_cka import audio_attention
 from speechkd.models.exported import load_student, load_tokenizer
 from speechkd.models.lora import LoraConfig

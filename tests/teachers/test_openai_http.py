@@ -20,7 +20,7 @@ import soundfile
 import torch
 
 from speechkd.core.errors import InputError
-from speechkd.data.signals import SignalsConfig, decode
+from speechkd.data.columns.signals import SignalsConfig, decode
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Clip, Request

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.data import codec
-from speechkd.data.signals import HiddenStore, SampledStore, SignalsConfig, TopKStore, decode
+from speechkd.data.columns import codec
+from speechkd.data.columns.signals import HiddenStore, SampledStore, SignalsConfig, TopKStore, decode
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.sampled_kd import sampled_ce
 from speechkd.losses.topk_kd import topk_kl

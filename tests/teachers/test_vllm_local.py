@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speechkd.core.errors import InputError
-from speechkd.data.signals import SignalsConfig, decode
+from speechkd.data.columns.signals import SignalsConfig, decode
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import TEACHERS

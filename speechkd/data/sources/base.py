@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-
 from speechkd.core.config import Config as AnyConfig
 from speechkd.core.errors import InputError
 from speechkd.core.types import Scalar
+from speechkd.data.audio.raw import RawClip, Rejected
 
 
 class MissingData(InputError):
@@ -33,40 +32,6 @@ class Item:
     def plain(self) -> dict[str, Any]:
         """Its fields by name, not copied: `dataclasses.asdict` copies every value, which a corpus of millions feels."""
         return {"key": self.key, "split": self.split, "metadata": self.metadata, "payload": self.payload}
-
-
-@dataclass(frozen=True, slots=True)
-class RawClip:
-    """Decoded audio as the source has it."""
-
-    samples_TC: np.ndarray
-    """float32 in [-1, 1], [T] or [T, C]"""
-    rate: int
-    """Hz"""
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """Audio that could not be read or is not wanted; goes to quarantine with this reason."""
-
-    reason: str
-    seconds: float = 0.0
-    """length of the audio that is lost by it, where it is known"""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The part of a file that is one clip. A stated end may lie up to SPAN_SLACK seconds behind the file's (rounded durations)."""
-
-    start: float = 0.0
-    seconds: float | None = None
-    """None: to the end"""
-    channel: int | None = None
-    """None: all"""
-
-
-WHOLE = Span()
-SPAN_SLACK = 0.05
 
 
 class Source(Protocol):

@@ -12,8 +12,9 @@ from pydantic import Field, field_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.rows import MAX_LINE, RowConfig, counted_key, open_audio, read_files, row_item
 
 

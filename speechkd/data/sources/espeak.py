@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.data.sources.base import Item, RawClip
+from speechkd.data.audio.raw import RawClip
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.espeak_voices import Voice, VoiceRule, read_voices, split_voices
 
 MAX_DRAWS = 1000

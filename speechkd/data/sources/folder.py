@@ -12,12 +12,13 @@ from pydantic import Field, field_validator
 
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.types import Scalar
-from speechkd.data.names import clean_name
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.csv_table import TableFormat, read_table, regular
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.sources.rows import parse_object, read_files, read_jsonl, scalars
+from speechkd.data.storage.names import clean_name
 
 MAX_SIDECAR = 1 << 20
 

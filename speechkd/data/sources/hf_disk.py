@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError, InputError, unknown_name
-from speechkd.data.audio import decode_bytes, decode_file
-from speechkd.data.parquet_limits import ROOM, allowed, judge, text_bytes, text_columns
+from speechkd.data.audio.clips import decode_bytes, decode_file
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, MissingData, RawClip, Rejected
+from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.sources.paths import AudioFolder
 from speechkd.data.sources.rows import RowConfig, counted_key, row_item
+from speechkd.data.storage.parquet_limits import ROOM, allowed, judge, text_bytes, text_columns
 
 LIST_ROWS = 4096
 

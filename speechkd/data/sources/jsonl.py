@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, read_jsonl, row_item
 
 

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import Scalar
-from speechkd.data.names import clean_name
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, MissingData, RawClip, Rejected
+from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.sources.rows import read_files
+from speechkd.data.storage.names import clean_name
 
 FIELDS = {"text": "text", "utt2spk": "speaker", "utt2lang": "language", "utt2dur": "", "utt2num_frames": "", "utt2uniq": ""}
 """utt2* file -> field; every other utt2<name> is field <name>"""

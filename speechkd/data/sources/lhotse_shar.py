@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, MissingData, RawClip, Rejected
+from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.sources.lhotse_cuts import cut_fields, cut_key, cut_problem, read_cuts
 from speechkd.data.sources.tarfiles import list_tar, located, read_members
 

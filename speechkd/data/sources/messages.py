@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import Scalar
-from speechkd.data.names import clean_name
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.sources.rows import counted_key, read_files, read_jsonl, scalars
+from speechkd.data.storage.names import clean_name
 
 ROLES = {
     "user": "question", "human": "question", "assistant": "answer", "gpt": "answer", "system": "system",

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechkd.core.errors import InputError
-from speechkd.data.names import clean_name
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.sources.rows import read_files, read_jsonl, scalars
 from speechkd.data.sources.tarfiles import list_tar, located, read_members
+from speechkd.data.storage.names import clean_name
 
 _SUB = re.compile(r"-sub\d+(?=\.\w+$|$)")
 _AUDIO, _OFFSET, _SECONDS, _SHARD = "audio_filepath", "offset", "duration", "shard_id"

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError, nearest
-from speechkd.data.sources.base import MissingData, Rejected
+from speechkd.data.audio.raw import Rejected
+from speechkd.data.sources.base import MissingData
 
 ROOT_VARIABLE = "SPEECHKD_DATA"
 MAX_BRACES = 100_000

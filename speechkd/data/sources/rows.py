@@ -11,10 +11,11 @@ from typing import Any
 
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.types import Scalar
-from speechkd.data.audio import decode_file
-from speechkd.data.names import clean_name
-from speechkd.data.sources.base import Item, RawClip, Rejected, Span
+from speechkd.data.audio.clips import decode_file
+from speechkd.data.audio.raw import RawClip, Rejected, Span
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.storage.names import clean_name
 
 MAX_LINE = 16 << 20
 """Letters of one line of a list"""

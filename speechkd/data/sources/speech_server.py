@@ -17,8 +17,8 @@ from pydantic import Field
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
-from speechkd.data.audio import decode_bytes
-from speechkd.data.sources.base import RawClip, Rejected
+from speechkd.data.audio.clips import decode_bytes
+from speechkd.data.audio.raw import RawClip, Rejected
 
 MAX_ANSWER = 64 << 20
 """Bytes of one answer"""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from speechkd.core.errors import InputError
-from speechkd.data.audio import decode_bytes
-from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.audio.clips import decode_bytes
+from speechkd.data.audio.raw import RawClip, Rejected
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.rows import span_of
 
 BLOCK = tarfile.BLOCKSIZE

@@ -18,8 +18,9 @@ from pydantic import Field, field_validator
 
 from speechkd.core.config import Config, build
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.data.audio import decode_bytes
-from speechkd.data.sources.base import Item, RawClip, Rejected, Source
+from speechkd.data.audio.clips import decode_bytes
+from speechkd.data.audio.raw import RawClip, Rejected
+from speechkd.data.sources.base import Item, Source
 from speechkd.data.sources.espeak import Engine
 from speechkd.data.sources.speech_server import MAX_ANSWER, ServerVoice, SpeechServer
 

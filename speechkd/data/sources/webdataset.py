@@ -9,11 +9,12 @@ from typing import Any, Literal
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.types import Scalar
-from speechkd.data.names import clean_name
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, RawClip, Rejected
+from speechkd.data.sources.base import Item
 from speechkd.data.sources.rows import parse_object, scalars
 from speechkd.data.sources.tarfiles import TarMember, list_tar, located, read_members, read_range
+from speechkd.data.storage.names import clean_name
 
 MAX_TEXT = 1 << 20
 """Bytes of a member that is metadata"""

@@ -17,15 +17,15 @@ from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.core.files import sha256_bytes
 from speechkd.core.types import Metadata
 from speechkd.data.cards import Card, load_card
-from speechkd.data.files import Files
-from speechkd.data.manifest import FORMAT_BASE, INDEX, MANIFEST, read_manifest, shard_name
-from speechkd.data.mapped import MappedTars
-from speechkd.data.rows import ShardRows, read_columns
-from speechkd.data.store import Place, Unreachable, UrlPath, names, place
-from speechkd.data.tar import Member, bad_members
+from speechkd.data.shards.manifest import FORMAT_BASE, INDEX, MANIFEST, read_manifest, shard_name
+from speechkd.data.shards.rows import ShardRows, read_columns
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.mapped import MappedTars
+from speechkd.data.storage.store import Place, Unreachable, UrlPath, names, place
+from speechkd.data.storage.tar import Member, bad_members
 
 if TYPE_CHECKING:
-    from speechkd.data.columns import Column
+    from speechkd.data.columns.column import Column
 
 PLACES = ["key", "seconds", "audio_offset", "audio_bytes", "audio_sha256", "json_offset", "json_bytes", "json_sha256"]
 """What is needed to read a sample"""
@@ -168,7 +168,7 @@ class ShardSet:
 
     def column(self, name: str) -> Column:
         """A published column. Raises InputError for an unknown name or a column of another base."""
-        from speechkd.data.columns import open_column
+        from speechkd.data.columns.column import open_column
 
         if name not in self.column_names():
             raise InputError(unknown_name("column", name, self.column_names(), f"{self.dataset}/{self.version}"))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechkd.core.seeds import derive
-from speechkd.data.buckets import Buckets
+from speechkd.data.plan.buckets import Buckets
 
 EPOCHS_KEPT, WINDOWS_KEPT = 2, 4
 UNITS_AT_A_TIME = 256

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from speechkd.core.config import Config
 from speechkd.core.errors import DataError
-from speechkd.data import codec
+from speechkd.data.columns import codec
 
 
 class TopKStore(Config):

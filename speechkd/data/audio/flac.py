@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechkd.core.errors import DataError
-from speechkd.data.audio import HARD_SECONDS, RATE
+from speechkd.data.audio.clips import HARD_SECONDS, RATE
 
 HEADER = 42
 """Bytes up to the end of STREAMINFO, which the format puts first"""

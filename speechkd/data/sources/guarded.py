@@ -15,25 +15,18 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from speechkd.core.errors import InputError
-from speechkd.data.sources.base import Item, RawClip, Rejected, Source
-
-if TYPE_CHECKING:
-    from speechkd.data.cards import AudioLimits
+from speechkd.data.audio.raw import RawClip, Rejected
+from speechkd.data.sources.base import Item, Source
 
 ITEM_S = 300.0
 """Wall clock of one item; a source may start a server or read a table before its first"""
 ITEM_CPU_S, RENEWED_S = 60, 1.0
-MEMORY = 2 << 30
-"""Bytes that a block's process may add to what it starts with, more for cards with long clips"""
 MAX_REASON = 400
 """Letters of a reason in the quarantine"""
 DEATHS = 16
 """Items of one block that may end their decoder before the block is given up"""
-MOST_DECODED = 128 << 20
-"""Bytes that one clip may decode to, or what the card's longest clip takes at 48 kHz with all its channels, if that is more"""
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
 _STATE = struct.Struct("qd")
 
@@ -55,43 +48,7 @@ class Watch:
         return item, time.monotonic() - since
 
 
-def limit_this_process(limits: AudioLimits) -> None:
-    """Memory, core files and what a child's `refused_header` lets through; its CPU time is limited item by item."""
-    global _limits
-    _limits = limits
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        held = int(stream.read().split()[0]) * resource.getpagesize()
-    room = MEMORY + int(min(limits.max_seconds, 14_400) * 48_000 * 4 * 6)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = held + room
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-_limits: AudioLimits | None = None
 _renewed = -math.inf
-
-
-def limited() -> bool:
-    """Whether this process lives under `limit_this_process`."""
-    return _limits is not None
-
-
-def refused_header(frames: int, rate: int, channels: int) -> str | None:
-    """Why a clip whose header says this is not decoded under this process's limits, before a sample is read: 2 MB may be 5 GB."""
-    if _limits is None:
-        return None
-    seconds = frames / rate
-    if channels > _limits.max_channels:
-        return f"{channels} channels, allowed 1 to {_limits.max_channels}"
-    splits = getattr(_limits, "over_long", "refuse") == "split"
-    if seconds > _limits.max_seconds and not splits:
-        return f"{seconds:.3f} s, longer than {_limits.max_seconds:g} s"
-    allowed = MOST_DECODED if not splits else 8 * MOST_DECODED
-    allowed = max(allowed, int(_limits.max_seconds * 48_000 * 4 * _limits.max_channels))
-    if frames * channels * 4 > allowed:
-        return f"would decode to {frames * channels * 4 >> 20} MiB, allowed {allowed >> 20}"
-    return None
 
 
 def read_guarded(

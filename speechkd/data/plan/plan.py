@@ -24,8 +24,8 @@ from pydantic import Field
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest
-from speechkd.data.buckets import CHUNK, Buckets, Budget, Lengths, make_buckets
-from speechkd.data.windows import Deal, Frame, Shards, Units
+from speechkd.data.plan.buckets import CHUNK, Buckets, Budget, Lengths, make_buckets
+from speechkd.data.plan.windows import Deal, Frame, Shards, Units
 
 MOST_BUCKETS = 256
 BATCHES_PER_BUCKET = 2

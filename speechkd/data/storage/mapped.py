@@ -9,9 +9,9 @@ from threading import Lock
 from typing import BinaryIO
 
 from speechkd.core.errors import DataError, InputError
-from speechkd.data.cache import LIMIT, CacheFull
-from speechkd.data.files import Files
-from speechkd.data.tar import Member, member_problem
+from speechkd.data.storage.cache import LIMIT, CacheFull
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.tar import Member, member_problem
 
 OPEN_TARS = 64
 WAIT_S = 60.0

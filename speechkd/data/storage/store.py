@@ -1,7 +1,7 @@
 """Where shards are published: a folder of this machine, or any URL that fsspec opens (s3://, gs://, hf://, http://, memory://).
 
-Readers ask for files by what a manifest says of them (`speechkd.data.files`); this module is the plain half: read, list, publish, and
-create only if nothing is there yet. Credentials come from the environment, never from a URL.
+Readers ask for files by what a manifest says of them (`speechkd.data.storage.files`); this module is the plain half: read, list, publish,
+and create only if nothing is there yet. Credentials come from the environment, never from a URL.
 """
 
 from __future__ import annotations

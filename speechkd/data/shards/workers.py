@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 
 import speechkd
 from speechkd.core.errors import InputError
-from speechkd.data.guarded import DEATHS, NEEDS_RESAMPLER, OUT_OF_MEMORY, Watch, blame, end_hung, limit_this_process
+from speechkd.data.audio.limits import limit_this_process
+from speechkd.data.sources.guarded import DEATHS, NEEDS_RESAMPLER, OUT_OF_MEMORY, Watch, blame, end_hung
 
 KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 """For glibc: a clip's arrays reuse the last one's memory. Otherwise each is new pages of the system, which take a fifth of the time."""
@@ -60,7 +61,7 @@ def _start(connection: Connection) -> subprocess.Popen[bytes]:
     """The server: a fresh interpreter that holds its end of the pipe."""
     path = os.pathsep.join([str(Path(speechkd.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", "speechkd.data.workers", str(connection.fileno())],
+        [sys.executable, "-m", "speechkd.data.shards.workers", str(connection.fileno())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **KEEP_FREED},
@@ -94,9 +95,9 @@ def serve(connection: Connection) -> None:
     import pyarrow as pa
     import soundfile  # noqa: F401  (loaded here so that children find them loaded)
 
-    import speechkd.data.writer  # noqa: F401
+    import speechkd.data.shards.writer  # noqa: F401
     from speechkd.data.sources import SOURCES
-    from speechkd.data.store import load_driver
+    from speechkd.data.storage.store import load_driver
 
     pa.array([0])  # pyarrow imports pandas when it first sees a list
     gc.freeze()  # what is loaded stays: no child looks through it for garbage
@@ -194,11 +195,11 @@ def _fork(setup: dict[str, Any], job: dict[str, Any], ends: Ends, ours: Connecti
 
 
 def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], watch: Watch, writer: Connection) -> NoReturn:
-    from speechkd.data.audio import NeedsResampler
+    from speechkd.data.audio.clips import NeedsResampler
     from speechkd.data.cards import Card
+    from speechkd.data.shards.writer import write_shard
     from speechkd.data.sources.base import Item
-    from speechkd.data.store import place
-    from speechkd.data.writer import write_shard
+    from speechkd.data.storage.store import place
 
     result: dict[str, Any] = {"shard": job["shard"]}
     try:

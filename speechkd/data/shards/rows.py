@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError
-from speechkd.data.files import Files
-from speechkd.data.parquet_limits import allowed, judge, text_bytes, text_columns
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.parquet_limits import allowed, judge, text_bytes, text_columns
 
 SHARDS_KEPT = 64
 """Of one index; a reader goes back to the shards of a block and to a few before it"""

@@ -16,13 +16,13 @@ from typing import Any
 import pyarrow as pa
 
 from speechkd.core.errors import InputError
-from speechkd.data.arrays import numbers, texts
 from speechkd.data.cards import Card, blocks
-from speechkd.data.files import Files
-from speechkd.data.index import ShardSet, open_shards
-from speechkd.data.manifest import loose_digest, read_parquet, shard_name
+from speechkd.data.shards.index import ShardSet, open_shards
+from speechkd.data.shards.manifest import loose_digest, read_parquet, shard_name
 from speechkd.data.sources.base import Item
-from speechkd.data.store import Place
+from speechkd.data.storage.arrays import numbers, texts
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.store import Place
 
 ITEMS, QUARANTINE = "items.parquet", "quarantine.jsonl"
 PLACES = ("line", "number", "file", "row")
@@ -43,9 +43,7 @@ class Block:
 
 def items_digest(card: Card, items: Sequence[Item]) -> str:
     """sha256 of what a shard is made from; the same wherever its items stand in the source's list."""
-    rows = [
-        {**item.plain(), "payload": {name: value for name, value in item.payload.items() if name not in PLACES}} for item in items
-    ]
+    rows = [{**item.plain(), "payload": {name: value for name, value in item.payload.items() if name not in PLACES}} for item in items]
     return loose_digest({"source": card.source.get("kind"), "audio": card.audio.model_dump(mode="json"), "items": rows})
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speechkd.data.guarded import limited, refused_header
-from speechkd.data.sources.base import SPAN_SLACK, WHOLE, RawClip, Rejected, Span
+from speechkd.data.audio.limits import limited, refused_header
+from speechkd.data.audio.raw import SPAN_SLACK, WHOLE, RawClip, Rejected, Span
 
 if TYPE_CHECKING:
     import soundfile
 
-    from speechkd.data.cards import AudioLimits
+    from speechkd.data.audio.limits import AudioLimits
 
 RATE = 16_000
 """Hz; every clip in a shard has this rate"""

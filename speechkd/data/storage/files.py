@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from speechkd.core.errors import DataError, InputError
-from speechkd.data.cache import LIMIT, CacheFull, shared_cache
-from speechkd.data.store import Place, Unreachable, UrlPath, sha256_of, size_of
+from speechkd.data.storage.cache import LIMIT, CacheFull, shared_cache
+from speechkd.data.storage.store import Place, Unreachable, UrlPath, sha256_of, size_of
 
 
 class Files:

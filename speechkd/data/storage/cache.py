@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import sha256_bytes, sha256_file
-from speechkd.data.store import ATTEMPTS, Place, Unreachable, UrlPath, reaching
+from speechkd.data.storage.store import ATTEMPTS, Place, Unreachable, UrlPath, reaching
 
 FOLDER, LIMIT = "SPEECHKD_CACHE", "SPEECHKD_CACHE_GIB"
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")

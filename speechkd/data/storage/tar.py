@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 from speechkd.core.files import CHUNK, sha256_bytes
-from speechkd.data.store import Place, publishing_at, reading, size_of
+from speechkd.data.storage.store import Place, publishing_at, reading, size_of
 
 BLOCK = 512
 SUFFIXES = ("flac", "json", "response.json", "signals.safetensors")

@@ -15,13 +15,11 @@ import yaml
 import speechkd
 from speechkd.core.errors import InputError
 from speechkd.core.types import Metadata
-from speechkd.data import arrays
-from speechkd.data.audio import RATE, encode_flac, normalise, pieces
+from speechkd.data.audio.clips import RATE, encode_flac, normalise, pieces
+from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.cards import PART, Card, open_source
-from speechkd.data.files import Files
-from speechkd.data.growth import ITEMS, QUARANTINE, Block, item_table, items_digest
-from speechkd.data.guarded import Watch, read_guarded
-from speechkd.data.manifest import (
+from speechkd.data.shards.growth import ITEMS, QUARANTINE, Block, item_table, items_digest
+from speechkd.data.shards.manifest import (
     FORMAT_BASE,
     INDEX,
     MANIFEST,
@@ -34,9 +32,12 @@ from speechkd.data.manifest import (
     sweep,
     write_parquet,
 )
-from speechkd.data.sources.base import Item, RawClip, Rejected
-from speechkd.data.store import Place, entry_of, write_text
-from speechkd.data.tar import ABSENT, TarWriter, publishing_tar
+from speechkd.data.sources.base import Item
+from speechkd.data.sources.guarded import Watch, read_guarded
+from speechkd.data.storage import arrays
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.store import Place, entry_of, write_text
+from speechkd.data.storage.tar import ABSENT, TarWriter, publishing_tar
 
 CARD = "card.yaml"
 Clip = RawClip | Rejected | None

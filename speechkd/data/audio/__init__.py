@@ -1,0 +1,1 @@
+"""Clips: decoding, resampling, FLAC, and reading what nobody vouches for."""

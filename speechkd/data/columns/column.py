@@ -1,0 +1,158 @@
+"""A published column, opened: its turns and signals by row, each member checked against its digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from speechkd.core.config import build
+from speechkd.core.errors import DataError, InputError
+from speechkd.core.tensors import tensors_in
+from speechkd.data.columns.signals import decode
+from speechkd.data.columns.spec import ColumnSpec, Turn
+from speechkd.data.shards.index import ShardSet
+from speechkd.data.shards.manifest import (
+    FORMAT_COLUMN,
+    INDEX,
+    MANIFEST,
+    read_manifest,
+    shard_name,
+)
+from speechkd.data.shards.rows import ShardRows, read_columns
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.mapped import MappedTars
+from speechkd.data.storage.store import Place
+from speechkd.data.storage.tar import Member, bad_members
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def open_column(shards: ShardSet, name: str) -> Column:
+    """Open a published column. Raises InputError for one of another base, DataError for a damaged manifest."""
+    root = shards.root / "columns" / name
+    manifest = read_manifest(root, FORMAT_COLUMN)
+    if manifest["base"] != shards.digest:
+        raise InputError(
+            f"column `{name}` belongs to base {manifest['base'][:12]}, these shards are {shards.digest[:12]}: "
+            f"give it another name, or remove `{root}`"
+        )
+    return Column(shards.root, manifest)
+
+
+class Column:
+    """A published column: examples as (key, turn), each with a response and perhaps tensors. Cheap to open and to pickle."""
+
+    def __init__(self, version: Place, manifest: dict[str, Any]) -> None:
+        """`version`: the folder of the base shards."""
+        self.version, self.manifest = version, manifest
+        self.name: str = manifest["column"]
+        self.root = version / "columns" / self.name
+        self.files = Files(version, f"columns/{self.name}", manifest["files"])
+        self.digest: str = manifest["sha256"]
+        self.spec = build(ColumnSpec, manifest["spec"], str(self.root / MANIFEST))
+        self.tars = MappedTars(self.files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"version": self.version, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["version"], state["manifest"])  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return int(self.manifest["totals"]["examples"])
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """index.parquet: COLUMN_SCHEMA with `shard` and `sample` (row of the base index)."""
+        return self.columns(None)
+
+    def columns(self, names: list[str] | None) -> pa.Table:
+        """Some columns of index.parquet, the file checked; text that repeats as dictionaries."""
+        return read_columns(self.files, INDEX, names, ["stop", "turn"])
+
+    def examples(self) -> pa.Table:
+        """One row per example, in order of shard, key, position: COLUMN_SCHEMA, `shard` and `sample` (row of the base index)."""
+        return self.table
+
+    @cached_property
+    def rows(self) -> ShardRows:
+        """Index rows of single shards."""
+        return ShardRows([entry["examples"] for entry in self.manifest["shards"]], self._shard_rows)
+
+    def _shard_rows(self, shard: int) -> pa.Table:
+        name = f"{shard_name(shard)}.parquet"
+        return read_columns(self.files, name, None, [])
+
+    def _cell(self, row: int, name: str) -> Any:
+        _, place, rows = self.rows.find(row)
+        return rows[name][place]
+
+    def sample_of(self, row: int) -> tuple[int, int]:
+        """(base shard, sample within it) that example `row` belongs to."""
+        shard, place, rows = self.rows.find(row)
+        return shard, rows["row"][place]
+
+    def key_of(self, row: int) -> str:
+        """Key of the sample that example `row` belongs to."""
+        key: str = self._cell(row, "key")
+        return key
+
+    def read(self, row: int) -> Turn:
+        """The turn of example `row`. Raises DataError naming tar and member."""
+        data = self._member(row, "", "response.json")
+        try:
+            return Turn(**json.loads(data)[self._cell(row, "position")])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            raise DataError(f"{self.root}: member `{self.key_of(row)}.response.json` is no list of turns") from None
+
+    def signals(self, row: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """What example `row` has beside its response, as losses are given it (`columns.signals.decode`); only `names` where given.
+
+        Empty for a turn that is an error or has no token. Raises DataError naming tar and member.
+        """
+        wanted = self.spec.signals.names if names is None else self.spec.signals.names.intersection(names)
+        if not wanted or self._cell(row, "stop") == "error" or not self._cell(row, "tokens"):
+            return {}
+        label = f"{self.root}/{shard_name(self.sample_of(row)[0])}.tar: member `{self.key_of(row)}.signals.safetensors`"
+        turn = self._cell(row, "turn")
+        try:
+            tensors = tensors_in(self._member(row, "signals_", "signals.safetensors"), f"{turn}.", label)
+            return decode(self.spec.signals, wanted, tensors, self._cell(row, "tokens"), self.spec.vocab_size)
+        except DataError as error:
+            raise error if str(self.root) in str(error) else DataError(f"{label}: turn `{turn}` {error}") from None
+
+    def _member(self, row: int, part: str, suffix: str) -> bytes:
+        shard, place, rows = self.rows.find(row)
+        member = Member(rows[f"{part}offset"][place], rows[f"{part}bytes"][place], rows[f"{part}sha256"][place])
+        return self.tars.member(f"{shard_name(shard)}.tar", member, f"{rows['key'][place]}.{suffix}")
+
+    def verify(self) -> Iterator[str]:
+        """Read every byte; one line for each file and member that is not what the manifest says."""
+        bad = dict(self.files.problems())
+        for name, problem in bad.items():
+            yield f"{name}: {problem}"
+            if name.endswith(".tar") and name.replace(".tar", ".parquet") not in bad:
+                yield from self._bad_members(name)
+
+    def _bad_members(self, name: str) -> Iterator[str]:
+        try:
+            for label, problem in bad_members(self.files.where(name), self._listed(int(Path(name).stem))):
+                yield f"{name}: member `{label}` {problem}"
+        except FileNotFoundError:
+            return  # said already
+
+    def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
+        """Every member of a shard's tar once: several rows are turns of one."""
+        rows, seen = self.rows.of(shard), set()
+        for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
+            for key, *where in zip(rows["key"], *(rows[f"{part}{what}"] for what in ("offset", "bytes", "sha256")), strict=True):
+                member = Member(*where)
+                if member.size and (key, suffix) not in seen:
+                    seen.add((key, suffix))
+                    yield f"{key}.{suffix}", member

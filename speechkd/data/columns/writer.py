@@ -1,0 +1,222 @@
+"""Writing a column: a tar for each base shard, then one manifest; shards that are there stay as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+import speechkd
+from speechkd.core.config import build
+from speechkd.core.errors import InputError
+from speechkd.core.files import digest
+from speechkd.data.cards import is_name
+from speechkd.data.columns.column import Column, open_column
+from speechkd.data.columns.spec import COLUMN_SCHEMA, SPEC, STOPS, ColumnSpec, Turn, TurnSignals
+from speechkd.data.shards.growth import referenced
+from speechkd.data.shards.index import ShardSet, open_shards, tar_path
+from speechkd.data.shards.manifest import (
+    FORMAT_COLUMN,
+    INDEX,
+    MANIFEST,
+    Receipts,
+    create_manifest,
+    json_bytes,
+    own_names,
+    shard_name,
+    sweep,
+    write_parquet,
+)
+from speechkd.data.shards.rows import read_columns
+from speechkd.data.storage.cache import working_folder
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.store import Place, entry_of, remove, write_json
+from speechkd.data.storage.tar import ABSENT, Member, publishing_tar
+
+
+class ColumnWriter:
+    """Writes one column shard by shard; any number of writers may share the work, and a killed one is continued."""
+
+    def __init__(self, shards: ShardSet, spec: ColumnSpec) -> None:
+        """Raises InputError if the name already stands for another spec or another base."""
+        self.shards, self.spec, self._spec_digest = shards, spec, spec.digest
+        self.root = shards.root / "columns" / spec.name
+        self.local = working_folder(self.root)
+        """a folder of this machine for what is appended to and locked: the column's own, unless that is behind a URL"""
+        self._receipts = Receipts(shards.root, f"columns/{spec.name}", self._binding)
+        if (self.root / SPEC).is_file():
+            present = build(ColumnSpec, json.loads((self.root / SPEC).read_text(encoding="utf-8")), str(self.root / SPEC))
+            if present.digest != spec.digest:
+                raise InputError(_other_spec(present, spec, self.root))
+        else:
+            write_json(self.root / SPEC, spec.model_dump(mode="json"))
+        self.published = (self.root / MANIFEST).is_file()
+        if self.published:
+            open_column(shards, spec.name)
+        else:
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """Where the base references a shard of an earlier version, reference that version's column too, if it is of the same spec."""
+        version: str | None = self.shards.manifest.get("grows")
+        if version is None:
+            return
+        earlier = open_shards(self.shards.root.parent / version)
+        if self.spec.name not in earlier.column_names():
+            return
+        before = open_column(earlier, self.spec.name)
+        if before.spec.digest != self._spec_digest:
+            return
+        for shard, said in enumerate(before.manifest["shards"]):
+            if "in" in self.shards.manifest["files"][tar_path(shard)] and self._receipts.read(shard) is None:
+                files = referenced(before.files, [f"{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet")], version)
+                self._receipts.write(shard, files, {name: value for name, value in said.items() if name != "shard"})
+
+    def _binding(self, shard: int) -> dict[str, Any]:
+        return {"spec": self._spec_digest, "shard": shard, "base": self.shards.manifest["files"][tar_path(shard)]["sha256"]}
+
+    def missing(self) -> list[int]:
+        """Shards that have no valid receipt yet; none once the column is published."""
+        return [] if self.published else [shard for shard in range(self.shards.shards) if self._receipts.read(shard) is None]
+
+    def done(self, shard: int) -> bool:
+        """Whether the shard has a valid receipt."""
+        return self.published or self._receipts.read(shard) is not None
+
+    def withdraw(self, shards: Sequence[int]) -> None:
+        """Take a published column back, so that `shards` can be written anew; what is written then is another column with the same name."""
+        remove(self.root / MANIFEST)
+        for shard in shards:
+            remove(self.root / "receipts" / f"{shard_name(shard)}.json")
+        self.published = False
+
+    def write_shard(
+        self,
+        shard: int,
+        turns: Mapping[str, Sequence[Turn]],
+        signals: TurnSignals | None = None,
+    ) -> None:
+        """Publish one shard: `turns` by sample key, `signals` of every turn that is no error. Samples without turns are simply absent.
+
+        Raises ValueError for a key that the base shard does not have, a turn given twice, ids outside the vocabulary, signals that are not
+        the declared ones.
+        """
+        keys = self.shards.keys(shard)
+        self._check(shard, keys, turns, signals or {})
+        self._receipts.do(shard, lambda: self._write(shard, keys, turns, signals or {}))
+
+    def _check(self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: TurnSignals) -> None:
+        strange = set(turns) - set(keys)
+        if strange:
+            raise ValueError(f"column {self.spec.name}, shard {shard}: `{min(strange)}` is no key of this shard")
+        examples: set[tuple[str, str]] = set()
+        answered: set[tuple[str, str]] = set()
+        for key, answers in turns.items():
+            for turn in answers:
+                where = f"column {self.spec.name}, `{key}`, turn `{turn.turn}`"
+                if not is_name(turn.turn) or (key, turn.turn) in examples:
+                    raise ValueError(f"{where}: turns must be distinct names of A-Z a-z 0-9 _ -")
+                if turn.stop not in STOPS or turn.prompt_tokens < 0:
+                    raise ValueError(f"{where}: stop `{turn.stop}` must be one of {', '.join(STOPS)}, prompt_tokens not negative")
+                if turn.tokens and not (0 <= min(turn.tokens) and max(turn.tokens) < self.spec.vocab_size):
+                    raise ValueError(f"{where}: a token id is outside 0 .. {self.spec.vocab_size - 1}")
+                examples.add((key, turn.turn))
+                if turn.stop != "error" and turn.tokens:
+                    answered.add((key, turn.turn))
+        for example in set(signals) | examples:
+            tensors = signals.get(example, {})
+            if example not in examples or set(tensors) != (self.spec.signals.names if example in answered else set()):
+                raise ValueError(f"column {self.spec.name}: {sorted(tensors)} of {example} are not the declared ones, or of no turn")
+
+    def _write(self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: TurnSignals) -> None:
+        from safetensors.torch import save
+
+        rows: list[dict[str, Any]] = []
+        tar_name, parquet_name = (f"{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet"))
+        with publishing_tar(self.root / tar_name) as tar:
+            for row, key in enumerate(keys):
+                answers = turns.get(key, ())
+                if not answers:
+                    continue
+                response = tar.add(key, "response.json", json_bytes([asdict(turn) for turn in answers]))
+                tensors = {
+                    f"{turn.turn}.{name}": value.contiguous()
+                    for turn in answers
+                    for name, value in sorted(signals.get((key, turn.turn), {}).items())
+                }
+                extra = tar.add(key, "signals.safetensors", save(tensors)) if tensors else ABSENT
+                rows += [_row(key, row, position, turn, response, extra) for position, turn in enumerate(answers)]
+            tar_entry = {"sha256": tar.close(), "bytes": tar.bytes}
+        parquet_entry = write_parquet(self.root / parquet_name, pa.Table.from_pylist(rows, schema=COLUMN_SCHEMA))
+        facts = {"examples": len(rows), "tokens": sum(row["tokens"] for row in rows)}
+        facts["signals_bytes"] = sum(size for _, size in {(row["signals_offset"], row["signals_bytes"]) for row in rows})
+        facts |= {f"stop_{stop}": sum(row["stop"] == stop for row in rows) for stop in STOPS}
+        self._receipts.write(shard, {tar_name: tar_entry, parquet_name: parquet_entry}, facts)
+
+    def publish(self) -> Column:
+        """Write index and, last, manifest, from all receipts; equal bytes whoever does it. Raises ValueError while shards are missing."""
+        if not self.published:
+            self._receipts.do(0, self._publish)
+            self.published = True
+        return open_column(self.shards, self.spec.name)
+
+    def _publish(self) -> None:
+        receipts = [self._receipts.read(shard) for shard in range(self.shards.shards)]
+        done = [receipt for receipt in receipts if receipt is not None]
+        if len(done) < len(receipts):
+            raise ValueError(f"column {self.spec.name}: {len(receipts) - len(done)} of {len(receipts)} shards are missing")
+        files = {name: entry for receipt in done for name, entry in receipt["files"].items()}
+        files[INDEX] = write_parquet(self.root / INDEX, self._index(self._receipts.files(files)))
+        files[SPEC] = entry_of(self.root / SPEC)
+        facts = [name for name in done[0] if name not in ("binding", "files", "sha256")]
+        manifest = {
+            "format": FORMAT_COLUMN,
+            "column": self.spec.name,
+            "dataset": self.shards.dataset,
+            "version": self.shards.version,
+            "base": self.shards.digest,
+            "spec": self.spec.model_dump(mode="json"),
+            "spec_digest": self._spec_digest,
+            "prompt_digest": digest(self.spec.prompt),
+            "code": speechkd.__version__,
+            "files": files,
+            "shards": [{"shard": shard, **{name: receipt[name] for name in facts}} for shard, receipt in enumerate(done)],
+            "totals": {name: sum(receipt[name] for receipt in done) for name in facts},
+        }
+        create_manifest(self.root / MANIFEST, manifest)
+        sweep([self.root, self.root / "receipts"], own_names(files, self.shards.shards))
+
+    def _index(self, files: Files) -> pa.Table:
+        tables = []
+        for shard in range(self.shards.shards):
+            table = read_columns(files, f"{shard_name(shard)}.parquet", None, [])
+            samples = table["row"].to_numpy() + self.shards.starts[shard]
+            table = table.add_column(2, "shard", pa.array([shard] * len(table), pa.int32()))
+            tables.append(table.add_column(3, "sample", pa.array(samples, pa.int64())))
+        return pa.concat_tables(tables).combine_chunks()
+
+
+def _row(key: str, row: int, position: int, turn: Turn, response: Member, signals: Member) -> dict[str, Any]:
+    return {
+        "key": key,
+        "turn": turn.turn,
+        "row": row,
+        "position": position,
+        "prompt_tokens": turn.prompt_tokens,
+        "tokens": len(turn.tokens),
+        "stop": turn.stop,
+        "offset": response.offset,
+        "bytes": response.size,
+        "sha256": response.sha256,
+        "signals_offset": signals.offset,
+        "signals_bytes": signals.size,
+        "signals_sha256": signals.sha256,
+    }
+
+
+def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Place) -> str:
+    changes = "; ".join(present.differs_from(given))
+    return f"column `{given.name}` was made with {changes}: give this one another name, or remove `{root}`"

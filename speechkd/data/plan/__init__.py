@@ -1,0 +1,1 @@
+"""The order of training: buckets, windows and the elastic plan."""

@@ -1,0 +1,1 @@
+"""Base shards: written by block, published by manifest, opened by index."""

@@ -1,0 +1,1 @@
+"""Bytes at rest: folders and URLs, the local cache, deterministic tars."""
