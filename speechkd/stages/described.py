@@ -8,8 +8,8 @@ import numpy as np
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest
-from speechkd.data.columns import Column
-from speechkd.data.plan import PlanSource
+from speechkd.data.columns.column import Column
+from speechkd.data.plan.plan import PlanSource
 from speechkd.data.reader import Reader
 from speechkd.stages.inputs import Corpus
 

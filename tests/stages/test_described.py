@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import InputError
-from speechkd.data.index import open_shards
 from speechkd.data.reader import Reader
+from speechkd.data.shards.index import open_shards
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import load_recipe

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from speechkd.core.types import Batch
-from speechkd.data.signals import HiddenStore, SignalsConfig, TopKStore, decode
+from speechkd.data.columns.signals import HiddenStore, SignalsConfig, TopKStore, decode
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.collate import Row
 from speechkd.models.lora import lora_layers
