@@ -43,7 +43,11 @@ def corpus() -> dict[str, tuple[Tensor, Tensor]]:
     for split, count in CLIPS.items():
         chosen = [item for item in items if item.split == split][:count]
         heard = clips.synthesise(card, chosen)
-        parts = [mix(encoder(clips.log_mel(extractor, heard[start : start + 100]))).detach() for start in range(0, count, 100)]
+        parts = []
+        for start in range(0, count, 100):
+            features_CMT = clips.log_mel(extractor, heard[start : start + 100])
+            frames_C = torch.full((len(features_CMT),), features_CMT.shape[2] // 2)  # the window whole: silence stands behind a short clip
+            parts.append(mix(encoder(features_CMT, frames_C)).detach())
         out[split] = torch.cat(parts), torch.tensor([languages.index(str(item.metadata["language"])) for item in chosen])
     return out
 
