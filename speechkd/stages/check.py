@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from speechkd.core.config import read_extending
 from speechkd.core.errors import EXIT_FAILED, InputError
-from speechkd.data.cards import list_items, load_card, open_source
+from speechkd.data.cards import Card, list_items, load_card, open_source
 from speechkd.data.shards.index import open_shards
-from speechkd.data.sources.base import MissingData
+from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.storage.store import Place, UrlPath, place
 from speechkd.recipe import load_recipe
 from speechkd.stages.shard import write_sample
+from speechkd.teachers.prompts import task_applies
 
 TRIED = 8
 """Items that are decoded to try a card"""
@@ -57,7 +58,21 @@ def _card(path: Path) -> int:
     print(f"first {manifest['input']} items: {total['samples']} samples, {total['seconds']:.1f} s, {len(rejected)} rejected")
     for entry in rejected:
         print(f"rejected `{entry['key']}`: {entry['reason']}")
+    for line in [*_doubts(card, items), *(["none of them has audio"] if total["samples"] and not total["seconds"] else [])]:
+        print(f"look again: {line}")
     return 0
+
+
+def _doubts(card: Card, items: Sequence[Item]) -> Iterator[str]:
+    """Tasks as their labels stand: allowed, and mostly a slip of the pen."""
+    for name, task in card.tasks.items():
+        said = Counter(str(item.metadata[task.field]) for item in items if task_applies(task, item.metadata))
+        if not said and task.field != card.audio.duration_field:
+            yield f"no item answers task `{name}` (field `{task.field}`)"
+        known = {choice.casefold() for choice in task.choices}
+        odd = [value for value in said if task.kind == "choice" and known and value.casefold() not in known]
+        if odd:
+            yield f"{sum(said[v] for v in odd)} items answer task `{name}` with none of its choices, e.g. `{odd[0][:80]}`"
 
 
 def _counts(names: Iterable[str]) -> str:

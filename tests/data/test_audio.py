@@ -38,3 +38,16 @@ def test_a_file_that_holds_less_than_it_says_is_rejected(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:8000])
     clip = decode_file(path)
     assert isinstance(clip, Rejected) and ("holds" in clip.reason or "cannot be decoded" in clip.reason)
+
+
+def test_a_wav_that_was_cut_is_rejected_and_one_from_a_pipe_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, np.zeros(16_000), 16_000, subtype="PCM_16")
+    whole = path.read_bytes()
+    assert whole[36:40] == b"data"
+    path.write_bytes(whole[:16_044])
+    for clip in (decode_file(path), decode_bytes(whole[:16_044])):
+        assert isinstance(clip, Rejected) and clip.reason == "header says 32000 bytes of audio, holds 16000"
+    assert isinstance(decode_file(path, Span(0.1, 0.2)), RawClip)  # a part that is there
+    for said in (0xFFFFFFFF, 0x7FFFFFFF - 36):
+        assert isinstance(decode_bytes(whole[:40] + said.to_bytes(4, "little") + whole[44:]), RawClip)

@@ -169,6 +169,19 @@ def test_check_says_what_is_there_and_what_is_missing(corpus: Path, capsys: pyte
     assert "card ok: raw/v1, source csv, tasks none\nits data is not here yet: no file " in capsys.readouterr().out
 
 
+def test_check_doubts_a_card_that_hears_nothing_or_asks_in_vain(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = {"instruction": "Who?", "kind": "choice", "choices": ["F", "M"]}
+    tasks = {"sex": {**task, "field": "sex"}, "age": {**task, "field": "aeg"}}
+    assert check(card_file(corpus, {**SOURCE, "audio_field": "adio"}, tasks=tasks)) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("look again")] == [
+        "look again: no item answers task `age` (field `aeg`)",
+        "look again: 1 items answer task `sex` with none of its choices, e.g. `unknown`",
+        "look again: none of them has audio",
+    ]
+    assert check(card_file(corpus, SOURCE, tasks={"sex": {**task, "field": "sex", "when": {"speaker": "s2"}}})) == 0
+    assert "look again" not in capsys.readouterr().out
+
+
 def test_over_long_clips_are_split_without_losing_a_sample(corpus: Path) -> None:
     long = noise(9, 7.3)
     long[round(2.7 * RATE) : round(2.75 * RATE)] = 0  # a pause in the last quarter of the first part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,8 @@ HARD_SECONDS, HARD_CHANNELS, MAX_RATE = 4 * 3600.0, 64, 768_000
 """Bounds on what is decoded at all, before a card's own limits"""
 MAX_KERNEL = 4_000_000
 """Taps of the resampling kernel: a rate without common factor with 16,000 (44,101 Hz, say) would need gigabytes"""
+STREAMED = 0x7FFF0000
+"""Bytes that a WAV header says, from here on up, where its writer did not know the length"""
 BLOCK = 1 << 20
 """Frames that are converted at once"""
 
@@ -88,6 +91,8 @@ def _decode(stream: io.FileIO | io.BytesIO, span: Span) -> RawClip | Rejected:
             refused = refused_header(count, file.samplerate, file.channels)
             if refused:
                 return Rejected(refused, count / file.samplerate)
+            if container == "WAV" and span.seconds is None and (cut := _cut(file)):
+                return Rejected(cut)
             file.seek(first)
             samples_TC, held = _samples(file, count)
             if held != count:
@@ -113,6 +118,14 @@ def _samples(file: soundfile.SoundFile, count: int) -> tuple[np.ndarray, int]:
         np.multiply(pcm_TC, np.float32(1 / 32768), out=samples_TC[held : held + len(pcm_TC)])
         held += len(pcm_TC)
     return samples_TC, held
+
+
+def _cut(file: soundfile.SoundFile) -> str:
+    """What a WAV lacks: libsndfile counts the frames that are there, and only its log has the header's number."""
+    found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if found is None or int(found[1]) <= int(found[2]) or int(found[1]) >= STREAMED:
+        return ""
+    return f"header says {found[1]} bytes of audio, holds {found[2]}"
 
 
 def _frames(total: int, rate: int, span: Span) -> tuple[int, int]:
