@@ -43,7 +43,7 @@ def shard(card_path: Path, out: Place | str, partition: tuple[int, int] = (0, 1)
 def _shard(card: Card, card_dir: Path, root: Place, partition: tuple[int, int], workers: int | None, quiet: bool) -> Place:
     part, parts = partition
     if is_published(root, card):
-        return root
+        return _counted(root, quiet)
     parted = lay_out(card, list_items(card, open_source(card, card_dir), card_dir), root.parent)
     receipts = base_receipts(root, card, {number: block.digest for number, block in enumerate(parted)})
     missing = []
@@ -65,6 +65,14 @@ def _shard(card: Card, card_dir: Path, root: Place, partition: tuple[int, int], 
     except FileNotFoundError:  # another partition published first and swept our temporary file away
         if not is_published(root, card):
             raise
+    return _counted(root, quiet)
+
+
+def _counted(root: Place, quiet: bool) -> Place:
+    manifest = read_manifest(root, FORMAT_BASE)
+    if not quiet:
+        counts = f"{manifest['totals']['samples']} samples, {manifest['quarantined']} of {manifest['input']} items in quarantine"
+        say(f"shard: {manifest['dataset']}/{manifest['version']} is published: {counts}")
     return root
 
 

@@ -94,6 +94,14 @@ def test_partitions_give_the_same_bytes_and_the_last_publishes(tones_card: Path,
     assert contents(root) == contents(tones_root)
 
 
+def test_a_version_is_counted_when_it_is_published_and_when_it_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = write_card(tmp_path, [*write_tones(tmp_path, 3), {"id": "x", "audio": "gone.wav"}], quarantine_rate=0.5)
+    for _ in range(2):
+        shard(card, tmp_path / "out", workers=1)
+        said = capsys.readouterr().err.splitlines()
+        assert said[-1] == "shard: tones/v1 is published: 3 samples, 1 of 4 items in quarantine"
+
+
 def test_a_finished_version_is_left_alone_without_listing(tones_root: Path, tones_card: Path) -> None:
     (rows := tones_card.parent / "rows.jsonl").rename(hidden := tones_card.parent / "hidden")
     try:
