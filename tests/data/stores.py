@@ -86,11 +86,11 @@ def s3_server() -> Iterator[int]:
             except OSError:
                 assert time.monotonic() < end and server.poll() is None, "moto_server did not start"
                 time.sleep(0.05)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # what it kept talks to another server's port
         yield port
     finally:
         server.kill()
         server.wait()
-        fsspec.get_filesystem_class("s3").clear_instance_cache()  # what it kept talks to this port
 
 
 def s3_environment(port: int) -> dict[str, str]:

@@ -263,7 +263,11 @@ def test_an_outage_of_the_server_loses_and_doubles_nothing(run: Path, server: Se
     while read_json(run / STATE)["offset"] < (run / JOURNAL).stat().st_size:
         assert time.monotonic() < limit, (run / "mlflow_sender.log").read_text()
         time.sleep(0.2)
-    assert only_run(server.store, run)[1] == "RUNNING"
+    run_id, status, *_ = only_run(server.store, run)
+    assert status == "RUNNING"
+    while "system/cpu_utilization_percentage" not in server.store.names(run_id):  # the machine is looked at a little later
+        assert time.monotonic() < limit, (run / "mlflow_sender.log").read_text()
+        time.sleep(0.2)
     os.kill(sender, signal.SIGKILL)  # a sender may die too
     server.kill()
     first.send_signal(signal.SIGKILL)
