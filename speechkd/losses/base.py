@@ -10,6 +10,7 @@ never knows whether its teacher is a stored column or a pass of this very step: 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,17 +57,17 @@ class PlacedConfig(TaughtConfig):
     at: Place = "response"
 
 
-class LayerConfig(PlacedConfig):
+class LayerConfig(PlacedConfig, ABC):
     """Keys of a loss on pairs of layers; `pairs` says which, and whether they are seen through the logit lens."""
 
+    @abstractmethod
     def pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
         """(student layer, teacher layer), 1-based. Raises InputError for a layer that one of them does not have."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def lens(self) -> bool:
         """Whether the loss reads `Layers.lens` and the head."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

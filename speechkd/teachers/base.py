@@ -126,6 +126,13 @@ class Answer:
     reason: str = ""
 
 
+def untempered(signals: SignalsConfig, whose: str) -> SignalsConfig:
+    """`signals` of a backend whose log-probs are at temperature 1. Raises ValueError (for a validator) where top-k is wanted at another."""
+    if signals.topk is not None and signals.topk.temperature != 1.0:
+        raise ValueError(f"topk.temperature must be 1, is {signals.topk.temperature:g}: {whose} log-probs are at temperature 1")
+    return signals
+
+
 def gives(config: TeacherConfig, backend: str, can: frozenset[str]) -> frozenset[str]:
     """The signals that a column of this block holds. Raises InputError for one that the backend cannot give."""
     asked = config.stores().names

@@ -26,7 +26,7 @@ from speechkd.data.audio.clips import encode_wav
 from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import calls
-from speechkd.teachers.base import Answer, Request, ScoringConfig
+from speechkd.teachers.base import Answer, Request, ScoringConfig, untempered
 from speechkd.teachers.calls import Again, Calls, Pace, Rejected
 from speechkd.teachers.openai_reply import BadReply, error_text, read_answer, read_top_k, retry_after
 from speechkd.teachers.prompts import hears, reading
@@ -94,9 +94,7 @@ class OpenAIHttpConfig(ScoringConfig):
     @field_validator("signals")
     @classmethod
     def _as_served(cls, signals: SignalsConfig) -> SignalsConfig:
-        if signals.topk is not None and signals.topk.temperature != 1.0:
-            raise ValueError(f"topk.temperature must be 1, is {signals.topk.temperature:g}: a server's log-probs are at temperature 1")
-        return signals
+        return untempered(signals, "a server's")
 
     @field_validator("url")
     @classmethod

@@ -17,7 +17,7 @@ from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.pretrained import resolve
 from speechkd.models.prompt import Prompt
-from speechkd.teachers.base import Answer, Request
+from speechkd.teachers.base import Answer, Request, untempered
 from speechkd.teachers.hf_local import ReaderConfig
 from speechkd.teachers.openai_reply import BadReply, read_top_k
 from speechkd.teachers.prompts import reading
@@ -45,9 +45,7 @@ class VllmConfig(ReaderConfig):
     @field_validator("signals")
     @classmethod
     def _as_given(cls, signals: SignalsConfig) -> SignalsConfig:
-        if signals.topk is not None and signals.topk.temperature != 1.0:
-            raise ValueError(f"topk.temperature must be 1, is {signals.topk.temperature:g}: the engine's log-probs are at temperature 1")
-        return signals
+        return untempered(signals, "the engine's")
 
 
 class VllmTeacher:
