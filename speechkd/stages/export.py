@@ -16,7 +16,7 @@ from speechkd.models.exported import Base, read_manifest
 from speechkd.models.lora import lora_layers
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
-from speechkd.stages.methods import meta_student
+from speechkd.stages.method.student import meta_student
 from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE
 
 STUDENT = "student."

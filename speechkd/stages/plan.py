@@ -13,7 +13,9 @@ from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.budget import budgets
 from speechkd.stages.inputs import open_corpora, open_prompt
-from speechkd.stages.methods import check_methods, live_parameters, meta_student
+from speechkd.stages.method.check import check_method
+from speechkd.stages.method.live_models import live_parameters
+from speechkd.stages.method.student import meta_student
 from speechkd.stages.supply import make_schedule, open_supplies
 
 GIB = 2**30
@@ -30,7 +32,7 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     memory = read_ds_config(Path(recipe.deepspeed))
     recipe.plan.per_rank(ranks)
     student = meta_student(recipe)
-    notes = check_methods(recipe, dry=True)
+    notes = check_method(recipe, dry=True)
     _print_parameters(recipe, student)
     _print_live(recipe)
     _print_memory(recipe, student, ranks, stage(memory))

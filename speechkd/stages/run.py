@@ -15,7 +15,7 @@ from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate
 from speechkd.stages.export import export
-from speechkd.stages.methods import check_methods
+from speechkd.stages.method.check import check_method
 from speechkd.stages.results import tell
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
@@ -52,7 +52,7 @@ def run(recipe: Recipe, ranks: int) -> int:
     """
     recipe.plan.per_rank(ranks)
     read_ds_config(Path(recipe.deepspeed))
-    check_methods(recipe)
+    check_method(recipe)
     folder = recipe.run_dir
     with exclusive(folder / ".run.lock", 5.0, f"another `speechkd run` is at work in `{folder}`"):
         return _run(recipe, ranks, folder)

@@ -21,7 +21,7 @@ from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import Recipe
 from speechkd.stages.described import Described
 from speechkd.stages.inputs import Corpus, column_spec, open_corpora, other_column, student_vocabulary
-from speechkd.stages.methods import teacher_prompts
+from speechkd.stages.method.live_models import teacher_prompts
 from speechkd.stages.quality import Kept, gate
 from speechkd.stages.rows import RowMaker, compared_with
 from speechkd.teachers.live_config import column_of

@@ -9,7 +9,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -21,10 +21,10 @@ from speechkd.core.log import say
 from speechkd.engine.checkpoint import ever_published, latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.models.exported import load_features
-from speechkd.models.pretrained import fingerprint
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import evaluation_questions, open_prompt
-from speechkd.stages.methods import check_methods, other_bases
+from speechkd.stages.method.check import check_method
+from speechkd.stages.method.frozen import same_base
 from speechkd.stages.supply import Supply, make_schedule, open_supplies
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.mlflow_sender import start_sender
@@ -45,7 +45,7 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     supplies = open_supplies(recipe, open_prompt(recipe))
     schedule = make_schedule(recipe, supplies)
     schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
-    check_methods(recipe)
+    check_method(recipe)
     _check_before_start(recipe, supplies)
     prepare_run(folder, recipe, schedule.digest, resume)
     newest = latest(folder / CHECKPOINTS)
@@ -82,19 +82,6 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, supplies: Sequence
     journal.metrics(0, {"data/quarantined": quarantined} | ({"data/gated": gated} if recipe.gates.active else {}))
     datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies}
     write_json(folder / DATASETS, datasets)
-
-
-def frozen_base(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of the frozen models: a checkpoint is worth nothing on others."""
-    return {"encoder": fingerprint(recipe.student.encoder), "llm": fingerprint(recipe.student.llm), **other_bases(recipe)}
-
-
-def same_base(trainer: dict[str, Any], recipe: Recipe, checkpoint: Path) -> None:
-    """Raises InputError if a checkpoint was trained on other frozen models than the recipe's names stand for now."""
-    for part, found in frozen_base(recipe).items():
-        if trainer.get("base", {}).get(part) != found:
-            now = getattr(recipe.student, part, recipe.name)
-            raise InputError(f"`{checkpoint}` was trained on another {part} than `{now}` has now: use another `name`")
 
 
 def _check_before_start(recipe: Recipe, supplies: Sequence[Supply]) -> None:

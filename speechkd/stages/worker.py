@@ -26,9 +26,11 @@ from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
-from speechkd.stages.methods import build_method, build_student
+from speechkd.stages.method.build import build_method
+from speechkd.stages.method.frozen import frozen_base, same_base
+from speechkd.stages.method.student import build_student
 from speechkd.stages.supply import make_loader, make_schedule, open_supplies
-from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE, frozen_base, same_base
+from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
 from speechkd.train.loop import Diverged, Loop, Outcome

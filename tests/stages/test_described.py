@@ -14,7 +14,7 @@ from speechkd.models.prompt import Prompt
 from speechkd.recipe import load_recipe
 from speechkd.stages.described import Described
 from speechkd.stages.inputs import Corpus
-from speechkd.stages.methods import teacher_prompts
+from speechkd.stages.method.live_models import teacher_prompts
 from speechkd.stages.rows import RowMaker, compared_with
 from speechkd.stages.shard import shard
 from speechkd.stages.supply import Supply

@@ -1,0 +1,38 @@
+"""A recipe's losses and live teachers on this rank, beside the student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from speechkd.engine.ds_config import read_ds_config, stage
+from speechkd.engine.loading import load_causal_lm
+from speechkd.losses.base import LayerConfig, teacher_of
+from speechkd.models.student import Student
+from speechkd.recipe import Recipe
+from speechkd.stages.method.speech_teacher import load_hearer
+from speechkd.stages.method.stored_states import stored_states
+from speechkd.stages.method.vocabulary import shared_ids
+from speechkd.teachers.live import Hearer, build_live
+from speechkd.train.distiller import Method
+
+
+def build_method(recipe: Recipe, student: Student) -> Method:
+    """The recipe's losses and live teachers. `student` is as it is at step 0: a snapshot is taken of it before any checkpoint is loaded."""
+    memory = read_ds_config(Path(recipe.deepspeed))
+    dtype = getattr(torch, recipe.student.dtype)
+    split = stage(memory) == 3
+
+    def load_llm(name: str) -> nn.Module:
+        return load_causal_lm(name, dtype, split, memory)
+
+    def load_speech(name: str) -> Hearer:
+        return load_hearer(recipe, name, student, load_llm)
+
+    live = {name: build_live(name, config, student, load_llm, load_speech) for name, config in recipe.live.items()}
+    shared = {name: shared_ids(recipe, name) for name in recipe.live}
+    layered = [(n, c) for n, c in recipe.losses.items() if isinstance(c, LayerConfig) and not teacher_of(c)]
+    stored = [stored_states(recipe, name, config) for name, config in layered]
+    return Method(losses=recipe.losses, streams=recipe.train.streams, teachers=live, shared=shared, stored=stored[0] if stored else None)

@@ -1,0 +1,44 @@
+"""What of losses, LoRA and live teachers would fail later is said before any weight is loaded."""
+
+from __future__ import annotations
+
+from speechkd.core.errors import InputError
+from speechkd.losses import LOSSES, LayerLoss
+from speechkd.losses.base import LayerConfig, teacher_of
+from speechkd.recipe import Recipe
+from speechkd.stages.method.live_models import depth
+from speechkd.stages.method.speech_teacher import check_speech
+from speechkd.stages.method.stored_states import stored_states
+from speechkd.stages.method.student import check_export_start, check_projector_start, meta_student
+from speechkd.stages.method.vocabulary import shared_ids, tokenizer_not_here
+
+
+def check_method(recipe: Recipe, dry: bool = False) -> list[str]:
+    """What of losses, LoRA and live teachers would fail once weights are loaded. Reads configurations and tokenizers only.
+
+    Raises InputError: a LoRA target that matches nothing, a layer out of range, vocabularies that disagree, an unfit speech teacher,
+    a model that the projector cannot start from. A `dry` run asks no hub for what `student.config_root` stands in for, and returns what
+    could not be checked for want of it, in words.
+    """
+    notes = []
+    if recipe.student.lora is not None:
+        meta_student(recipe)
+    check_export_start(recipe)
+    check_projector_start(recipe)
+    for name in recipe.live:
+        if dry and (missing := tokenizer_not_here(recipe, name)) is not None:
+            notes.append(f"vocabulary of live teacher `{name}`: the tokenizer of `{missing}` is not on this machine")
+        else:
+            shared_ids(recipe, name)
+        check_speech(recipe, name)
+    for name, config in recipe.losses.items():
+        if isinstance(LOSSES.get(config.kind), LayerLoss):
+            assert isinstance(config, LayerConfig)
+            try:
+                if teacher_of(config):
+                    config.pairs(depth(recipe, ""), depth(recipe, teacher_of(config)))
+                else:
+                    stored_states(recipe, name, config)
+            except InputError as error:
+                raise InputError(f"{error} (losses.{name})") from None
+    return notes

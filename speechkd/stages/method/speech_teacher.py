@@ -1,0 +1,90 @@
+"""Live teachers that hear: exports and whole speech LLMs, fit to stand beside the student, then loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from speechkd.core.errors import InputError
+from speechkd.engine.zero import local_device
+from speechkd.models.encoder import layer_mix
+from speechkd.models.exported import llm_of, projector_config, read_manifest, trained_tensors
+from speechkd.models.hearing import SPEECH_LLMS
+from speechkd.models.pretrained import config_home, fingerprint, read_config, resolve
+from speechkd.models.projectors import PROJECTORS
+from speechkd.models.projectors.linear import LinearConfig, LinearProjector
+from speechkd.models.projectors.start import start
+from speechkd.models.student import Student
+from speechkd.recipe import Recipe
+from speechkd.stages.method.live_models import is_speech_llm
+from speechkd.teachers.live import Hearer
+from speechkd.teachers.live_config import SpeechConfig
+
+OWN_PROJECTOR = LinearConfig(pool=1)
+"""What stands between the encoder of a speech LLM and its language model"""
+
+
+def check_speech(recipe: Recipe, teacher: str) -> None:
+    """Raises InputError for a speech teacher that cannot stand beside the student; any other live teacher passes."""
+    config = recipe.live[teacher]
+    if not isinstance(config, SpeechConfig):
+        return
+    if is_speech_llm(recipe, config):
+        _check_speech_llm(recipe, teacher, config)
+        return
+    manifest = read_manifest(Path(config.model))
+    if manifest.lora is not None:
+        raise InputError(f"`{config.model}` has LoRA apart from its base: export it with `--merge` (live.{teacher}.model)")
+    if manifest.encoder.fingerprint != fingerprint(recipe.student.encoder):
+        raise InputError(
+            f"`{config.model}` hears through another encoder than the student's `{recipe.student.encoder}` (live.{teacher}.model)"
+        )
+    _same_positions(recipe, teacher, config, projector_config(Path(config.model), manifest))
+
+
+def _check_speech_llm(recipe: Recipe, teacher: str, config: SpeechConfig) -> None:
+    kind = read_config(resolve(config_home(config.model, recipe.student.config_root), weights=False)).model_type
+    if kind not in SPEECH_LLMS:
+        raise InputError(
+            f"`{config.model}` is neither an export nor a speech LLM ({', '.join(SPEECH_LLMS)}), but `{kind}` (live.{teacher}.model)"
+        )
+    if recipe.student.encoder != config.model:
+        raise InputError(
+            f"`{config.model}` hears through its own encoder, the student through `{recipe.student.encoder}`: "
+            f"set `student.encoder` to it (live.{teacher}.model)"
+        )
+    _same_positions(recipe, teacher, config, OWN_PROJECTOR)
+
+
+def _same_positions(recipe: Recipe, teacher: str, config: SpeechConfig, other: Any) -> None:
+    """Raises InputError where student and teacher would not have one position beside the other."""
+    blocks: list[Any] = [recipe.student.projector, other]
+    with torch.device("meta"):
+        ours, theirs = (PROJECTORS.get(block.kind)(block, 8, 8) for block in blocks)
+    if any(ours.positions(frames) != theirs.positions(frames) for frames in (1, 50, 99, 1500)):
+        raise InputError(f"`{config.model}` makes another number of audio positions than the student's projector (live.{teacher}.model)")
+
+
+def load_hearer(recipe: Recipe, name: str, student: Student, load_llm: Callable[[str], nn.Module]) -> Hearer:
+    """A speech teacher on this rank, from an export or a whole speech LLM; it hears what the student's encoder heard."""
+    if is_speech_llm(recipe, SpeechConfig(model=name)):
+        whole: Any = load_llm(name)
+        whole.set_attn_implementation("eager")
+        config = OWN_PROJECTOR.model_copy(update={"init_from": name})
+        own = LinearProjector(config, student.encoder.width, whole.config.get_text_config().hidden_size)
+        start(own)
+        return Hearer(layer_mix("last", student.encoder.layers, False), own, whole).to(local_device())
+    folder, manifest = Path(name), read_manifest(Path(name))
+    config = projector_config(folder, manifest)
+    llm: Any = load_llm(llm_of(folder, manifest))
+    llm.set_attn_implementation("eager")  # the others give no attention weights
+    mix = layer_mix(manifest.mix, student.encoder.layers, manifest.normalise_layers)
+    projector: Any = PROJECTORS.get(config.kind)(config, student.encoder.width, llm.config.get_text_config().hidden_size)
+    for prefix, part in (("mix.", mix), ("projector.", projector)):
+        tensors = {n.removeprefix(prefix): t for n, t in trained_tensors(folder, manifest).items() if n.startswith(prefix)}
+        part.load_state_dict(tensors)
+    return Hearer(mix, projector, llm).to(local_device())

@@ -1,0 +1,35 @@
+"""The hidden states that a recipe's columns hold, for losses on layers without a live teacher."""
+
+from __future__ import annotations
+
+from speechkd.core.errors import InputError
+from speechkd.losses.base import LayerConfig
+from speechkd.models.pretrained import read_config, resolve
+from speechkd.recipe import Recipe
+from speechkd.stages.method.live_models import depth
+from speechkd.train.distiller import StoredStates
+
+
+def stored_states(recipe: Recipe, loss: str, config: LayerConfig) -> StoredStates:
+    """The states that the columns hold for a loss on layers. Raises InputError for a layer that they lack, or that differ by role."""
+    found: dict[str, StoredStates] = {}
+    for role in recipe.train.roles:
+        if "hidden" not in recipe.stored_signals(config, role):
+            continue
+        teacher, store = recipe.teachers[role], recipe.teachers[role].stores().hidden
+        assert store is not None, "a recipe's losses have the signals that they need"
+        text = read_config(resolve(str(getattr(teacher, "model")), weights=False)).get_text_config()
+        found[role] = StoredStates(layers=store.layers, depth=text.num_hidden_layers, width=teacher.state_width())
+    if not found:
+        raise InputError(f"loss `{loss}` counts no stream of regime `{recipe.train.regime}` whose column stores states")
+    role, states = next(iter(found.items()))
+    for other, theirs in found.items():
+        if theirs != states:
+            raise InputError(f"teachers `{role}` and `{other}` store different states; losses on layers compare with one kind")
+    for _, layer in config.pairs(depth(recipe, ""), states.depth):
+        if layer not in states.layers:
+            raise InputError(
+                f"teacher `{role}` stores layers {', '.join(map(str, states.layers))}, not {layer}: "
+                f"set `teachers.{role}.signals.hidden.layers`, or `losses.{loss}.map`"
+            )
+    return states
