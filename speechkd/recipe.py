@@ -66,12 +66,17 @@ class _AllLosses(Config):
 
 
 class CorpusConfig(Config):
-    """One corpus: its card, the split to train on, and how much it weighs."""
+    """One corpus: its card, the split or splits to train on, and how much it weighs."""
 
     card: str
-    train_split: str = "train"
+    train_split: str | Annotated[list[str], Field(min_length=1)] = "train"
     mix: dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     """by teacher role, times the phase's passes; 1 for a role that is not named, and a role at 0 does not read this corpus"""
+
+    @property
+    def train_splits(self) -> list[str]:
+        """The splits to train on."""
+        return [self.train_split] if isinstance(self.train_split, str) else self.train_split
 
     def weight(self, role: str) -> float:
         """Of a role's examples of this corpus."""

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from speechkd.core.config import NAME_PATTERN, Config, build, read_extending
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
+from speechkd.core.seeds import derive
 from speechkd.core.types import Metadata, Scalar
 from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.sources import SOURCES
@@ -29,7 +30,8 @@ LONGEST_SPLIT_KEY = MAX_KEY - len(PART) - 4
 class Task(Config):
     """A question whose answer is a metadata field; `when` restricts it to samples whose metadata has these values.
 
-    The question is `instruction`, the same for every sample; or `instruction_field` names the field that holds each sample's own.
+    The question is `instruction`, the same for every sample; or `instruction_field` names the field that holds each sample's own. An
+    empty `instruction` asks nothing: the clip is the question.
     """
 
     instruction: str = ""
@@ -41,13 +43,21 @@ class Task(Config):
 
     @model_validator(mode="after")
     def _asks_something(self) -> Task:
-        if bool(self.instruction) == bool(self.instruction_field):
+        if bool(self.instruction_field) and bool(self.instruction) or not {"instruction", "instruction_field"} & self.model_fields_set:
             raise ValueError("a task has either `instruction` or `instruction_field`")
         return self
 
     def question(self, metadata: Metadata) -> str:
         """What is asked about a sample with this metadata."""
         return str(metadata[self.instruction_field]) if self.instruction_field else self.instruction
+
+
+class HoldOut(Config):
+    """Items that are kept apart as a split of their own, where a corpus brings none: drawn by a hash, so they stay there as it grows."""
+
+    share: float = Field(gt=0, lt=1)
+    by: str = ""
+    """metadata name: all items with one value of it go together, e.g. a speaker's; empty: each item by its key"""
 
 
 class Card(Config):
@@ -73,6 +83,8 @@ class Card(Config):
     """metadata that every sample has and its source does not say"""
     combine: dict[str, list[str]] = {}
     """new metadata name -> names whose values it holds, spaces between: an answer that needs several facts; none where one is missing"""
+    hold_out: dict[str, HoldOut] = {}
+    """split -> the share of items, of whatever split of the source, that becomes it; shares by a field are taken first"""
     tasks: dict[str, Task] = {}
     grows: str | None = Field(default=None, pattern=NAME_PATTERN, max_length=64)
     """an earlier version of this dataset: its unchanged shards are referenced, only new and changed items are written"""
@@ -89,17 +101,18 @@ class Card(Config):
                 raise ValueError(f"fields: `{raw}` and another field are both mapped to `{name}`")
         if self.grows == self.version:
             raise ValueError(f"grows: version `{self.version}` cannot grow from itself; name the earlier one")
-        for name in self.tasks:
-            if not is_name(name):
-                raise ValueError(f"tasks: `{name}` must be letters, digits, _ or -")
+        for key, names in (("tasks", self.tasks), ("hold_out", self.hold_out)):
+            for name in names:
+                if not is_name(name):
+                    raise ValueError(f"{key}: `{name}` must be letters, digits, _ or -")
         if self.audio.over_long == "split" and 2 * self.audio.min_seconds > self.audio.max_seconds:
             raise ValueError("audio: to split, max_seconds must be at least twice min_seconds")
         return self
 
     @property  # not cached: a changed copy of a model would carry the old one along
     def digest(self) -> str:
-        """sha256 over the whole card; of a key that came later and is not set, nothing."""
-        return digest(self.model_dump(mode="json", exclude=set() if self.combine else {"combine"}))
+        """sha256 over the whole card; of keys that came later and are not set, nothing."""
+        return digest(self.model_dump(mode="json", exclude={name for name in ("combine", "hold_out") if not getattr(self, name)}))
 
 
 def load_card(path: Path, check_source: bool = True) -> Card:
@@ -161,7 +174,22 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
     for name in card.drop:  # what is not there need not be dropped; what is nearly there is a slip of the pen
         if name not in named and get_close_matches(name, named, n=1, cutoff=0.75):
             raise InputError(unknown_name("field", name, named, f"card `{card.name}`: drop"))
-    return [replace(item, metadata=_metadata(item, card)) for item in items]
+    for split, rule in card.hold_out.items():
+        if rule.by and rule.by not in kept:
+            raise InputError(unknown_name("field", rule.by, kept, f"card `{card.name}`: hold_out.{split}.by"))
+    return [_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items]
+
+
+def _held_out(item: Item, card: Card) -> Item:
+    """In the first split that draws it, else in the source's: who goes together is drawn first, then single items, by name of the split.
+
+    An item that says nothing of what a rule goes by is not drawn by it.
+    """
+    for split, rule in sorted(card.hold_out.items(), key=lambda pair: (not pair[1].by, pair[0])):
+        drawn_by = item.metadata.get(rule.by) if rule.by else item.key
+        if drawn_by is not None and derive(0, "hold_out", split, str(drawn_by)) % 1_000_000 < 1_000_000 * rule.share:
+            return replace(item, split=split)
+    return item
 
 
 def _check_names(item: Item, card: Card) -> None:

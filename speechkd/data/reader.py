@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from speechkd.core.errors import DataError, InputError, unknown_name
+from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import digest
 from speechkd.core.types import Metadata
 from speechkd.data.audio.flac import decode_flac
@@ -90,9 +90,14 @@ class Reader:
         )
 
     def source(
-        self, role: str, split: str | None = None, passes: float = 1.0, stops: Collection[str] = ("eos", "length"), turns: str = ""
+        self,
+        role: str,
+        split: str | Collection[str] | None = None,
+        passes: float = 1.0,
+        stops: Collection[str] = ("eos", "length"),
+        turns: str = "",
     ) -> PlanSource:
-        """The column's examples as a plan deals them: of one split, with these stop reasons, whose turn begins with `turns`.
+        """The column's examples as a plan deals them: of a split or several, with these stop reasons, whose turn begins with `turns`.
 
         Text length is that of the response. Raises InputError for an unknown split or if nothing is left.
         """
@@ -104,16 +109,15 @@ class Reader:
             table = reading.result()
         sample_N = table["sample"].to_numpy()
         keep_N = _chosen(table["stop"], lambda stop: stop in stops)
-        if split is not None:
-            in_split_N = _chosen(base["split"], lambda name: name == split)
-            if not in_split_N.any():
-                raise InputError(unknown_name("split", split, self.shards.splits(), f"{self.shards.dataset}/{self.shards.version}"))
-            keep_N &= in_split_N[sample_N]
+        splits = [split] if isinstance(split, str) else split
+        if splits is not None:
+            self.shards.check_splits(splits)
+            keep_N &= _chosen(base["split"], lambda name: name in splits)[sample_N]
         if turns:
             keep_N &= _chosen(table["turn"], lambda turn: turn.startswith(turns))
         row_N = np.flatnonzero(keep_N).astype(np.int32 if len(keep_N) < 2**31 else np.int64)
         if not row_N.size:
-            where = f"split {split or 'any'}, stop {'/'.join(stops)}"
+            where = f"split {'/'.join(splits or ['any'])}, stop {'/'.join(stops)}"
             raise InputError(f"column `{self.column.name}` has no examples for role `{role}` ({where})")
         kept = slice(None) if len(row_N) == len(keep_N) else row_N
         return PlanSource(

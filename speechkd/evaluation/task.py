@@ -13,7 +13,7 @@ from speechkd.core.seeds import derive
 from speechkd.data.cards import Task
 from speechkd.data.shards.index import Sample
 from speechkd.models.prompt import Reading
-from speechkd.teachers.prompts import task_applies
+from speechkd.teachers.prompts import SPOKEN, task_applies
 
 
 class EvaluationConfig(Config):
@@ -53,7 +53,7 @@ class Question:
     @property
     def turn(self) -> str:
         """The turn under which a teacher column holds its answer."""
-        return f"task-{self.task}"
+        return f"task-{self.task}" if self.instruction else SPOKEN
 
 
 def questions(name: str, task: Task, split: str, samples: Sequence[Sample], limit: int) -> list[Question]:

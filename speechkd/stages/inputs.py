@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.files import digest
@@ -14,7 +17,7 @@ from speechkd.data.columns.spec import ColumnSpec
 from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.data.storage.store import Place, place
 from speechkd.evaluation.task import Question, questions
-from speechkd.models.exported import load_tokenizer
+from speechkd.models.exported import load_features, load_tokenizer
 from speechkd.models.pretrained import read_config, resolve
 from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import CorpusConfig, Recipe
@@ -35,7 +38,10 @@ def version_folder(recipe: Recipe, card: Card) -> Place:
 
 
 def open_corpora(recipe: Recipe) -> list[Corpus]:
-    """The recipe's shards. Raises InputError where a corpus is not sharded yet, or was sharded from another card."""
+    """The recipe's shards.
+
+    Raises InputError where a corpus is not sharded yet, was sharded from another card, or lacks a split that the recipe trains on.
+    """
     out = []
     for config in recipe.data.corpora:
         card = load_card(Path(config.card))
@@ -46,12 +52,36 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
         shards = open_shards(folder)
         if shards.card.digest != card.digest:
             raise InputError(f"`{folder}` was made from another card than `{config.card}`: raise the card's version, or use the old card")
+        shards.check_splits(config.train_splits)
         out.append(Corpus(config, card, shards))
     return out
 
 
+def check_clips(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
+    """What would otherwise be found out late.
+
+    Raises InputError for a split to evaluate that no corpus has, a task that one of them does not have, and clips, to train on or to ask
+    about, that the encoder cannot hear whole.
+    """
+    known = {split: None for corpus in corpora for split in corpus.shards.splits()}
+    for label, split in recipe.evaluation.splits.items():
+        if split not in known:
+            raise InputError(unknown_name("split", split, known, f"evaluation.splits.{label}"))
+    window = load_features(recipe.student.encoder).window_seconds
+    for corpus in corpora:
+        base = corpus.shards.columns(["seconds", "split"])
+        train_N = pc.is_in(base["split"].cast("string"), value_set=pa.array(corpus.config.train_splits)).to_numpy()
+        longest = float(base["seconds"].to_numpy()[train_N].max())
+        longest = max([longest, *(question.sample.seconds for question in evaluation_questions(recipe, corpus))])
+        if longest > window:
+            raise InputError(
+                f"corpus `{corpus.card.name}` has clips of {longest:.1f} s; the encoder `{recipe.student.encoder}` hears at most "
+                f"{window:g} s: set audio.max_seconds in its card (and raise its version)"
+            )
+
+
 def evaluation_questions(recipe: Recipe, corpus: Corpus) -> list[Question]:
-    """What the recipe asks about a corpus. Raises InputError for a task or split that the corpus does not have."""
+    """What the recipe asks about the splits that a corpus has. Raises InputError for a task that the corpus does not have."""
     tasks = corpus.card.tasks
     names = recipe.evaluation.tasks or list(tasks)
     for name in names:
@@ -60,6 +90,7 @@ def evaluation_questions(recipe: Recipe, corpus: Corpus) -> list[Question]:
     return [
         question
         for split in recipe.evaluation.splits.values()
+        if split in corpus.shards.splits()
         for name in names
         for question in questions(name, tasks[name], split, corpus.shards.samples(split), recipe.evaluation.limit)
     ]

@@ -15,6 +15,7 @@ from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate
 from speechkd.stages.export import export
+from speechkd.stages.inputs import check_clips, open_corpora
 from speechkd.stages.method.check import check_method
 from speechkd.stages.results import tell
 from speechkd.stages.shard import shard
@@ -48,7 +49,8 @@ class Stopwatch:
 def run(recipe: Recipe, ranks: int) -> int:
     """shard, teach, train, export, eval, report; returns the exit code of the stage that stopped it, else 0.
 
-    Raises InputError, before the teacher has spent its hours, for what training would refuse of recipe and ranks.
+    Raises InputError, before the teacher has spent its hours, for what training would refuse of recipe and ranks, and for what training or
+    evaluation would of the corpora.
     """
     recipe.plan.per_rank(ranks)
     read_ds_config(Path(recipe.deepspeed))
@@ -61,6 +63,7 @@ def run(recipe: Recipe, ranks: int) -> int:
 def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     watch = Stopwatch(folder / SECONDS)
     watch.time("shard", lambda: [shard(Path(corpus.card), recipe.data.root) for corpus in recipe.data.corpora])
+    check_clips(recipe, open_corpora(recipe))
     watch.time("teach", lambda: teach(recipe))
     code = watch.time("train", lambda: train(recipe, ranks))
     if code:

@@ -78,7 +78,7 @@ def open_supplies(recipe: Recipe, prompt: Prompt) -> list[Supply]:
                 raise InputError(f"column `{spec.name}` of corpus `{corpus.card.name}` was made with {'; '.join(changes)}")
             _check_origin(recipe, role, column, prompt)
             reader = Reader(corpus.shards, column, signals)
-            source = reader.source(stream, corpus.config.train_split, stops=("eos",))
+            source = reader.source(stream, corpus.config.train_splits, stops=("eos",))
             kept = gate(recipe, role, corpus, column) if recipe.gates.active else None
             if kept is not None:
                 source = source.keep(kept.keep_N)

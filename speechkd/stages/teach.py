@@ -102,6 +102,7 @@ class _Work:
             return None
         column = self.writer.publish()
         totals = column.manifest["totals"]
+        say(f"teach: corpus `{self.corpus.card.name}`: column {column.name} is published: {totals['examples']} answers")
         if totals["stop_error"] or totals["stop_length"]:
             failed = f"{totals['stop_error']} failed and {totals['stop_length']} cut answers of {totals['examples']}"
             say(f"teach: column {column.name} has {failed}; training leaves them out, `speechkd teach --retry-failed` asks again")

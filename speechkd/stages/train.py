@@ -20,9 +20,8 @@ from speechkd.core.files import read_json, write_json, write_text
 from speechkd.core.log import say
 from speechkd.engine.checkpoint import ever_published, latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
-from speechkd.models.exported import load_features
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import evaluation_questions, open_prompt
+from speechkd.stages.inputs import check_clips, open_prompt
 from speechkd.stages.method.check import check_method
 from speechkd.stages.method.frozen import same_base
 from speechkd.stages.supply import Supply, make_schedule, open_supplies
@@ -46,7 +45,7 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     schedule = make_schedule(recipe, supplies)
     schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
     check_method(recipe)
-    _check_before_start(recipe, supplies)
+    check_clips(recipe, [*{id(supply.corpus): supply.corpus for supply in supplies}.values()])
     prepare_run(folder, recipe, schedule.digest, resume)
     newest = latest(folder / CHECKPOINTS)
     journal = Journal(folder / JOURNAL)
@@ -82,19 +81,6 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, supplies: Sequence
     journal.metrics(0, {"data/quarantined": quarantined} | ({"data/gated": gated} if recipe.gates.active else {}))
     datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies}
     write_json(folder / DATASETS, datasets)
-
-
-def _check_before_start(recipe: Recipe, supplies: Sequence[Supply]) -> None:
-    """What would otherwise be found out late: clips that the encoder cannot hear, tasks and splits that are not there."""
-    window = load_features(recipe.student.encoder).window_seconds
-    for supply in supplies:
-        longest = float(supply.source.seconds_N.max())
-        if longest > window:
-            raise InputError(
-                f"corpus `{supply.corpus.card.name}` has clips of {longest:.1f} s; the encoder `{recipe.student.encoder}` hears at most "
-                f"{window:g} s: set audio.max_seconds in its card (and raise its version)"
-            )
-        evaluation_questions(recipe, supply.corpus)
 
 
 def _let_finish(sender: subprocess.Popen[bytes]) -> None:

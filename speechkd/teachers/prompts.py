@@ -46,10 +46,12 @@ class ChannelConfig(Config):
     """The two channels of cross-modal distillation (arXiv 2509.14930): clips whose words are themselves the question.
 
     `spoken`: the student hears it; `written`: the student reads it; the teacher reads it in both. Shares of clips, chosen by key; a sample
-    without audio is written only. The template `shards/prompts/spoken.j2` puts nothing around it.
+    without audio is written only. The template `shards/prompts/spoken.j2` puts nothing around it. `label` names the field that holds the
+    dataset's own answer, for the teacher `label`.
     """
 
     field: str = "transcript"
+    label: str = ""
     spoken: float = Field(1.0, ge=0, le=1)
     written: float = Field(1.0, ge=0, le=1)
 
@@ -78,7 +80,9 @@ class PromptConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What the turns depend on, as JSON: a pool by what it says, and of what is not set nothing."""
         optional = ("pool", "span", "channels", "text", "transcript")
-        unset = {name for name in optional if getattr(self, name) == type(self).model_fields[name].get_default()}
+        unset: dict[str, Any] = {name: True for name in optional if getattr(self, name) == type(self).model_fields[name].get_default()}
+        if self.channels is not None and not self.channels.label:
+            unset["channels"] = {"label"}
         data = self.model_dump(mode="json", exclude=unset)
         return data if self.pool is None else {**data, "pool": digest(_lines(self.pool))}
 
@@ -148,10 +152,11 @@ def _channels(config: ChannelConfig, span: SpanConfig, key: str, metadata: Metad
     if not isinstance(text, str) or not text.strip():
         return
     words = plain_text(text, span.max_chars)
+    label = str(metadata[config.label]) if config.label in metadata else None
     if audio and _drawn(key, SPOKEN, config.spoken):
-        yield Request(key, SPOKEN, "", metadata, reads=words)
+        yield Request(key, SPOKEN, "", metadata, label, reads=words)
     if _drawn(key, WRITTEN, config.written):
-        yield Request(key, WRITTEN, words, metadata, reads="")
+        yield Request(key, WRITTEN, words, metadata, label, reads="")
 
 
 def _drawn(key: str, purpose: str, share: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from speechkd.core.config import read_yaml
 from speechkd.core.errors import InputError
 from speechkd.data.cards import load_card
 from speechkd.engine.ds_config import read_ds_config
-from speechkd.recipe import Recipe, load_recipe
+from speechkd.recipe import Recipe, load_recipe, resolve
 from tests.consistency.house import ROOT, document_commands, short
+from tests.e2e.variants import EVERY, OTHERS
 
 RECIPES = sorted((ROOT / "pipelines").glob("*.yaml"))
 CARDS = sorted((ROOT / "shards/cards").glob("*.yaml"))
@@ -51,6 +53,16 @@ def test_recipe_names_what_exists(path: Path) -> None:
 def test_every_regime_of_a_recipe_is_whole(path: Path) -> None:
     for regime in load_recipe(path).train.regimes:
         assert load_recipe(path, [f"train.regime={regime}"]).train.steps > 0
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=short)
+def test_every_objective_and_regime_is_trained_by_a_test(path: Path) -> None:
+    """On two ranks (tests/e2e). Regimes that a file takes from the one that it extends are trained there."""
+    own, whole = read_yaml(path), resolve(path)
+    changes = [shlex.split(change) for name, change in EVERY if name == path.name] or [[], *OTHERS[path.stem]]
+    runs = [resolve(path, change) for change in changes]
+    assert {*whole.get("objectives", {})} <= {run.get("objective", "") for run in runs}
+    assert {*own.get("train", {}).get("regimes", {})} <= {run["train"]["regime"] for run in runs}
 
 
 def test_names_are_given_once() -> None:

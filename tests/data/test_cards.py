@@ -14,7 +14,7 @@ from speechkd.core.files import digest, read_json
 from speechkd.data.audio.clips import RATE, pieces
 from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.card_schema import card_schema
-from speechkd.data.cards import Card, Task, load_card, open_source
+from speechkd.data.cards import Card, Task, list_items, load_card, open_source
 from speechkd.data.sources.base import MissingData
 from speechkd.data.sources.paths import braces
 from speechkd.stages.check import check
@@ -81,14 +81,38 @@ def test_a_fact_that_is_missing_combines_to_nothing(corpus: Path) -> None:
 def test_a_key_that_came_later_changes_no_card_that_does_not_use_it() -> None:
     """Shards are bound to their card's digest."""
     given = {"name": "x", "version": "v1", "licence": "CC0", "source": {"kind": "csv"}}
+    later = {"combine": {"a": ["b"]}, "hold_out": {"test": {"share": 0.1}}}
     card = Card.model_validate(given)
-    assert card.digest == digest({name: value for name, value in card.model_dump(mode="json").items() if name != "combine"})
-    assert Card.model_validate({**given, "combine": {"a": ["b"]}}).digest != card.digest
+    assert card.digest == digest({name: value for name, value in card.model_dump(mode="json").items() if name not in later})
+    for name, value in later.items():
+        assert Card.model_validate({**given, name: value}).digest != card.digest
+
+
+def test_what_is_held_out_stays_together_and_stays_out_as_the_corpus_grows(corpus: Path) -> None:
+    """By clip a share of them, by speaker all clips of some; who says nothing of what a rule goes by stays in the source's split."""
+
+    def splits(rows: int) -> dict[str, str]:
+        lines = ["id,speaker", *(f"k{i},{'' if i % 10 == 9 else f's{i % 40}'}" for i in range(rows))]
+        (corpus / "list.csv").write_text("\n".join(lines) + "\n")
+        held = {"unseen": {"share": 0.2, "by": "speaker"}, "test": {"share": 0.1}}
+        card = load_card(card_file(corpus, {**SOURCE, "audio_field": ""}, hold_out=held))
+        return {item.key: item.split for item in list_items(card, open_source(card, corpus), corpus)}
+
+    few, more = splits(400), splits(800)
+    assert few == {key: more[key] for key in few}
+    speaker = {key: int(key[1:]) % 40 for key in more if int(key[1:]) % 10 != 9}
+    unseen = {speaker[key] for key in more if more[key] == "unseen"}
+    assert 3 <= len(unseen) <= 12 and {key for key in more if more[key] == "unseen"} == {k for k in speaker if speaker[k] in unseen}
+    rest = [key for key in more if more[key] != "unseen"]
+    assert 0.06 < sum(more[key] == "test" for key in rest) / len(rest) < 0.14 and set(more.values()) == {"train", "test", "unseen"}
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"hold_out": {"test": {"share": 0.5, "by": "speeker"}}}, "unknown field `speeker`; .*did you mean `speaker`.*hold_out.test.by"),
+        ({"hold_out": {"a.b": {"share": 0.5}}}, "hold_out: `a.b` must be letters"),
+        ({"hold_out": {"test": {"share": 1.0}}}, "less than 1"),
         ({"fields": {"sexx": "gender"}}, "unknown field `sexx`; allowed: client, sex, speaker; did you mean `sex`\\?"),
         (
             {"values": {"gendr": {}}, "fields": {"sex": "gender"}},

@@ -113,6 +113,7 @@ def test_a_plan_source_holds_what_was_asked_for(tones_root: Path) -> None:
     assert source.tokens_N.tolist() == [len(example.tokens) for example in read]
     assert source.seconds_N.tolist() == [0 if e.samples_T is None else e.samples_T.size / 16_000 for e in read]
     assert len(reader.source("kd", stops=("eos",))) == 9
+    assert len(reader.source("kd", ["test", "train"])) == len(reader.source("kd")) > len(reader.source("kd", ["train"]))
     with pytest.raises(InputError, match="no examples for role `ift`"):
         reader.source("ift", stops=("error",))
     with pytest.raises(InputError, match="unknown split `dev`"):

@@ -19,6 +19,7 @@ from speechkd.core.errors import InputError
 from speechkd.data.audio.clips import decode_bytes, decode_file
 from speechkd.data.audio.raw import RawClip, Rejected, Span
 from speechkd.data.cards import list_items, load_card, open_source
+from speechkd.data.sources.tts import TtsSource
 from tests.data.raw import card_file, fields, noise, same, samples, shards_of, write
 
 
@@ -238,6 +239,19 @@ def test_texts_spoken_by_espeak(tmp_path: Path) -> None:
     shards = open_shards(shard(card_file(tmp_path, source), tmp_path / "shards", workers=1, quiet=True))
     found = {key: 0 if pcm is None else pcm.size for key, pcm in samples(shards).items()}
     assert sorted(found) == ["q0", "q1", "q2", "q3", "q4"] and found["q4"] == 0 and found["q1"] > found["q0"] > 4000
+
+
+@pytest.mark.parametrize(
+    ("voice", "says"),
+    [
+        ("en-gb", "unknown espeak voice `en-gb`; allowed: .*did you mean `en"),
+        ("en-us+f22", "unknown variant of an espeak voice `f22`; allowed: .*did you mean `f2`"),
+    ],
+)
+def test_a_voice_that_espeak_lacks_is_told_before_the_texts_are_read(voice: str, says: str, tmp_path: Path) -> None:
+    config = TtsSource.Config.model_validate(tts(tmp_path, {"engine": "espeak", "voices": ["en-us+f2", voice]}))
+    with pytest.raises(InputError, match=says):
+        TtsSource(config, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,23 +10,14 @@ import yaml
 
 from speechkd.core.files import read_json
 from speechkd.models import load_student
-from speechkd.tracking.journal import JOURNAL, metric_series
+from speechkd.recipe import load_recipe
+from speechkd.stages.inputs import open_prompt
+from speechkd.stages.supply import open_supplies
+from speechkd.stages.teach import teach
 from tests.e2e.conftest import ROOT, speechkd
+from tests.e2e.several import train_several, trained
+from tests.e2e.variants import CHANGES, EVERY, LAYER_AC, RECIPES, TRAINED
 
-PUBLISHED = {"wong26a.yaml", *(p.name for p in (ROOT / "pipelines").glob("*_paper.yaml"))}  # planned from files; their models are not here
-RECIPES = sorted(p.name for p in (ROOT / "pipelines").glob("*.yaml") if p.name not in PUBLISHED)
-CHANGES = [
-    ("cross_modal.yaml", "objective=ce"),
-    ("source_layer.yaml", "objective=skip"),
-    ("source_layer.yaml", "objective=top"),
-    ("source_layer.yaml", "objective=layer_ac student.mix=all student.normalise_layers=true student.start=EXPORT"),
-    ("pl_distill.yaml", "objective=rkl"),
-    ("pl_distill.yaml", "objective=ldist_cka"),
-    ("lang_aware.yaml", "student.projector.choice=soft"),
-    ("meta_prompt_kd.yaml", "train.regime=mix"),
-    ("topk_kd.yaml", "objective=sampled"),
-    ("topk_kd.yaml", "train.regime=mix"),
-]
 VARIANTS = [
     *(pytest.param(name, "", marks=pytest.mark.system) for name in RECIPES),
     *(pytest.param(*variant, marks=pytest.mark.torture) for variant in CHANGES),
@@ -61,25 +53,56 @@ def small(workshop: Path, exported: Path, name: str) -> Path:
     return path
 
 
+def varied(workshop: Path, exported: Path, name: str, change: str) -> tuple[Path, list[str]]:
+    """A small form of the recipe, and what is set over it: a name of its own, and the change."""
+    return small(workshop, exported, name), [
+        f"name={Path(name).stem}-{EVERY.index((name, change))}",
+        *shlex.split(change.replace("EXPORT", str(exported))),
+    ]
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1800)
+def test_every_other_objective_and_regime_trains(workshop: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    train_several([load_recipe(*varied(workshop, exported, name, change)) for name, change in TRAINED])
+
+
+@pytest.mark.torture
+def test_a_teacher_reads_what_the_start_wrote_about_the_clips(workshop: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path in the head of source_layer.yaml: a trained student describes every clip, and an LLM that reads that teaches it further."""
+    monkeypatch.chdir(ROOT)
+    snapshot = f"teachers.kd={{backend: snapshot, model: {exported}, max_new_tokens: 40}}"
+    asked = ["prompt.tasks=false", "prompt.instructions=[Describe the audio.]"]
+    (column,) = teach(load_recipe(workshop / "recipe.yaml", ["name=described", snapshot, *asked]))
+    assert column is not None and set(column.columns(["turn"])["turn"].to_pylist()) == {"open-0"}
+    path, changes = small(workshop, exported, "source_layer.yaml"), shlex.split(LAYER_AC.replace("EXPORT", str(exported)))
+    reader = f"live.reader={{kind: text_llm, model: standins/llm, reads: {{form: column, column: {column.name}}}}}"
+    recipe = load_recipe(path, [*changes, "name=reads-descriptions", reader])
+    (supply,) = open_supplies(recipe, open_prompt(recipe))
+    row = supply.source.row(0)
+    answers = {column.key_of(number): column.read(number).text for number in range(len(column.examples()))}
+    assert supply.words(row) == {column.name: answers[supply.reader.read(row, hear=False).key]}
+    train_several([recipe])
+
+
 @pytest.mark.parametrize(("name", "change"), VARIANTS)
-def test_a_shipped_recipe_trains_and_exports(workshop: Path, exported: Path, name: str, change: str) -> None:
-    run = f"{Path(name).stem}-{change.partition(' ')[0].replace('=', '-').replace('.', '_')}".strip("-")
-    changes = [change.replace("EXPORT", str(exported)) for change in change.split()]
-    words = [small(workshop, exported, name), *(word for change in (f"name={run}", *changes) for word in ("--set", change))]
-    assert speechkd("teach", *words).returncode == 0
+def test_a_shipped_recipe_trains_and_exports(
+    workshop: Path, exported: Path, name: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path, changes = varied(workshop, exported, name, change)
+    words, recipe = [path, *(word for change in changes for word in ("--set", change))], load_recipe(path, changes)
+    assert all(teach(recipe))
     done = speechkd("train", *words, "--ranks", 2)
     assert done.returncode == 0, done.stderr[-3000:]
-    folder = workshop / "runs" / run
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    series = metric_series(folder / JOURNAL)
-    for loss in recipe["losses"]:
-        values = dict(series[f"train/loss_{loss}"])
-        assert all(-1e-6 <= value < 1e4 for value in values.values()), (loss, values)  # a divergence of equals is 0 up to rounding
+    trained(recipe)
+    folder = recipe.run_dir
     out = folder / "export"
     done = speechkd("export", *words, "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_json(out / "export.json")["probe_difference"] <= 1e-5
-    if recipe["student"]["lora"]:
+    if recipe.student.lora:
         assert (out / "lora/adapter_model.safetensors").is_file()
         done = speechkd("export", *words, "--out", folder / "merged", "--merge")
         assert done.returncode == 0, done.stderr[-3000:]

@@ -31,21 +31,21 @@ def qwen2_audio() -> Any:
     return Qwen2AudioForConditionalGeneration(config)
 
 
-def omni_thinker() -> Any:
+def omni_thinker(vocabulary: int = V, layers: int = 2) -> Any:
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 1]}
     config = Qwen2_5OmniThinkerConfig(
         audio_config=SIZES | {"output_dim": 24, "n_window": 20},
         vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 24},
-        text_config=TEXT | {"num_key_value_heads": 2, "rope_parameters": rope},
-        audio_token_index=AUDIO,
-        image_token_index=AUDIO - 1,
-        video_token_index=AUDIO - 2,
+        text_config=TEXT | {"vocab_size": vocabulary, "num_hidden_layers": layers, "num_key_value_heads": 2, "rope_parameters": rope},
+        audio_token_index=vocabulary - 1,
+        image_token_index=vocabulary - 2,
+        video_token_index=vocabulary - 3,
         audio_start_token_id=1,
         audio_end_token_id=2,
-        vision_start_token_id=AUDIO - 3,
-        vision_end_token_id=AUDIO - 4,
+        vision_start_token_id=vocabulary - 4,
+        vision_end_token_id=vocabulary - 5,
     )
     return Qwen2_5OmniThinkerForConditionalGeneration(config)
 

@@ -105,6 +105,10 @@ def test_both_channels_give_the_teacher_the_same_prompt(tokenizer: Any) -> None:
     assert [*reads.before, *reads.after] == prompt.teacher(spoken.question, reading(spoken, []))
     assert len(around.before) + len(around.after) < len(reads.before) + len(reads.after), "in the spoken channel the words are only heard"
     assert [request.turn for request in turns(config, metadata=metadata, audio=False)] == ["written"]
+    assert spoken.label is written.label is None
+    told = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"label": "answer"}})
+    assert [r.label for r in turns(told, metadata=metadata | {"answer": "Paris"})] == ["Paris", "Paris"]
+    assert "label" not in config.identity()["channels"] and told.identity()["channels"]["label"] == "answer"
     half = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"spoken": 1.0, "written": 0.5}})
     names = [request.turn for i in range(400) for request in turns(half, f"k{i}", metadata)]
     assert names.count("spoken") == 400 and 150 < names.count("written") < 250

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,11 +143,16 @@ class ShardSet:
         counted = pc.value_counts(self.columns(["split"])["split"].combine_chunks()).to_pylist()
         return {entry["values"]: entry["counts"] for entry in counted}
 
+    def check_splits(self, names: Iterable[str]) -> None:
+        """Raises InputError for a split that is not there."""
+        for name in names:
+            if name not in self._splits:
+                raise InputError(unknown_name("split", name, self._splits, f"{self.dataset}/{self.version}"))
+
     def samples(self, split: str | None = None, shard: int | None = None) -> list[Sample]:
         """Samples in row order, of one split or shard if asked. Raises InputError for a split that is not there."""
-        if split is not None and split not in self.splits():
-            raise InputError(unknown_name("split", split, self.splits(), f"{self.dataset}/{self.version}"))
         if split is not None:  # only shards that hold the split are opened
+            self.check_splits([split])
             shard_N = self.columns(["shard", "split"]).filter(pc.field("split").cast("string") == split)["shard"].unique().to_pylist()
             wanted = [number for number in shard_N if shard in (None, number)]
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from speechkd.core.config import Config
-from speechkd.core.errors import InputError
+from speechkd.core.errors import InputError, unknown_name
 
 DEFAULT_VOICING, DEFAULT_ECHO = 64, 0
 """What espeak uses when a voice file does not say."""
@@ -35,6 +35,22 @@ class Voice:
     name: str
     gender: str
     family: str
+
+
+def check_voice(data: Path, asked: str, where: str) -> None:
+    """Raises InputError for a voice such as `en-us+f2` that espeak's data folder does not have; espeak itself is silent about a variant."""
+    voice, _, variant = asked.partition("+")
+    files = [path for path in (data / "lang").rglob("*") if path.is_file()]
+    if voice.lower() not in {path.name.lower() for path in files} | {_stated_name(path).lower() for path in files}:
+        raise InputError(unknown_name("espeak voice", voice, [path.name.lower() for path in files], where))
+    variants = [path.name for path in (data / "voices" / "!v").iterdir()]
+    if variant and variant not in variants:
+        raise InputError(unknown_name("variant of an espeak voice", variant, variants, where))
+
+
+def _stated_name(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(" ")[2].strip() for line in lines if line.startswith("name ")), "")
 
 
 def read_voices(folder: Path, rule: VoiceRule) -> list[Voice]:

@@ -21,7 +21,8 @@ from speechkd.core.errors import InputError, unknown_name
 from speechkd.data.audio.clips import decode_bytes
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources.base import Item, Source
-from speechkd.data.sources.espeak import Engine
+from speechkd.data.sources.espeak import Engine, data_folder
+from speechkd.data.sources.espeak_voices import check_voice
 from speechkd.data.sources.speech_server import MAX_ANSWER, ServerVoice, SpeechServer
 
 ROW_KINDS = ("jsonl", "csv", "hf_disk", "messages")
@@ -77,6 +78,9 @@ class TtsSource:
     def __init__(self, config: TtsConfig, data_root: Path) -> None:
         self.columns: set[str] = set()
         self.config = config
+        if isinstance(config.voice, EspeakVoice):
+            for voice in config.voice.voices:
+                check_voice(data_folder(), voice, "card: source.voice.voices")
         self.rows = _row_source(config.rows, data_root)
 
     def items(self) -> list[Item]:
