@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import fsync_folder, publishing, sha256_file, write_json, write_text
@@ -164,12 +164,26 @@ def _compare(folder: Path, tensors: Mapping[str, Tensor], probe: Path | None, dt
     student = load_student(folder)
     if probe is None or not probe.is_file():
         return None
+    if dtype == "bfloat16":
+        _round(student.student, tensors)
     saved = load_file(probe)
     logits_TV = student.logits(probe_batch(saved), saved["predict_T"])
     difference = float((logits_TV - saved["logits_TV"]).abs().max() / saved["logits_TV"].abs().max())
     if not difference <= PROBE_TOLERANCE[dtype]:
         raise DataError(f"the export's logits differ from training's by {difference:.3g} (allowed {PROBE_TOLERANCE[dtype]:g}): {folder}")
     return difference
+
+
+@torch.no_grad()
+def _round(student: nn.Module, trained: Mapping[str, Tensor]) -> None:
+    """Give what trained the bfloat16 values that training's forward had.
+
+    The master weights, which an export keeps, are finer; where steps are smaller than bfloat16's spacing, the roundings of a whole matrix all
+    go one way at first (a projector 6400 wide: 5.6 % of the logits after two steps, 1 % once rounded, measured).
+    """
+    for name, param in student.named_parameters():
+        if name in trained:
+            param.copy_(param.to(torch.bfloat16))
 
 
 PROBE_TENSORS = ("features_BMT", "ids_BS", "mask_BS", "audio_to_A", "audio_from_A", "response_T", "mask_T", "role_T", "first_T", "role_A")
