@@ -26,7 +26,7 @@ from speechkd.stages.method.check import check_method
 from speechkd.stages.method.frozen import same_base
 from speechkd.stages.supply import Supply, make_schedule, open_supplies
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
-from speechkd.tracking.mlflow_sender import start_sender
+from speechkd.tracking.mlflow_process import start_sender
 
 Resume = Literal["auto", "require", "never"]
 RECIPE, RUN, CHECKPOINTS, PROBES = "recipe.yaml", "run.json", "checkpoints", "probes"

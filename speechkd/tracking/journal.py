@@ -1,7 +1,7 @@
 """The run's own record: `journal.jsonl`, append-only, one JSON object a line, keyed (metric, step), first write wins; of results the last.
 
 A kill may tear the last line. Readers skip it, and the next writer starts on a fresh line, so one kill costs at most one record.
-Training depends on nothing else: forwarding to a server reads this file from outside (`mlflow_sender`).
+Training depends on nothing else: forwarding to a server reads this file from outside (`mlflow_process`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Looking into a real MLflow store (its sqlite file) without loading MLflow."""
+"""Looking into a real MLflow store (its sqlite file) without loading MLflow, and what a run's journal says should be in it."""
 
 from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
 from typing import Any
+
+from speechkd.tracking.journal import JOURNAL, read_journal
 
 Point = tuple[str, int, float, int]
 """metric, step, value, time in ms"""
@@ -50,3 +52,21 @@ class Store:
         """All tags of an experiment."""
         query = "select t.key, t.value from experiment_tags t join experiments e on e.experiment_id = t.experiment_id where e.name = ?"
         return dict(self._rows(query, name))
+
+
+def wanted(run: Path) -> list[Point]:
+    """The points of a run's journal, in the order of `Store.points`."""
+    points = [
+        (name, record["step"], float(value), record["time_ms"])
+        for record in read_journal(run / JOURNAL)
+        if record["kind"] == "metric"
+        for name, value in record["values"].items()
+    ]
+    return sorted(points, key=lambda row: (row[0], row[1], row[3]))
+
+
+def only_run(store: Store, run: Path) -> tuple[str, str, int, int | None]:
+    """(run id, status, start, end) of the one MLflow run of a run folder."""
+    found = store.runs(run.name)
+    assert len(found) == 1, f"one MLflow run for one run folder, found {found}"
+    return found[0]

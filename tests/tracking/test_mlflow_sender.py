@@ -1,16 +1,11 @@
-"""The sender against real MLflow stores: everything arrives once, with its own time; status is the truth; training is never in the way."""
+"""Sending a journal to a real MLflow store: everything arrives once, with its own time, and the status is the truth."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,64 +16,7 @@ from speechkd.core.files import read_json, write_json
 from speechkd.tracking import TrackingConfig
 from speechkd.tracking.journal import JOURNAL, Journal, read_journal
 from speechkd.tracking.mlflow_sender import STATE, Sender, sync
-from tests.tracking.store import Point, Store
-
-TRAINER = """
-import sys, time
-from pathlib import Path
-from speechkd.tracking.journal import Journal
-from speechkd.tracking.mlflow_sender import start_sender
-
-run, uri, first, last, end = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-sender = start_sender(run, uri, "tests")
-print(sender.pid, flush=True)
-journal = Journal(run / "journal.jsonl")
-journal.status("RUNNING")
-journal.params({"lr": f"1e-{first}", "start": 0})
-for step in range(first, last):
-    journal.metrics(step, {"train/loss": 1.0 / (step + 1), "train/lr": 0.5})
-print("trained", flush=True)
-if end == "hang":
-    time.sleep(600)
-journal.status(end)
-"""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / f"run-{os.urandom(4).hex()}"
-
-
-def wanted(run: Path) -> list[Point]:
-    points = [
-        (name, record["step"], float(value), record["time_ms"])
-        for record in read_journal(run / JOURNAL)
-        if record["kind"] == "metric"
-        for name, value in record["values"].items()
-    ]
-    return sorted(points, key=lambda row: (row[0], row[1], row[3]))
-
-
-def only_run(store: Store, run: Path) -> tuple[str, str, int, int | None]:
-    found = store.runs(run.name)
-    assert len(found) == 1, f"one MLflow run for one run folder, found {found}"
-    return found[0]
-
-
-def wait_for(pid: int, seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"process {pid} is still there after {seconds} s")
+from tests.tracking.store import Store, only_run, wanted
 
 
 def test_everything_arrives_once_with_its_own_time(run: Path, store: Store) -> None:
@@ -162,8 +100,7 @@ def test_a_run_deleted_on_the_server_is_sent_anew(run: Path, store: Store) -> No
     sync(run, store.uri, "tests")
     sender = Sender(run)
     sender.attach(running=False)
-    assert sender._client is not None
-    sender._client.delete_run(sender.state["run_id"])
+    sender.run.client.delete_run(sender.run.id)
     sync(run)
     old, new = store.runs(run.name)
     assert store.points(new[0]) == wanted(run) and old[0] != new[0]
@@ -187,138 +124,3 @@ def test_a_run_that_was_never_sent_says_so(run: Path) -> None:
 def test_bad_uris_are_refused(uri: str, part: str) -> None:
     with pytest.raises(InputError, match=part):
         build(TrackingConfig, {"uri": uri}, "recipe.yaml")
-
-
-def test_killed_training_is_reported_and_its_resume_goes_into_the_same_run(run: Path, store: Store) -> None:
-    command = [sys.executable, "-c", TRAINER, str(run), store.uri]
-    first = subprocess.Popen([*command, "0", "40", "hang"], stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    sender = int(first.stdout.readline())
-    assert first.stdout.readline() == "trained\n"
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    with (run / JOURNAL).open("ab") as journal:
-        journal.write(b'{"kind":"metric","step":40,"time_')  # the kill tore a line
-    resumed = subprocess.run([*command, "30", "60", "FINISHED"], stdout=subprocess.PIPE, text=True, check=True)
-    for pid in (sender, int(resumed.stdout.split()[0])):
-        wait_for(pid, 60)
-    run_id, status, _, _ = only_run(store, run)
-    assert status == "FINISHED"
-    assert [step for name, step, _, _ in store.points(run_id) if name == "train/loss"] == list(range(60))
-    assert store.points(run_id) == wanted(run) and store.params(run_id) == {"lr": "1e-0", "start": "0"}
-    assert "keep their first value: lr" in (run / "mlflow_sender.log").read_text()
-
-
-class Server:
-    """A real `mlflow server` on loopback, which can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store, self.folder = Store(folder / "server.db"), folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        from urllib.request import urlopen
-
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", self.store.uri, "--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        limit = time.monotonic() + 180
-        while True:
-            try:
-                with urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                assert time.monotonic() < limit, (self.folder / "server.log").read_text()
-                time.sleep(0.3)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    yield server
-    server.kill()
-
-
-@pytest.mark.system
-def test_an_outage_of_the_server_loses_and_doubles_nothing(run: Path, server: Server) -> None:
-    server.start()
-    command = [sys.executable, "-c", TRAINER, str(run), server.uri]
-    first = subprocess.Popen([*command, "0", "1500", "hang"], stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    sender = int(first.stdout.readline())
-    assert first.stdout.readline() == "trained\n"
-    limit = time.monotonic() + 60
-    while read_json(run / STATE)["offset"] < (run / JOURNAL).stat().st_size:
-        assert time.monotonic() < limit, (run / "mlflow_sender.log").read_text()
-        time.sleep(0.2)
-    run_id, status, *_ = only_run(server.store, run)
-    assert status == "RUNNING"
-    while "system/cpu_utilization_percentage" not in server.store.names(run_id):  # the machine is looked at a little later
-        assert time.monotonic() < limit, (run / "mlflow_sender.log").read_text()
-        time.sleep(0.2)
-    os.kill(sender, signal.SIGKILL)  # a sender may die too
-    server.kill()
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-
-    resumed = subprocess.run([*command, "1000", "3000", "FINISHED"], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    began = time.monotonic()
-    wait_for(int(resumed.stdout.split()[0]), 40)
-    assert time.monotonic() - began < 31
-    log = (run / "mlflow_sender.log").read_text()
-    assert log.count("cannot send now") == 1 and "speechkd sync" in log
-    with pytest.raises(ConnectionError):
-        sync(run)
-
-    server.start()
-    assert sync(run) == 3000
-    run_id, status, start, _ = only_run(server.store, run)
-    first = next(read_journal(run / JOURNAL))["time_ms"]
-    assert status == "FINISHED" and abs(start - first) < 60_000  # the sender attaches before the first record
-    assert server.store.points(run_id) == wanted(run) and len(wanted(run)) == 6000
-    assert {"system/cpu_utilization_percentage", "system/run_memory_usage_megabytes"} <= server.store.names(run_id)
-
-
-@pytest.mark.system
-def test_a_server_that_accepts_and_never_answers_holds_nothing_up(run: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        command = [sys.executable, "-c", TRAINER, str(run), f"http://127.0.0.1:{silent.getsockname()[1]}", "0", "100", "FINISHED"]
-        began = time.monotonic()
-        trainer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        assert time.monotonic() - began < 25  # it is the import of torch that takes seconds
-        began = time.monotonic()
-        wait_for(int(trainer.stdout.split()[0]), 31)
-    assert "speechkd sync" in (run / "mlflow_sender.log").read_text()
-
-
-@pytest.mark.system
-def test_a_server_that_comes_back_gets_everything_while_training_goes_on(run: Path, server: Server) -> None:
-    command = [sys.executable, "-c", TRAINER, str(run), server.uri]
-    trainer = subprocess.Popen([*command, "0", "500", "hang"], stdout=subprocess.PIPE, text=True)
-    assert trainer.stdout is not None
-    sender = int(trainer.stdout.readline())
-    assert trainer.stdout.readline() == "trained\n"
-    time.sleep(5)  # the sender finds nobody
-    server.start()
-    limit = time.monotonic() + 90
-    while read_json(run / STATE)["offset"] < (run / JOURNAL).stat().st_size:
-        assert time.monotonic() < limit, (run / "mlflow_sender.log").read_text()
-        time.sleep(0.2)
-    trainer.terminate()
-    trainer.wait()
-    wait_for(sender, 30)
-    run_id, status, _, _ = only_run(server.store, run)
-    assert status == "FAILED" and server.store.points(run_id) == wanted(run)  # it died without a last word
-    assert json.loads((run / STATE).read_text())["run_id"] == run_id

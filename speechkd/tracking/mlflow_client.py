@@ -1,0 +1,166 @@
+"""What is asked of MLflow, within its limits: one run found or made, its points, params, tags, files and end. The one file that imports it.
+
+Its client's own retries are off: whoever sends tries again, and keeps what is not sent yet.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechkd.core.log import say
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+BATCH_METRICS, BATCH_NAMED = 1000, 100  # what one log_batch call of the server takes
+NAME_LIMIT, PARAM_LIMIT, TAG_LIMIT, CUT = 250, 500, 5000, "...[cut]"
+REQUEST_S = 8
+RUN_KEY = "speechkd.run_key"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's own word for what is no chat agent
+SOURCE = {"mlflow.source.name": "speechkd", "mlflow.source.type": "LOCAL"}
+MLFLOW_TAGS = {
+    "git": "mlflow.source.git.commit",
+    "git_dirty": "mlflow.source.git.dirty",
+    "user": "mlflow.user",
+    "description": "mlflow.note.content",
+}
+"""Our tag -> the one that MLflow's pages show as commit, creator and description"""
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # sending the same again cannot help
+
+Point = tuple[str, float, int, int]
+"""Metric, value, time in ms, step"""
+
+
+class MlflowRun:
+    """One run in MLflow. Methods raise what the client raises; what the server refuses for good is said and left out."""
+
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        self.client, self.id = client, str(run.info.run_id)
+        self._status = run.info.status
+        self._params: dict[str, str] = dict(run.data.params)
+
+    def reopen(self) -> None:
+        """Show an ended run as running again."""
+        if self._status != "RUNNING":
+            self.end("RUNNING", 0)
+
+    def end(self, status: str, end_ms: int) -> None:
+        """Set the run's status, and when it ended unless it is RUNNING."""
+        if status == "RUNNING":
+            self.client.update_run(self.id, status=status)
+        else:
+            self.client.set_terminated(self.id, status=status, end_time=end_ms)
+
+    def send_params(self, values: Mapping[str, str]) -> None:
+        """Add params; one that is there already keeps its value, as MLflow wants it."""
+        from mlflow.entities import Param
+
+        params = {_name(name): _cut(value, PARAM_LIMIT) for name, value in values.items()}
+        changed = sorted(name for name, value in params.items() if self._params.get(name, value) != value)
+        if changed:  # MLflow's params are fixed once written; the journal has both values
+            say(f"mlflow: {len(changed)} params differ from the run's first start and keep their first value: {', '.join(changed[:8])}")
+        new = {name: value for name, value in params.items() if name not in self._params}
+        for part in _parts(list(new.items()), BATCH_NAMED):
+            self._log_batch(params=[Param(*item) for item in part])
+        self._params |= new
+
+    def send_tags(self, values: Mapping[str, str]) -> None:
+        """Set tags, those that MLflow has a word of its own for under that word too."""
+        from mlflow.entities import RunTag
+
+        known = {MLFLOW_TAGS[name]: value for name, value in values.items() if name in MLFLOW_TAGS}
+        for part in _parts([*values.items(), *known.items()], BATCH_NAMED):
+            self._log_batch(tags=[RunTag(_name(name), _cut(value, TAG_LIMIT)) for name, value in part])
+
+    def send_metrics(self, points: Sequence[Point]) -> None:
+        """Add points. One that is there already is stored once, if its time is the same."""
+        from mlflow.entities import Metric
+
+        for part in _parts(points, BATCH_METRICS):
+            self._log_batch(metrics=[Metric(_name(name), value, time_ms, step) for name, value, time_ms, step in part])
+
+    def _log_batch(self, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.log_batch(self.id, metrics=metrics, params=params, tags=tags)
+        except MlflowException as error:
+            if error.error_code not in _REFUSED:
+                raise
+            what = f"{len(metrics)} metrics, {len(params)} params, {len(tags)} tags"
+            say(f"mlflow: the server refuses {what}; they stay in the journal: {one_line(error)}")
+
+    def send_file(self, path: Path, folder: str | None) -> None:
+        """Upload one file into `folder` of the run's artifacts; None: their top."""
+        self.client.log_artifact(self.id, str(path), folder)
+
+
+def existing_run(uri: str, run_id: str) -> MlflowRun | None:
+    """The run of that id, or None if it was deleted."""
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return MlflowRun(client, run) if run.info.lifecycle_stage == "active" else None
+
+
+def find_or_make_run(uri: str, experiment: str, key: str, name: str, start_ms: int) -> MlflowRun:
+    """The run with our `key`, if a predecessor died after making it and before noting its id; otherwise a new one."""
+    client = _client(uri)
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, _artifact_place(uri, experiment), KIND)
+    runs = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
+    made = runs[0] if runs else client.create_run(experiment_id, start_time=start_ms, tags={RUN_KEY: key, **SOURCE}, run_name=name)
+    return MlflowRun(client, made)
+
+
+def _artifact_place(uri: str, experiment: str) -> str | None:
+    """Beside a sqlite file (MLflow's default would be the current folder); a server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / _name(experiment)).as_uri()
+
+
+def _client(uri: str) -> MlflowClient:
+    """The client, with its own retries off: by default a call to a dead server blocks for four minutes, to a silent one for twenty."""
+    os.environ |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_S),
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _name(name: str) -> str:
+    """A name that MLflow takes: its letters, no empty or parent path parts, 250 characters."""
+    clean = posixpath.normpath("/" + re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)).strip("/")
+    return clean[:NAME_LIMIT].rstrip("/") or "_"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - len(CUT)] + CUT
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def one_line(error: BaseException) -> str:
+    """What a client said, on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
