@@ -7,7 +7,7 @@ formula for both channels: which one a row belongs to depends on what the studen
 
 Reconstructed: KL direction (forward, as printed), token mean over response positions under teacher forcing on the same answer, and
 channels mixed in their natural proportion of rows. The table's `cross_modal` is for a live teacher; from stored log-probs it is the sum of
-`response_ce` and of `topk_kl` with weight lambda, temperature tau and `t2_scale` (`topk_cross_modal_kd`).
+`response_ce` and of `topk_kl` with weight lambda, temperature tau and `t2_scale`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_cross_entropy, linear_topk_kl
 from speechkd.kernels.linear_kl import frozen_logits
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
@@ -69,27 +68,6 @@ def linear_cross_modal_kd(
     factor, how = _kl_factor(kl_weight, temperature), Divergence(name="forward_kl", temperature=temperature, shared_W=shared_W)
     teacher = frozen_logits(teacher_hidden_TE, teacher_weight_UE, mask_T, teacher_softcap)
     return ce_and_kl(hidden_TD, weight_VD, teacher, targets_T, mask_T, how, 1.0, factor, softcap, impl)
-
-
-def topk_cross_modal_kd(
-    hidden_TD: Tensor,
-    weight_VD: Tensor,
-    ids_TK: Tensor,
-    logp_TK: Tensor,
-    tail_logp_T: Tensor | None,
-    targets_T: Tensor,
-    mask_T: Tensor,
-    kl_weight: float = KL_WEIGHT,
-    temperature: float = TEMPERATURE,
-    softcap: float | None = None,
-    impl: str = "auto",
-) -> LossOut:
-    """The same from stored log-probs, captured at `temperature`; with the whole vocabulary stored it equals the live teacher's loss."""
-    ce = linear_cross_entropy(hidden_TD, weight_VD, targets_T, mask_T, impl=impl, softcap=softcap)
-    kl = linear_topk_kl(
-        hidden_TD, weight_VD, ids_TK, logp_TK, mask_T, tail_logp_T=tail_logp_T, temperature=temperature, impl=impl, softcap=softcap
-    )
-    return joined(ce, kl, 1.0, _kl_factor(kl_weight, temperature))
 
 
 def _kl_factor(kl_weight: float, temperature: float) -> float:

@@ -14,14 +14,17 @@ from speechkd.losses import divergences
 from speechkd.losses.acoustic_snapshot import acoustic_snapshot
 from speechkd.losses.attn_cka import attn_cka_loss
 from speechkd.losses.audio_kl import audio_kl, linear_audio_kl
+from speechkd.losses.base import Supervision
 from speechkd.losses.contrastive import contrastive_kd, linear_contrastive_kd
-from speechkd.losses.cross_modal import cross_modal_kd, linear_cross_modal_kd, topk_cross_modal_kd
+from speechkd.losses.cross_modal import cross_modal_kd, linear_cross_modal_kd
 from speechkd.losses.input_alignment import input_alignment
 from speechkd.losses.language_id import language_id
 from speechkd.losses.layer_wise import layer_cka, layer_states, logit_lens
 from speechkd.losses.output_alignment import output_alignment
+from speechkd.losses.response_ce import LOSS as RESPONSE_CE
 from speechkd.losses.response_ce import response_ce
 from speechkd.losses.states import state_distance
+from speechkd.losses.topk_kd import LOSS as TOPK_KL
 from speechkd.losses.topk_kd import topk_kl
 from tests.losses.equations import Array, ce, cka, cosine, js, kl, mixture, softmax
 
@@ -156,8 +159,17 @@ def stored_tail(g: Given, tau: float) -> Tensor:
     return logp.scatter(1, logp.topk(4, 1).indices, -torch.inf).logsumexp(1)
 
 
+def stored_cross_modal(hidden_TD: Tensor, head_VD: Tensor, supervision: Supervision) -> LossOut:
+    """The two losses of a recipe that together are cross-modal distillation from stored log-probs."""
+    ce = RESPONSE_CE.loss(hidden_TD, head_VD, supervision, RESPONSE_CE.Config(), None)
+    kl = TOPK_KL.loss(hidden_TD, head_VD, supervision, TOPK_KL.Config(temperature=2.0, t2_scale=True), None)
+    return LossOut(ce.total + 0.5 * kl.total, ce.count)
+
+
 def topk_cross_modal(x: Tensor, g: Given) -> LossOut:
-    return topk_cross_modal_kd(flat(x), HEAD.to(x), *stored(g, 2.0), stored_tail(g, 2.0), flat(g.targets), flat(g.mask))
+    ids, logp = stored(g, 2.0)
+    given = Supervision(mask_T=flat(g.mask), targets_T=flat(g.targets), ids_TK=ids, logp_TK=logp, tail_logp_T=stored_tail(g, 2.0))
+    return stored_cross_modal(flat(x), HEAD.to(x), given)
 
 
 def contrastive_row(x: Array, g: Given, b: int, t: int) -> float:

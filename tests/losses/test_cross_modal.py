@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from speechkd.core.errors import InputError
-from speechkd.losses.cross_modal import cross_modal_kd, linear_cross_modal_kd, topk_cross_modal_kd
+from speechkd.losses.base import Supervision
+from speechkd.losses.cross_modal import cross_modal_kd, linear_cross_modal_kd
 from speechkd.losses.response_ce import response_ce
-from tests.losses.method_cases import HEAD, D, V, draw
+from tests.losses.method_cases import HEAD, D, V, draw, stored_cross_modal
 
 T = 7
 MASK = torch.arange(T) != 2
@@ -42,7 +43,7 @@ def test_stored_and_live_teachers_agree() -> None:
     hidden, teacher = draw(T, D, seed=6).requires_grad_(), draw(T, D, seed=7)
     live = linear_cross_modal_kd(hidden, HEAD, teacher, HEAD, TARGETS, MASK)
     logp, ids = (teacher @ HEAD.T / 2.0).log_softmax(1).sort(1, descending=True)
-    stored = topk_cross_modal_kd(hidden, HEAD, ids, logp, None, TARGETS, MASK)
+    stored = stored_cross_modal(hidden, HEAD, Supervision(mask_T=MASK, targets_T=TARGETS, ids_TK=ids, logp_TK=logp))
     torch.testing.assert_close(stored.total, live.total)
     torch.testing.assert_close(*(torch.autograd.grad(out.total, hidden)[0] for out in (stored, live)))
 
