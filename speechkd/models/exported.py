@@ -50,7 +50,6 @@ class ExportManifest(Config):
     step: int
     recipe_digest: str
     checkpoint: str
-    metadata_fields: list[str] = []
     lora: LoraConfig | None = None
     """trained beside the projector; in PEFT's format in the folder `lora`"""
     merged: bool = False
@@ -69,6 +68,8 @@ def read_manifest(folder: Path) -> ExportManifest:
         data = read_json(folder / MANIFEST)
     except ValueError as error:
         raise InputError(f"`{folder / MANIFEST}` is damaged: {error}") from None
+    if isinstance(data, dict):
+        data.pop("metadata_fields", None)  # in the first exports, and always empty
     manifest = build(ExportManifest, data, str(folder / MANIFEST))
     if manifest.format != FORMAT:
         raise InputError(f"export format must be `{FORMAT}`, is `{manifest.format}` ({folder / MANIFEST})")
