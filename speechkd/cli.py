@@ -126,9 +126,9 @@ def export(
 ) -> None:
     """The newest checkpoint of a recipe's run as a folder that `speechkd ask` and `load_student` read."""
     from speechkd.recipe import load_recipe
-    from speechkd.stages.export import export as stage
+    from speechkd.stages.export import export_run as stage
 
-    stage(load_recipe(recipe, set or []).run_dir, out, merge=merge)
+    stage(load_recipe(recipe, set or []), out, merge)
 
 
 @app.command()

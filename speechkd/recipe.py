@@ -259,8 +259,8 @@ class Recipe(Config):
         """The run folder."""
         return Path(self.runs) / self.name
 
-    def digest(self) -> str:
-        """Digest of what changes the trained student: not names and places, how often it is logged and saved, or how it is judged."""
+    def trained_by(self) -> dict[str, Any]:
+        """What changes the trained student: not names and places, how often it is logged and saved, or how it is judged."""
         data = self.model_dump(mode="json", include={"seed", "data", "prompt", "student", "live", "losses", "plan", "optim", "deepspeed"})
         data["data"].pop("root")
         if self.gates.active:
@@ -268,7 +268,11 @@ class Recipe(Config):
         data["prompt"] = self.prompt.identity()
         data["phases"] = [phase.model_dump(mode="json") for phase in self.train.phases]
         data["teachers"] = {role: self.teachers[role].identity() for role in self.train.roles}
-        return digest(data)
+        return data
+
+    def digest(self) -> str:
+        """Digest of what changes the trained student."""
+        return digest(self.trained_by())
 
 
 def _gated(projector: str) -> bool:

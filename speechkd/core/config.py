@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=BaseModel)
+_PART = ("kind", "backend")
+"""Keys that say which part a block configures"""
 
 
 class _Loader(yaml.SafeLoader):
@@ -120,7 +122,26 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _another(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
     """Whether two blocks name different parts, whose other keys then mean different things."""
-    return any(name in over and name in base and over[name] != base[name] for name in ("kind", "backend"))
+    return any(name in over and name in base and over[name] != base[name] for name in _PART)
+
+
+def differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each dotted key in which two configurations differ, with both values (None: not there), in the order in which they are written.
+
+    Mappings are opened where both sides have one, lists of mappings where they are equally long; any other list is one value.
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for name in sorted(dict.fromkeys([*one, *other]), key=lambda name: name not in _PART):  # what a block is, before what it says
+            yield from differences(one.get(name), other.get(name), f"{key}.{name}" if key else str(name))
+    elif _blocks(one) and _blocks(other) and len(one) == len(other):
+        for index, (mine, theirs) in enumerate(zip(one, other)):
+            yield from differences(mine, theirs, f"{key}.{index}")
+    elif one != other:
+        yield key, one, other
+
+
+def _blocks(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def apply_sets(data: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from speechkd.recipe import Recipe
 from speechkd.stages.export import export
 from speechkd.stages.inputs import Corpus, column_spec, evaluation_questions, open_corpora, open_prompt
 from speechkd.stages.results import tell
+from speechkd.stages.run_folder import NOT_THE_STUDENTS, same_recipe
 
 SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eval"
 
@@ -65,9 +66,12 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
 def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool = False) -> Path:
     """Evaluate the run's export (made from its newest checkpoint if need be) into `eval`.
 
-    Another export or checkpoint folder of the run goes into `eval/<its name>`, so that it never passes for the run's own result.
+    Another export or checkpoint folder of the run goes into `eval/<its name>`, so that it never passes for the run's own result. Raises
+    InputError where the run was trained by another recipe; its data may be another, and of an export only the questions count.
     """
     folder = recipe.run_dir
+    if checkpoint is None or not (checkpoint / MANIFEST).is_file():
+        same_recipe(folder, recipe, NOT_THE_STUDENTS)
     if checkpoint is None:
         exported = export(folder, folder / EXPORT)
         graded = evaluate(recipe, exported, folder / EVAL, regrade)

@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from speechkd.core.config import build, read_yaml
 from speechkd.core.errors import InputError
+from speechkd.core.files import sha256_bytes
 from speechkd.core.log import say
 from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer, why_invalid
 from speechkd.engine.export import write_export
@@ -17,10 +17,16 @@ from speechkd.models.lora import lora_layers
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
 from speechkd.stages.method.student import meta_student
-from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE
+from speechkd.stages.run_folder import CHECKPOINTS, PROBES, run_recipe, same_recipe
 
 STUDENT = "student."
 """Prefix of the student's names inside the module that is trained"""
+
+
+def export_run(recipe: Recipe, out: Path, merge: bool = False) -> Path:
+    """`export` of the recipe's run. Raises InputError where that was trained by another recipe."""
+    same_recipe(recipe.run_dir, recipe)
+    return export(recipe.run_dir, out, merge=merge)
 
 
 def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool = False) -> Path:
@@ -30,9 +36,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     """
     from safetensors.torch import load_file
 
-    if not (run_dir / RECIPE).is_file():
-        raise InputError(f"`{run_dir}` is no run folder: it has no {RECIPE}")
-    recipe = build(Recipe, read_yaml(run_dir / RECIPE), str(run_dir / RECIPE))
+    recipe = run_recipe(run_dir)
     _mergeable(recipe, merge)
     source = latest(run_dir / CHECKPOINTS) if checkpoint is None else checkpoint
     if checkpoint is not None and (why := why_invalid(checkpoint)):
@@ -45,6 +49,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         return out
     trained = load_file(source / WEIGHTS)  # what a loss learned for itself ends with training
     tensors = {name.removeprefix(STUDENT): tensor for name, tensor in trained.items() if name.startswith(STUDENT)}
+    prompt = _prompt(recipe, trainer, source)
     base = {part: Base(name=_lasting(getattr(recipe.student, part)), fingerprint=trainer["base"][part]) for part in ("encoder", "llm")}
     card = Environment(loader=PackageLoader("speechkd.stages", "."), autoescape=False).get_template("model_card.md.j2")
     difference = write_export(
@@ -58,7 +63,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         lora=recipe.student.lora,
         merge=merge,
         dtype=recipe.student.dtype,
-        prompt=open_prompt(recipe).text,
+        prompt=prompt,
         step=trainer["step"],
         recipe_digest=trainer["recipe"],
         checkpoint=source.name,
@@ -80,6 +85,16 @@ def _mergeable(recipe: Recipe, merge: bool) -> None:
             f"`--merge` folds LoRA into every position, and recipe `{recipe.name}` trains it at audio positions only "
             "(student.lora.scope: audio): export without it"
         )
+
+
+def _prompt(recipe: Recipe, trainer: dict[str, Any], checkpoint: Path) -> str:
+    """The template that the student was trained with. Raises InputError where its file says something else now."""
+    text = open_prompt(recipe).text
+    if trainer.get("prompt") not in (None, sha256_bytes(text.encode())):  # checkpoints did not always say
+        raise InputError(
+            f"`{recipe.prompt.template}` has changed since `{checkpoint}` was trained with it: put the old text back, then export"
+        )
+    return text
 
 
 def _is_of(out: Path, trainer: dict[str, Any], merge: bool) -> bool:

@@ -11,7 +11,7 @@ from speechkd.data.storage.store import UrlPath, place
 from speechkd.evaluation.report import write_report
 from speechkd.evaluation.shards_report import write_shards_report
 from speechkd.stages.run import REPORT
-from speechkd.stages.train import RECIPE
+from speechkd.stages.run_folder import RECIPE
 
 
 def report(given: Path | str, out: Path | None = None) -> Path:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from speechkd.cluster.local import REQUEUE
-from speechkd.core.config import build, read_yaml
-from speechkd.core.errors import InputError
 from speechkd.engine.checkpoint import latest
-from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import EXPORT
 from speechkd.stages.run import REPORT
-from speechkd.stages.train import CHECKPOINTS, RECIPE
+from speechkd.stages.run_folder import CHECKPOINTS, run_recipe
 from speechkd.tracking.journal import JOURNAL, last_status, metric_series
 
 SHOWN = ("train/loss", "train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_ratio", "train/skipped_steps")
@@ -19,9 +16,7 @@ SHOWN = ("train/loss", "train/lr", "train/grad_norm", "train/samples_per_s", "tr
 
 def status(run: Path) -> int:
     """Print state, step, last metrics, newest valid checkpoint."""
-    if not (run / RECIPE).is_file():
-        raise InputError(f"`{run}` is no run folder: it has no {RECIPE}")
-    recipe = build(Recipe, read_yaml(run / RECIPE), str(run / RECIPE))
+    recipe = run_recipe(run)
     state = last_status(run / JOURNAL) or "not started"
     series = metric_series(run / JOURNAL)
     step = max((points[-1][0] for points in series.values() if points), default=0)

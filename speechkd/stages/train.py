@@ -9,27 +9,23 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
-
-import yaml
 
 import speechkd
 from speechkd.cluster.local import run_ranks
 from speechkd.core.errors import EXIT_REQUEUE, InputError
-from speechkd.core.files import read_json, write_json, write_text
+from speechkd.core.files import write_json
 from speechkd.core.log import say
-from speechkd.engine.checkpoint import ever_published, latest, read_trainer
+from speechkd.engine.checkpoint import latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import check_clips, open_prompt
 from speechkd.stages.method.check import check_method
 from speechkd.stages.method.frozen import same_base
+from speechkd.stages.run_folder import CHECKPOINTS, Resume, prepare_run
 from speechkd.stages.supply import Supply, make_schedule, open_supplies
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.mlflow_process import start_sender
 
-Resume = Literal["auto", "require", "never"]
-RECIPE, RUN, CHECKPOINTS, PROBES = "recipe.yaml", "run.json", "checkpoints", "probes"
 DATASETS = "datasets.json"
 SENDER_GRACE_S = 30
 
@@ -89,33 +85,6 @@ def _let_finish(sender: subprocess.Popen[bytes]) -> None:
         sender.wait(timeout=SENDER_GRACE_S)
     except subprocess.TimeoutExpired:
         say("train: MLflow is slow; the sender goes on in the background, and the journal has everything")
-
-
-def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) -> None:
-    """Write the resolved recipe into the run folder, or prove that it is the one already there.
-
-    Raises InputError if the folder belongs to another recipe or other data, if `require` finds no checkpoint, if `never` finds one,
-    or if checkpoints were published once and none of them is valid now: a run never silently starts over.
-    """
-    own = {"recipe": recipe.digest(), "plan": plan_digest}
-    checkpoints = folder / CHECKPOINTS
-    if (folder / RUN).is_file():
-        there = read_json(folder / RUN)
-        for what, name in (("recipe", "another recipe"), ("plan", "other data")):
-            if there.get(what) != own[what]:
-                digests = f"digest {there.get(what, '')[:8]}, this one is {own[what][:8]}"
-                raise InputError(f"run folder `{folder}` belongs to {name} ({digests}): use another `name`, or remove it")
-    newest = latest(checkpoints)
-    if resume == "require" and newest is None:
-        raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`")
-    if resume == "never" and newest is not None:
-        raise InputError(f"`--resume never`: `{newest}` exists; use another `name`, or remove the run folder")
-    if resume == "auto" and newest is None and ever_published(checkpoints):
-        raise InputError(
-            f"`{checkpoints}` holds checkpoints and none is valid: repair or remove the run folder; it is not started over silently"
-        )
-    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    write_json(folder / RUN, own)
 
 
 def _tags(recipe: Recipe, datasets: dict[str, str]) -> dict[str, str]:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from speechkd.cluster.local import REQUEUE
 from speechkd.core import dist
-from speechkd.core.config import build, read_yaml
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
-from speechkd.core.files import exclusive, write_json
+from speechkd.core.files import exclusive, sha256_bytes, write_json
 from speechkd.core.log import progress, say
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
@@ -29,8 +28,8 @@ from speechkd.stages.inputs import open_prompt
 from speechkd.stages.method.build import build_method
 from speechkd.stages.method.frozen import frozen_base, same_base
 from speechkd.stages.method.student import build_student
+from speechkd.stages.run_folder import CHECKPOINTS, PROBES, run_recipe
 from speechkd.stages.supply import make_loader, make_schedule, open_supplies
-from speechkd.stages.train import CHECKPOINTS, PROBES, RECIPE
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
 from speechkd.train.loop import Diverged, Loop, Outcome
@@ -44,7 +43,7 @@ PROBE_POSITIONS, PROBES_KEPT = 16, 4
 def work(folder: Path) -> None:
     """Train this rank's share of the run in `folder`, from the newest valid checkpoint to the end or to a preemption."""
     preemption = PreemptionFlag()
-    recipe = build(Recipe, read_yaml(folder / RECIPE), str(folder / RECIPE))
+    recipe = run_recipe(folder)
     init_distributed()
     # Ranks of a killed launcher may still be saving their last step: wait for them, and never write beside another run.
     busy = f"another training run is at work in `{folder}`"
@@ -74,6 +73,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         if dist.rank() == 0:
             say(f"train: continues from {newest} on {world} ranks")
     state = {"recipe": recipe.digest(), "plan": schedule.digest, "seed": recipe.seed, "base": frozen_base(recipe)}
+    state["prompt"] = sha256_bytes(prompt.text.encode())
     collator = make_collator(distiller.student, load_features(recipe.student.encoder))
     load = make_loader(recipe, supplies, prompt, collator)
 

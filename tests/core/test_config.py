@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, merge, parse_yaml, read_extending, read_yaml
+from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, differences, merge, parse_yaml, read_extending, read_yaml
 from speechkd.core.errors import InputError
 
 
@@ -88,3 +88,17 @@ def test_names_have_no_way_out_of_a_folder() -> None:
     import re
 
     assert all(not re.match(NAME_PATTERN, name) for name in ("", ".", "..", "a/b", "-x", "a.b", "ä"))
+
+
+def test_differences_are_named_as_a_set_would_name_them() -> None:
+    one = {"seed": 1, "list": [1, 2], "corpora": [{"card": "a"}, {"card": "b"}], "part": {"width": 3, "kind": "x"}, "more": None}
+    other = {"seed": 1, "list": [1, 3], "corpora": [{"card": "a"}, {"card": "c"}], "part": {"width": 4, "kind": "y", "new": 5}}
+    assert list(differences(one, other)) == [
+        ("list", [1, 2], [1, 3]),
+        ("corpora.1.card", "b", "c"),
+        ("part.kind", "x", "y"),  # what a block is comes before what it says
+        ("part.width", 3, 4),
+        ("part.new", None, 5),
+    ]
+    assert not list(differences(one, one)) and list(differences([{"a": 1}], [])) == [("", [{"a": 1}], [])]
+    assert not list(differences(apply_sets(one, [f"{key}={there}" for key, _, there in differences(one, other)]), other))

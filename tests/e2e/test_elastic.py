@@ -77,7 +77,10 @@ def test_a_signal_stops_at_a_step_boundary_and_asks_to_be_requeued(workshop: Pat
 def test_a_run_folder_is_not_reused_for_another_recipe(workshop: Path, curve: dict[int, float]) -> None:
     """Nor started over when asked not to be continued."""
     other = speechkd("train", workshop / "recipe.yaml", "--set", "name=two", "--set", "optim.lr=1e-4", "--ranks", 2)
-    assert other.returncode == EXIT_INPUT and "another recipe" in other.stderr and other.stderr.count("\n") == 1
+    assert other.returncode == EXIT_INPUT and "another recipe (`optim.lr` is" in other.stderr and other.stderr.count("\n") == 1
+    export = speechkd("export", workshop / "recipe.yaml", "--set", "name=two", "--set", "optim.lr=1e-4", "--out", workshop / "never")
+    assert export.returncode == EXIT_INPUT and "`optim.lr` is `0.0001`, there `0.0002`" in export.stderr
+    assert not (workshop / "never").exists()
     never = speechkd("train", workshop / "recipe.yaml", "--set", "name=two", "--ranks", 2, "--resume", "never")
     assert never.returncode == EXIT_INPUT and "--resume never" in never.stderr
     require = speechkd("train", workshop / "recipe.yaml", "--set", "name=fresh", "--ranks", 2, "--resume", "require")

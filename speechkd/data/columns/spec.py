@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import pyarrow as pa
 from pydantic import Field
 
-from speechkd.core.config import NAME_PATTERN, Config
+from speechkd.core.config import NAME_PATTERN, Config, differences
 from speechkd.core.files import digest
 from speechkd.core.types import Origin
 from speechkd.data.columns.signals import SignalsConfig
@@ -84,13 +84,9 @@ class ColumnSpec(Config):
 
     def differs_from(self, wanted: ColumnSpec) -> list[str]:
         """Each setting in which this column is not the `wanted` one, in words; long ones (template, tokenizer) by name only."""
-        one, two = (spec.model_dump(mode="json", exclude={"name"}) for spec in (self, wanted))
-        mine, other = _flat(one, two), _flat(two, one)
+        mine, other = (spec.model_dump(mode="json", exclude={"name"}) for spec in (self, wanted))
         out = []
-        for key in sorted(mine.keys() | other.keys()):
-            have, want = mine.get(key), other.get(key)
-            if have == want:
-                continue
+        for key, have, want in sorted(differences(mine, other), key=lambda found: found[0]):
             if isinstance(have, Mapping) or isinstance(want, Mapping):
                 out.append(f"no `{key}`" if have is None else f"`{key}`, which the recipe does not have")
             elif isinstance(have, str) or isinstance(want, str) or isinstance(have, list):
@@ -106,18 +102,6 @@ class ColumnSpec(Config):
 
 
 _WORDS = {"prompt": "template", "teacher.fingerprint": "teacher.model"}
-
-
-def _flat(value: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key, opened where both sides have the block; lists are values."""
-    out: dict[str, Any] = {}
-    for key, inner in value.items():
-        same = other.get(key)
-        if isinstance(inner, Mapping) and isinstance(same, Mapping):
-            out |= _flat(inner, same, f"{before}{key}.")
-        else:
-            out[f"{before}{key}"] = inner
-    return out
 
 
 def _said(value: Any) -> str:

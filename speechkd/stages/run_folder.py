@@ -1,0 +1,86 @@
+"""A run's folder: whose it is. The resolved recipe is written into it once; whoever comes later must mean the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from speechkd.core.config import build, differences, read_yaml
+from speechkd.core.errors import InputError
+from speechkd.core.files import canonical_json, read_json, write_json, write_text
+from speechkd.engine.checkpoint import ever_published, latest
+from speechkd.recipe import Recipe
+
+Resume = Literal["auto", "require", "never"]
+RECIPE, RUN, CHECKPOINTS, PROBES = "recipe.yaml", "run.json", "checkpoints", "probes"
+NOT_THE_STUDENTS = ("data", "teachers", "gates")
+"""Blocks in which an evaluation may differ from the training: another corpus can be asked, beside another teacher's answers"""
+
+
+def run_recipe(folder: Path) -> Recipe:
+    """The resolved recipe of a run. Raises InputError where the folder has none."""
+    if not (folder / RECIPE).is_file():
+        raise InputError(f"`{folder}` is no run folder: it has no {RECIPE}")
+    return build(Recipe, read_yaml(folder / RECIPE), str(folder / RECIPE))
+
+
+def same_recipe(folder: Path, recipe: Recipe, but: Collection[str] = ()) -> None:
+    """Raises InputError naming the first key in which `recipe` is not what the run in `folder` was trained by; blocks in `but` may differ.
+
+    How a student is judged, logged and saved is never compared, nor where the shards are.
+    """
+    if (found := _difference(recipe, run_recipe(folder), but)) is not None:
+        raise InputError(
+            f"run `{folder}` was trained by another recipe: {found}; give the one that stands there (`{folder / RECIPE}`), "
+            "or train this one under another `name`"
+        )
+
+
+def _difference(recipe: Recipe, there: Recipe, but: Collection[str] = ()) -> str | None:
+    """The first thing in which `recipe` would train another student than the one `there`, in words."""
+    first = next(differences(_by_key(recipe, but), _by_key(there, but)), None)
+    return first and f"`{first[0]}` is {_brief(first[1])}, there {_brief(first[2])}"
+
+
+def _by_key(recipe: Recipe, but: Collection[str]) -> dict[str, Any]:
+    """What changes the trained student, under the keys that a user writes."""
+    data = {key: value for key, value in recipe.trained_by().items() if key not in but}
+    regime, phases = recipe.train.regime, data.pop("phases")
+    return {"train": {"regime": regime, "regimes": {regime: phases}}, **data}  # whoever forgot `--set train.regime` should read just that
+
+
+def _brief(value: Any) -> str:
+    text = "not set" if value is None else f"`{canonical_json(value)}`"
+    return text if len(text) <= 60 else text[:56] + "...`"
+
+
+def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) -> None:
+    """Write the resolved recipe into the run folder, or prove that it is the one already there.
+
+    Raises InputError if the folder belongs to another recipe or other data, if `require` finds no checkpoint, if `never` finds one,
+    or if checkpoints were published once and none of them is valid now: a run never silently starts over.
+    """
+    own = {"recipe": recipe.digest(), "plan": plan_digest}
+    checkpoints = folder / CHECKPOINTS
+    if (folder / RUN).is_file():
+        there = read_json(folder / RUN)
+        if there.get("recipe") != own["recipe"]:
+            what = _difference(recipe, run_recipe(folder)) or f"its digest is {str(there.get('recipe'))[:8]}"
+            raise InputError(f"run folder `{folder}` belongs to another recipe ({what}): use another `name`, or remove it")
+        if there.get("plan") != own["plan"]:
+            digests = f"digest {str(there.get('plan'))[:8]}, this one is {plan_digest[:8]}"
+            raise InputError(f"run folder `{folder}` belongs to other data ({digests}): use another `name`, or remove it")
+    newest = latest(checkpoints)
+    if resume == "require" and newest is None:
+        raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`")
+    if resume == "never" and newest is not None:
+        raise InputError(f"`--resume never`: `{newest}` exists; use another `name`, or remove the run folder")
+    if resume == "auto" and newest is None and ever_published(checkpoints):
+        raise InputError(
+            f"`{checkpoints}` holds checkpoints and none is valid: repair or remove the run folder; it is not started over silently"
+        )
+    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_json(folder / RUN, own)

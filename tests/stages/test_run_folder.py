@@ -1,0 +1,99 @@
+"""A run folder says by which recipe it was trained: training, export and evaluation refuse another, naming the first key that differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speechkd import cli
+from speechkd.core.errors import InputError
+from speechkd.core.files import sha256_bytes
+from speechkd.recipe import Recipe, load_recipe
+from speechkd.stages.export import _prompt
+from speechkd.stages.run_folder import NOT_THE_STUDENTS, RECIPE, prepare_run, run_recipe, same_recipe
+
+ROOT = Path(__file__).parents[2]
+NAME = "pipelines/meta_prompt_kd.yaml"
+OTHERS = {
+    "student.projector.stack=9": r"`student\.projector\.stack` is `9`, there `\d+`",
+    "student.projector={kind: linear}": r"`student\.projector\.kind` is `\"linear\"`, there `\"mlp_stack\"`",
+    "student.lora={r: 2, targets: [q_proj]}": r"`student\.lora` is `\{.*`, there not set",
+    "student.llm=elsewhere/llm": r"`student\.llm` is `\"elsewhere/llm\"`, there `\"standins/llm\"`",
+    "train.regime=ift": r"`train\.regime` is `\"ift\"`, there `\"kd\"`",
+    "seed=5": r"`seed` is `5`, there `1`",
+    "data.corpora.0.mix={kd: 0.5}": r"`data\.corpora\.0\.mix\.kd` is `0\.5`, there not set",
+}
+SAME = [
+    "evaluation.limit=3",
+    "evaluation.controls=false",
+    "tracking.uri=sqlite:///m.db",
+    "data.root=elsewhere",
+    "train.log_every=7",
+    "paper=x",
+]
+
+
+@pytest.fixture(autouse=True)
+def _at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def recipe(runs: Path, *sets: str) -> Recipe:
+    return load_recipe(Path(NAME), [f"runs={runs}", "train.regime=kd", *sets])
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A run folder as training leaves it, before its first checkpoint."""
+    own = recipe(tmp_path)
+    prepare_run(own.run_dir, own, "plan", "auto")
+    return own.run_dir
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_first_key_that_differs_is_named(other: str, trained: Path) -> None:
+    given = recipe(trained.parent, other)
+    with pytest.raises(InputError, match=f"was trained by another recipe: {OTHERS[other]}; give .*recipe.yaml.*another `name`"):
+        same_recipe(trained, given)
+    with pytest.raises(InputError, match=rf"belongs to another recipe \({OTHERS[other]}\): use another `name`"):
+        prepare_run(trained, given, "plan", "auto")
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_what_trains_no_other_student_may_differ(change: str, trained: Path) -> None:
+    same_recipe(trained, recipe(trained.parent, change))
+    prepare_run(trained, recipe(trained.parent, change), "plan", "auto")
+
+
+def test_the_recipe_of_the_folder_is_always_right(trained: Path) -> None:
+    same_recipe(trained, load_recipe(trained / RECIPE))
+    assert run_recipe(trained).digest() == recipe(trained.parent).digest()
+
+
+def test_an_evaluation_may_ask_another_corpus_and_no_other_student(trained: Path) -> None:
+    same_recipe(trained, recipe(trained.parent, "data.corpora.0.train_split=other", "teachers.kd.max_new_tokens=9"), NOT_THE_STUDENTS)
+    with pytest.raises(InputError, match="`optim.lr`"):
+        same_recipe(trained, recipe(trained.parent, "optim.lr=0.5"), NOT_THE_STUDENTS)
+
+
+@pytest.mark.parametrize("verb", [["export", NAME, "--out", "nowhere"], ["eval", NAME]])
+def test_the_verbs_refuse_it_in_one_line(
+    verb: list[str], trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["speechkd", *verb, "--set", f"runs={trained.parent}", "--set", "train.regime=mix"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    said = capsys.readouterr().err.strip()
+    assert leaving.value.code == 2 and said.count("\n") == 0 and '`train.regime` is `"mix"`, there `"kd"`' in said, said
+
+
+def test_a_template_that_changed_since_training_is_not_exported(tmp_path: Path) -> None:
+    template = tmp_path / "prompt.j2"
+    template.write_text(Path(recipe(tmp_path).prompt.template).read_text(encoding="utf-8"), encoding="utf-8")
+    own = recipe(tmp_path, f"prompt.template={template}")
+    trained_with = {"prompt": sha256_bytes(_prompt(own, {}, tmp_path).encode())}
+    assert _prompt(own, trained_with, tmp_path) == _prompt(own, {}, tmp_path)
+    template.write_text("{{ question }} please " + template.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(InputError, match="prompt.j2` has changed since"):
+        _prompt(own, trained_with, tmp_path)
