@@ -35,6 +35,7 @@ from speechkd.train.distiller import Distiller
 from speechkd.train.loop import Diverged, Loop, Outcome
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import Schedule, feed
+from speechkd.train.watchdog import Watchdog
 
 LOCK, LOCK_WAIT_S = ".lock", 60.0
 PROBE_POSITIONS, PROBES_KEPT = 16, 4
@@ -82,6 +83,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         save(engine, folder / CHECKPOINTS, step, state, recipe.train.keep_checkpoints)
         _write_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
 
+    watchdog = Watchdog(recipe.train.stall_s, dist.rank())
     loop = Loop(
         engine=engine,
         distiller=distiller,
@@ -93,9 +95,12 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         journal=Journal(folder / JOURNAL) if dist.rank() == 0 else None,
         save=keep,
         preemption=preemption,
+        watchdog=watchdog,
     )
     fed = feed(schedule, load, dist.rank(), world, start, recipe.train.prefetch, recipe.train.workers)
-    outcome = loop.run(progress(fed, "train", total=schedule.steps, start=start, quiet=dist.rank() != 0))
+    with watchdog:
+        watchdog.enter(start, "data")
+        outcome = loop.run(progress(fed, "train", total=schedule.steps, start=start, quiet=dist.rank() != 0))
     if outcome is Outcome.PREEMPTED and dist.rank() == 0:
         write_json(folder / REQUEUE, {"reason": "preempted", "steps": schedule.steps})
     dist.barrier()

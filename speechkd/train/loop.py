@@ -22,6 +22,7 @@ from speechkd.train.distiller import Distiller
 from speechkd.train.optim import OptimConfig, learning_rate
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import Fed
+from speechkd.train.watchdog import Watchdog
 
 TOPK_MASS = "teacher/topk_mass"
 """Mean probability that stored top-k rows keep: where it is low, much of the teacher is in the tail"""
@@ -54,16 +55,18 @@ class Loop:
     save: Callable[[int], None]
     """called on every rank with the number of finished steps"""
     preemption: PreemptionFlag
+    watchdog: Watchdog
 
     def run(self, fed: Iterator[Fed]) -> Outcome:
         """Train to the end or to a preemption, whichever comes first; saves in both cases."""
         meter = Meter(self._kinds(), self.device)
         for item in fed:
-            step = item.step
+            step, enter = item.step, self.watchdog.enter
             meter.add("train/data_wait_ratio", item.waited)
             batches = [batch.to(self.device) for batch in item.batches]
             # One all-reduce a step: each loss's count over all ranks, and whether any rank was told to stop.
             counts = torch.stack([self.distiller.counts(batch) for batch in batches]).sum(0)
+            enter(step, "all_reduce")
             agreed = torch.cat([counts, counts.new_full((1,), float(self.preemption.raised))])
             dist.sum_over_ranks(agreed)
             told = dist.ToHost(agreed[-1:])
@@ -71,23 +74,30 @@ class Loop:
             for index, batch in enumerate(batches):
                 batch.progress = step / self.steps
                 torch.manual_seed(derive(self.seed, "micro-step", step, dist.rank() * len(batches) + index))
+                enter(step, "forward")
                 out = self.engine.forward(batch)
+                enter(step, "backward")
                 self.engine.backward(self._loss(out, agreed[:-1]) * dist.world_size())
+                enter(step, "optimizer")
                 self.engine.step()
                 self._measure(meter, out, batch)
             if self.engine.skipped_in_a_row >= self.config.max_nonfinite:
                 raise Diverged(f"{self.engine.skipped_in_a_row} steps in a row had a non-finite loss or gradient (last: step {step})")
             done = step + 1
+            enter(step, "device")
             # Before the forward of this step was queued, `told` was: reading it never drains the device.
             last, stop = done == self.steps, told.read()[0] > 0
             if self.journal is not None:
                 self._tell_kernels(self.journal)
+            enter(step, "report")
             if done % self.config.log_every == 0 or done == 1 or last or stop:
                 self._report(meter, done)
             if last or stop or done % self.config.checkpoint_every == 0:
+                enter(step, "checkpoint")
                 self.save(done)
             if stop and not last:
                 return Outcome.PREEMPTED
+            enter(done, "data")
         return Outcome.FINISHED
 
     def _loss(self, out: dict[str, LossOut], counts: Tensor) -> Tensor:

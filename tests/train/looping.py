@@ -23,6 +23,7 @@ from speechkd.train.loop import Loop
 from speechkd.train.optim import OptimConfig
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import Fed
+from speechkd.train.watchdog import Watchdog
 from tests.contracts.cases import CASES
 from tests.contracts.tiny import batches, distiller_of
 
@@ -30,6 +31,18 @@ ROOT = Path(__file__).parents[2]
 ASKING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
 """What waits for a device that computes: a number is read, or a size hangs on values"""
 STEPS, STOPPED = 8, 5
+
+
+class Watched(Watchdog):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(limit_s=600, rank=0)
+        self.acts: list[tuple[int, str]] = []
+
+    def enter(self, step: int, act: str) -> None:
+        super().enter(step, act)
+        self.acts.append((step, act))
 
 
 class Asked(TorchDispatchMode):
@@ -51,7 +64,7 @@ def main(out: Path) -> None:
     init_distributed()
     case = CASES["loss-topk_kl"]
     distiller = distiller_of(case)
-    flag, saved, kept = PreemptionFlag(), list[int](), list[float]()
+    flag, saved, kept, watchdog = PreemptionFlag(), list[int](), list[float](), Watched()
 
     def fed() -> Iterator[Fed]:
         for step in range(STEPS):
@@ -74,8 +87,9 @@ def main(out: Path) -> None:
         journal=journal,
         save=saved.append,
         preemption=flag,
+        watchdog=watchdog,
     )
-    with Asked() as asked:
+    with Asked() as asked, watchdog:
         outcome = loop.run(fed())
     journal.close()
     series = metric_series(out / JOURNAL)
@@ -90,6 +104,7 @@ def main(out: Path) -> None:
         "tags": tags,
         "mass": mass,
         "names": sorted(series),
+        "acts": watchdog.acts,
     }
     (out / "told.json").write_text(json.dumps(told))
 

@@ -33,6 +33,13 @@ def test_ctrl_c_saves_at_the_end_of_the_very_step(told: dict[str, Any]) -> None:
     assert told["steps"] == [1, 3, 6]
 
 
+def test_the_watchdog_knows_what_every_step_is_at(told: dict[str, Any]) -> None:
+    micro = ["forward", "backward", "optimizer"]
+    plain = ["all_reduce", *micro, *micro, "device", "report"]
+    acts = [[act for at, act in told["acts"] if at == step] for step in range(STOPPED + 1)]
+    assert acts == [plain, *[["data", *plain]] * (STOPPED - 1), ["data", *plain, "checkpoint"]]
+
+
 def test_which_kernels_ran_is_said_once_and_kept(told: dict[str, Any]) -> None:
     assert told["tags"]["kernel.linear_topk_kl"] == "chunked" and told["tags"]["kernel.stack_norm_mlp"]
     assert told["said"].count("kernel linear_topk_kl: chunked") == 1
