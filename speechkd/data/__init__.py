@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speechkd.data.cards import load_card
+    from speechkd.data.column_writer import ColumnWriter
     from speechkd.data.columns.column import Column
     from speechkd.data.columns.spec import ColumnSpec, Turn
-    from speechkd.data.columns.writer import ColumnWriter
     from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig, PlanSource
     from speechkd.data.reader import Reader
     from speechkd.data.shards.index import ShardSet, open_shards
@@ -18,7 +18,7 @@ _HOMES = {
     "load_card": "cards",
     "Column": "columns.column",
     "ColumnSpec": "columns.spec",
-    "ColumnWriter": "columns.writer",
+    "ColumnWriter": "column_writer",
     "Turn": "columns.spec",
     "ShardSet": "shards.index",
     "open_shards": "shards.index",

@@ -20,7 +20,7 @@ from speechkd.core.files import digest
 from speechkd.core.log import progress
 from speechkd.core.types import Metadata
 from speechkd.data.columns.column import Column
-from speechkd.data.shards.manifest import write_parquet
+from speechkd.data.storage.manifest import write_parquet
 from speechkd.evaluation.answers_page import Gate, Worst, write_answers_page
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import Corpus

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from speechkd.core.errors import InputError
 from speechkd.data.shards.index import open_shards
-from speechkd.data.shards.manifest import MANIFEST
+from speechkd.data.storage.manifest import MANIFEST
 from speechkd.data.storage.store import UrlPath, place
 from speechkd.evaluation.report import write_report
 from speechkd.evaluation.shards_report import write_shards_report

@@ -13,10 +13,10 @@ from speechkd.core.files import read_json_lines
 from speechkd.core.log import progress, say
 from speechkd.data.cards import Card, list_items, load_card, open_source
 from speechkd.data.shards.growth import QUARANTINE, Block, items_digest, lay_out
-from speechkd.data.shards.manifest import FORMAT_BASE, read_manifest
 from speechkd.data.shards.workers import run_blocks
 from speechkd.data.shards.writer import base_receipts, publish
 from speechkd.data.sources.base import Item
+from speechkd.data.storage.manifest import FORMAT_BASE, read_manifest
 from speechkd.data.storage.store import Place, Unreachable, place
 
 

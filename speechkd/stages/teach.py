@@ -11,11 +11,11 @@ import numpy as np
 from speechkd.core.errors import InputError
 from speechkd.core.files import claimed
 from speechkd.core.log import progress, say
+from speechkd.data.column_writer import ColumnWriter
 from speechkd.data.columns.column import Column
 from speechkd.data.columns.spec import ColumnSpec, Turn, TurnSignals
-from speechkd.data.columns.writer import ColumnWriter
 from speechkd.data.reader import Reader
-from speechkd.data.shards.manifest import shard_name
+from speechkd.data.storage.manifest import shard_name
 from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe

@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechkd.core.files import sha256_file, write_json
+from speechkd.data.column_writer import ColumnWriter
 from speechkd.data.columns.spec import COLUMN_SCHEMA, ColumnSpec, Turn
-from speechkd.data.columns.writer import ColumnWriter
 from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig
 from speechkd.data.reader import Example, Reader
 from speechkd.data.shards.index import open_shards
-from speechkd.data.shards.manifest import signed
+from speechkd.data.storage.manifest import signed
 from speechkd.stages.shard import shard
 from speechkd.train.config import Phase
 from speechkd.train.schedule import Schedule, Segment, feed

@@ -12,10 +12,10 @@ import soundfile
 import torch
 import yaml
 
+from speechkd.data.column_writer import ColumnWriter
 from speechkd.data.columns.column import Column
 from speechkd.data.columns.signals import HiddenStore, SignalsConfig
 from speechkd.data.columns.spec import ColumnSpec, Turn
-from speechkd.data.columns.writer import ColumnWriter
 from speechkd.data.shards.index import ShardSet
 
 Rows = list[dict[str, Any]]

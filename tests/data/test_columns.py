@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from speechkd.core.errors import DataError, InputError
+from speechkd.data.column_writer import ColumnWriter
 from speechkd.data.columns.signals import SignalsConfig, TopKStore
 from speechkd.data.columns.spec import Turn
-from speechkd.data.columns.writer import ColumnWriter
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard

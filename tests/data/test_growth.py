@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import InputError
-from speechkd.data.columns.writer import ColumnWriter
+from speechkd.data.column_writer import ColumnWriter
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard

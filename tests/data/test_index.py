@@ -16,7 +16,7 @@ from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import write_json
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
-from speechkd.data.shards.manifest import signed
+from speechkd.data.storage.manifest import signed
 
 
 def flip(path: Path, byte: int, bit: int = 0) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import sha256_file
-from speechkd.data.shards.rows import read_columns
 from speechkd.data.sources.hf_disk import HfDiskConfig, HfDiskSource
 from speechkd.data.storage.files import Files
+from speechkd.data.storage.index_rows import read_columns
 from speechkd.data.storage.parquet_limits import allowed, judge, text_bytes, text_columns
 from tests.faults.hostile_archives import delta, repeated, write_parquet
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechkd.data.shards import rows as rows_module
-from speechkd.data.shards.rows import ShardRows
+from speechkd.data.storage.index_rows import ShardRows
 from speechkd.train.ahead import in_order
 
 

@@ -13,7 +13,7 @@ import yaml
 from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, write_json
 from speechkd.data.shards.index import open_shards
-from speechkd.data.shards.manifest import signed
+from speechkd.data.storage.manifest import signed
 from speechkd.recipe import load_recipe
 from speechkd.stages.inputs import open_prompt
 from speechkd.stages.plan import plan

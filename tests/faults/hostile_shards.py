@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from speechkd.core.files import sha256_file, write_json
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
-from speechkd.data.shards.manifest import signed
+from speechkd.data.storage.manifest import signed
 from tests.data.corpus import write_echo
 from tests.faults.hostile_clips import PICKLE, flac
 from tests.faults.hostile_lists import CARDS

@@ -15,16 +15,15 @@ from speechkd.core.errors import DataError, InputError
 from speechkd.core.tensors import tensors_in
 from speechkd.data.columns.signals import decode
 from speechkd.data.columns.spec import ColumnSpec, Turn
-from speechkd.data.shards.index import ShardSet
-from speechkd.data.shards.manifest import (
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.index_rows import ShardRows, read_columns
+from speechkd.data.storage.manifest import (
     FORMAT_COLUMN,
     INDEX,
     MANIFEST,
     read_manifest,
     shard_name,
 )
-from speechkd.data.shards.rows import ShardRows, read_columns
-from speechkd.data.storage.files import Files
 from speechkd.data.storage.mapped import MappedTars
 from speechkd.data.storage.store import Place
 from speechkd.data.storage.tar import Member, bad_members
@@ -33,16 +32,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_column(shards: ShardSet, name: str) -> Column:
-    """Open a published column. Raises InputError for one of another base, DataError for a damaged manifest."""
-    root = shards.root / "columns" / name
+def open_column(version: Place, base: str, name: str) -> Column:
+    """Open a published column of the base shards in folder `version`, whose digest is `base`.
+
+    Raises InputError for one of another base, DataError for a damaged manifest.
+    """
+    root = version / "columns" / name
     manifest = read_manifest(root, FORMAT_COLUMN)
-    if manifest["base"] != shards.digest:
+    if manifest["base"] != base:
         raise InputError(
-            f"column `{name}` belongs to base {manifest['base'][:12]}, these shards are {shards.digest[:12]}: "
+            f"column `{name}` belongs to base {manifest['base'][:12]}, these shards are {base[:12]}: "
             f"give it another name, or remove `{root}`"
         )
-    return Column(shards.root, manifest)
+    return Column(version, manifest)
 
 
 class Column:

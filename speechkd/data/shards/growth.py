@@ -18,10 +18,10 @@ import pyarrow as pa
 from speechkd.core.errors import InputError
 from speechkd.data.cards import Card, blocks
 from speechkd.data.shards.index import ShardSet, open_shards
-from speechkd.data.shards.manifest import loose_digest, read_parquet, shard_name
 from speechkd.data.sources.base import Item
 from speechkd.data.storage.arrays import numbers, texts
 from speechkd.data.storage.files import Files
+from speechkd.data.storage.manifest import loose_digest, read_parquet, shard_name
 from speechkd.data.storage.store import Place
 
 ITEMS, QUARANTINE = "items.parquet", "quarantine.jsonl"

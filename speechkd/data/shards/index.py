@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +17,13 @@ from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.core.files import sha256_bytes
 from speechkd.core.types import Metadata
 from speechkd.data.cards import Card, load_card
-from speechkd.data.shards.manifest import FORMAT_BASE, INDEX, MANIFEST, read_manifest, shard_name
-from speechkd.data.shards.rows import ShardRows, read_columns
+from speechkd.data.columns.column import Column, open_column
 from speechkd.data.storage.files import Files
+from speechkd.data.storage.index_rows import ShardRows, read_columns
+from speechkd.data.storage.manifest import FORMAT_BASE, INDEX, MANIFEST, read_manifest, shard_name
 from speechkd.data.storage.mapped import MappedTars
 from speechkd.data.storage.store import Place, Unreachable, UrlPath, names, place
 from speechkd.data.storage.tar import Member, bad_members
-
-if TYPE_CHECKING:
-    from speechkd.data.columns.column import Column
 
 PLACES = ["key", "seconds", "audio_offset", "audio_bytes", "audio_sha256", "json_offset", "json_bytes", "json_sha256"]
 """What is needed to read a sample"""
@@ -173,11 +171,9 @@ class ShardSet:
 
     def column(self, name: str) -> Column:
         """A published column. Raises InputError for an unknown name or a column of another base."""
-        from speechkd.data.columns.column import open_column
-
         if name not in self.column_names():
             raise InputError(unknown_name("column", name, self.column_names(), f"{self.dataset}/{self.version}"))
-        return open_column(self, name)
+        return open_column(self.root, self.digest, name)
 
     def verify(self) -> Iterator[str]:
         """Read every byte; yield one line for each file and member that is not what the manifest says, columns included."""

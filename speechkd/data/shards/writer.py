@@ -19,7 +19,11 @@ from speechkd.data.audio.clips import RATE, encode_flac, normalise, pieces
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.cards import PART, Card, open_source
 from speechkd.data.shards.growth import ITEMS, QUARANTINE, Block, item_table, items_digest
-from speechkd.data.shards.manifest import (
+from speechkd.data.sources.base import Item
+from speechkd.data.sources.guarded import Watch, read_guarded
+from speechkd.data.storage import arrays
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.manifest import (
     FORMAT_BASE,
     INDEX,
     MANIFEST,
@@ -32,10 +36,6 @@ from speechkd.data.shards.manifest import (
     sweep,
     write_parquet,
 )
-from speechkd.data.sources.base import Item
-from speechkd.data.sources.guarded import Watch, read_guarded
-from speechkd.data.storage import arrays
-from speechkd.data.storage.files import Files
 from speechkd.data.storage.store import Place, entry_of, write_text
 from speechkd.data.storage.tar import ABSENT, TarWriter, publishing_tar
 

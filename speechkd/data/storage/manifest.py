@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import canonical_json, digest, readable_json, sha256_bytes, sha256_file
-from speechkd.data.shards.rows import read_columns
 from speechkd.data.storage.files import Files
+from speechkd.data.storage.index_rows import read_columns
 from speechkd.data.storage.store import Place, create, names, publishing_at, remove, size_of, write_json
 
 FORMAT_BASE, FORMAT_COLUMN = "speechkd-shards/1", "speechkd-column/1"

@@ -18,7 +18,10 @@ from speechkd.data.columns.column import Column, open_column
 from speechkd.data.columns.spec import COLUMN_SCHEMA, SPEC, STOPS, ColumnSpec, Turn, TurnSignals
 from speechkd.data.shards.growth import referenced
 from speechkd.data.shards.index import ShardSet, open_shards, tar_path
-from speechkd.data.shards.manifest import (
+from speechkd.data.storage.cache import working_folder
+from speechkd.data.storage.files import Files
+from speechkd.data.storage.index_rows import read_columns
+from speechkd.data.storage.manifest import (
     FORMAT_COLUMN,
     INDEX,
     MANIFEST,
@@ -30,9 +33,6 @@ from speechkd.data.shards.manifest import (
     sweep,
     write_parquet,
 )
-from speechkd.data.shards.rows import read_columns
-from speechkd.data.storage.cache import working_folder
-from speechkd.data.storage.files import Files
 from speechkd.data.storage.store import Place, entry_of, remove, write_json
 from speechkd.data.storage.tar import ABSENT, Member, publishing_tar
 
@@ -55,7 +55,7 @@ class ColumnWriter:
             write_json(self.root / SPEC, spec.model_dump(mode="json"))
         self.published = (self.root / MANIFEST).is_file()
         if self.published:
-            open_column(shards, spec.name)
+            open_column(shards.root, shards.digest, spec.name)
         else:
             self._adopt()
 
@@ -67,7 +67,7 @@ class ColumnWriter:
         earlier = open_shards(self.shards.root.parent / version)
         if self.spec.name not in earlier.column_names():
             return
-        before = open_column(earlier, self.spec.name)
+        before = open_column(earlier.root, earlier.digest, self.spec.name)
         if before.spec.digest != self._spec_digest:
             return
         for shard, said in enumerate(before.manifest["shards"]):
@@ -161,7 +161,7 @@ class ColumnWriter:
         if not self.published:
             self._receipts.do(0, self._publish)
             self.published = True
-        return open_column(self.shards, self.spec.name)
+        return open_column(self.shards.root, self.shards.digest, self.spec.name)
 
     def _publish(self) -> None:
         receipts = [self._receipts.read(shard) for shard in range(self.shards.shards)]
