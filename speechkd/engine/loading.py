@@ -17,7 +17,7 @@ from torch import nn
 from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored
 from speechkd.models import pretrained
-from speechkd.models.hearing import WAVEFORM
+from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.pretrained import (
     causal_lm_from,
     encoder_from,

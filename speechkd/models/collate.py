@@ -11,7 +11,7 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import Batch, ClipTable, View
-from speechkd.models.hearing import Hearing
+from speechkd.models.encoder_families import Hearing
 
 
 @dataclass(frozen=True, slots=True)

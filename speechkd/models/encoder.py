@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pad
 
-from speechkd.models.hearing import SAMPLE_RATE, WINDOW_S, hearing
+from speechkd.models.encoder_families import SAMPLE_RATE, WINDOW_S, hearing
 
 
 class FrozenEncoder(nn.Module):

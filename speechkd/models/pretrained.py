@@ -17,7 +17,7 @@ from torch import nn
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import read_json, sha256_bytes
 from speechkd.core.tensors import Stored, read_header, read_into, read_tensor
-from speechkd.models.hearing import ENCODERS, WAVEFORM
+from speechkd.models.encoder_families import ENCODERS, WAVEFORM
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_file
+from speechkd.models.encoder_families import SAMPLE_RATE, hearing
 from speechkd.models.exported import MANIFEST, llm_of, load_student, projector_config, read_manifest
-from speechkd.models.hearing import SAMPLE_RATE, hearing
 from speechkd.models.pretrained import meta_encoder, read_config, resolve
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, StudentPrompt

@@ -9,8 +9,8 @@ from time import monotonic
 from speechkd.core.files import digest
 from speechkd.core.types import Batch
 from speechkd.data.plan.plan import ExampleRef, Plan
-from speechkd.train.ahead import in_order
 from speechkd.train.config import Phase
+from speechkd.train.prefetch import in_order
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
 from speechkd.stages.shard import shard
-from speechkd.train.ahead import in_order
+from speechkd.train.prefetch import in_order
 from tests.bench import useful, writing
 from tests.bench.clips import write_clips
 from tests.bench.peers import BATCH, installed

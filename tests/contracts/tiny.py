@@ -15,7 +15,7 @@ from speechkd.losses import LOSSES
 from speechkd.losses.base import teacher_of
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import LayerMix, Mixed
-from speechkd.models.hearing import WAVEFORM
+from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.lora import LoraConfig
 from speechkd.models.pretrained import encoder_from
 from speechkd.models.projectors import PROJECTORS

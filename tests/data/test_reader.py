@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from speechkd.data.shards import rows as rows_module
 from speechkd.data.storage.index_rows import ShardRows
-from speechkd.train.ahead import in_order
+from speechkd.train.prefetch import in_order
 
 
 @settings(max_examples=60, deadline=None)

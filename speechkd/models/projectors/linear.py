@@ -2,7 +2,7 @@
 
     S = W mean(h_1 .. h_k) + b,   k = 2
 The layer is called `linear`, as in those models, so that a LoRA target names it. Encoders of speech LLMs pool by themselves
-(`models/hearing.py`): theirs has k = 1, one behind a Whisper encoder k = 2.
+(`models/encoder_families.py`): theirs has k = 1, one behind a Whisper encoder k = 2.
 """
 
 from __future__ import annotations
