@@ -37,7 +37,8 @@ from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import LoraConfig
 from speechkd.models.lora import merge as merge_lora
 from speechkd.models.lora import peft_config, peft_names
-from speechkd.models.pretrained import fingerprint, load_causal_lm, load_encoder
+from speechkd.models.model_folder import fingerprint
+from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import LLM, PROJECTOR, Student, load_trainable
 

@@ -17,17 +17,10 @@ from torch import nn
 from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored
 from speechkd.models import pretrained
+from speechkd.models.architectures import causal_lm_from, encoder_from, encoder_tensors, language_model_tensors
 from speechkd.models.encoder_families import WAVEFORM
-from speechkd.models.pretrained import (
-    causal_lm_from,
-    encoder_from,
-    encoder_tensors,
-    fill,
-    fill_whole,
-    language_model_tensors,
-    read_config,
-    resolve,
-)
+from speechkd.models.fill import fill, fill_whole
+from speechkd.models.model_folder import read_config, resolve
 
 
 def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, memory: Mapping[str, Any] | None = None) -> nn.Module:

@@ -20,7 +20,8 @@ from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features, Mixed
 from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import LoraConfig, own_names
-from speechkd.models.pretrained import fingerprint, load_causal_lm, load_encoder
+from speechkd.models.model_folder import fingerprint
+from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, Reading
 from speechkd.models.student import LLM, Student, load_trainable

@@ -18,7 +18,7 @@ from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.data.storage.store import Place, place
 from speechkd.evaluation.task import Question, questions
 from speechkd.models.exported import load_features, load_tokenizer
-from speechkd.models.pretrained import read_config, resolve
+from speechkd.models.model_folder import read_config, resolve
 from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import CorpusConfig, Recipe
 

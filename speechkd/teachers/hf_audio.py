@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.models.encoder import SAMPLE_RATE
-from speechkd.models.pretrained import load_speech_llm, resolve
+from speechkd.models.model_folder import resolve
+from speechkd.models.pretrained import load_speech_llm
 from speechkd.models.prompt import Prompt, StudentPrompt
 from speechkd.teachers.hearing import HearingTeacher
 from speechkd.teachers.hf_local import LoadedConfig

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from speechkd.core.errors import InputError
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.pretrained import fingerprint, load_causal_lm, read_config, resolve
+from speechkd.models.model_folder import fingerprint, read_config, resolve
+from speechkd.models.pretrained import load_causal_lm
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request, ScoringConfig, batches
 from speechkd.teachers.prompts import reading

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_file
+from speechkd.models.architectures import meta_encoder
 from speechkd.models.encoder_families import SAMPLE_RATE, hearing
 from speechkd.models.exported import MANIFEST, llm_of, load_student, projector_config, read_manifest
-from speechkd.models.pretrained import meta_encoder, read_config, resolve
+from speechkd.models.model_folder import read_config, resolve
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, StudentPrompt
 from speechkd.teachers.hearing import HearingTeacher

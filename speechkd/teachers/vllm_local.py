@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from speechkd.core.errors import InputError
 from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.pretrained import resolve
+from speechkd.models.model_folder import resolve
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request, untempered
 from speechkd.teachers.hf_local import ReaderConfig

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from speechkd.core.types import Batch
 from speechkd.losses import LOSSES
 from speechkd.losses.base import teacher_of
+from speechkd.models.architectures import encoder_from
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import LayerMix, Mixed
 from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.lora import LoraConfig
-from speechkd.models.pretrained import encoder_from
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
 from speechkd.teachers.live import Hearer, Reader, build_live

@@ -12,7 +12,7 @@ from speechkd.engine.export import write_export
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.models.encoder import Mixed
 from speechkd.models.exported import MANIFEST, Base, load_student, read_manifest
-from speechkd.models.pretrained import fingerprint
+from speechkd.models.model_folder import fingerprint
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
 

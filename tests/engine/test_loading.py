@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.engine.loading import load_causal_lm, load_encoder
-from speechkd.models.pretrained import checkpoint_tensors, meta_causal_lm, meta_encoder
+from speechkd.models.architectures import meta_causal_lm, meta_encoder
+from speechkd.models.model_folder import checkpoint_tensors
 from tests.engine.conftest import Campaign
 from tests.engine.ranks import run, save_causal_lm
 

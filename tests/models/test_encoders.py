@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from speechkd.core.errors import DataError, InputError
+from speechkd.models.architectures import meta_encoder
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features, FrozenEncoder
 from speechkd.models.exported import load_features
-from speechkd.models.pretrained import load_encoder, meta_encoder
+from speechkd.models.pretrained import load_encoder
 from speechkd.models.projectors import PROJECTORS
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20, "conv_dim": [8] * 7}

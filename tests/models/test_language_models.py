@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from speechkd.models.architectures import meta_causal_lm
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.lora import LoraConfig, linear_layers, matching
-from speechkd.models.pretrained import load_causal_lm, meta_causal_lm
+from speechkd.models.pretrained import load_causal_lm
 
 SIZES = {"vocab_size": 97, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES: dict[str, dict[str, Any]] = {

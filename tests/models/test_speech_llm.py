@@ -11,9 +11,10 @@ import torch
 
 from speechkd.core.errors import InputError
 from speechkd.losses.positions import predicting_positions
+from speechkd.models.architectures import meta_causal_lm, meta_encoder
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features
-from speechkd.models.pretrained import load_causal_lm, load_encoder, meta_causal_lm, meta_encoder
+from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.projectors.start import check_start, start
 from speechkd.models.student import Student

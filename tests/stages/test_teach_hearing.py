@@ -14,9 +14,9 @@ from speechkd.core.errors import InputError
 from speechkd.data.columns.column import Column
 from speechkd.data.plan.plan import ExampleRef
 from speechkd.data.shards.index import ShardSet, open_shards
+from speechkd.models.architectures import meta_encoder
 from speechkd.models.collate import Collator
 from speechkd.models.encoder_families import hearing
-from speechkd.models.pretrained import meta_encoder
 from speechkd.recipe import Recipe, load_recipe
 from speechkd.stages.budget import budgets
 from speechkd.stages.inputs import open_prompt

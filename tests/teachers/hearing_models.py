@@ -10,7 +10,8 @@ import torch
 from speechkd.engine.export import write_export
 from speechkd.models.exported import Base, load_tokenizer
 from speechkd.models.lora import LoraConfig
-from speechkd.models.pretrained import fingerprint, load_causal_lm, load_encoder
+from speechkd.models.model_folder import fingerprint
+from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
 

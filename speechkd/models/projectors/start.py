@@ -12,7 +12,7 @@ import torch
 
 from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored, read_tensor
-from speechkd.models.pretrained import checkpoint_tensors, resolve
+from speechkd.models.model_folder import checkpoint_tensors, resolve
 from speechkd.models.projectors.whisper_start import start_from_whisper, whisper_fit
 
 SPEECH_PREFIXES = (

@@ -10,7 +10,7 @@ from speechkd.core import dist
 from speechkd.core.errors import InputError
 from speechkd.core.log import say
 from speechkd.core.tensors import Stored, read_tensor
-from speechkd.models.pretrained import checkpoint_tensors, read_config, resolve
+from speechkd.models.model_folder import checkpoint_tensors, read_config, resolve
 from speechkd.models.projectors.cross_decoder import CrossDecoder
 
 PREFIXES = ("model.decoder.", "decoder.")

@@ -8,7 +8,7 @@ from typing import Any
 from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_file
 from speechkd.models.exported import MANIFEST
-from speechkd.models.pretrained import fingerprint
+from speechkd.models.model_folder import fingerprint
 from speechkd.recipe import Recipe
 from speechkd.stages.method.live_models import is_speech_llm
 from speechkd.teachers.live_config import SpeechConfig, TextLlmConfig

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from speechkd.core.errors import InputError
+from speechkd.models.architectures import meta_causal_lm
 from speechkd.models.exported import MANIFEST, TOKENIZER, llm_of, load_tokenizer, read_manifest
-from speechkd.models.pretrained import HUB_ID, config_home, meta_causal_lm, read_config, resolve
+from speechkd.models.model_folder import HUB_ID, config_home, read_config, resolve
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
 from speechkd.teachers.live_config import SpeechConfig, TextLlmConfig

@@ -14,7 +14,7 @@ from speechkd.engine.zero import local_device
 from speechkd.models.encoder import layer_mix
 from speechkd.models.encoder_families import SPEECH_LLMS
 from speechkd.models.exported import llm_of, projector_config, read_manifest, trained_tensors
-from speechkd.models.pretrained import config_home, fingerprint, read_config, resolve
+from speechkd.models.model_folder import config_home, fingerprint, read_config, resolve
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.projectors.linear import LinearConfig, LinearProjector
 from speechkd.models.projectors.start import start

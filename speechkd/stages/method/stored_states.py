@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from speechkd.core.errors import InputError
 from speechkd.losses.base import LayerConfig
-from speechkd.models.pretrained import read_config, resolve
+from speechkd.models.model_folder import read_config, resolve
 from speechkd.recipe import Recipe
 from speechkd.stages.method.live_models import depth
 from speechkd.train.distiller import StoredStates

@@ -11,8 +11,9 @@ from speechkd.core.seeds import torch_seed
 from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.zero import local_device
+from speechkd.models.architectures import meta_causal_lm, meta_encoder
 from speechkd.models.exported import projector_config, read_manifest, trained_tensors
-from speechkd.models.pretrained import config_home, fingerprint, meta_causal_lm, meta_encoder
+from speechkd.models.model_folder import config_home, fingerprint
 from speechkd.models.projectors.start import check_start, start
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.models.pretrained import config_home
+from speechkd.models.model_folder import config_home
 from speechkd.recipe import Recipe
 from speechkd.stages.method.live_models import llm_behind, tokenizer_behind, vocabulary_width
 
