@@ -12,7 +12,7 @@ from pathlib import Path
 
 import speechkd
 from speechkd.cluster.local import run_ranks
-from speechkd.core.errors import EXIT_REQUEUE, InputError
+from speechkd.core.errors import EXIT_REQUEUE
 from speechkd.core.files import write_json
 from speechkd.core.log import say
 from speechkd.engine.checkpoint import latest, read_trainer

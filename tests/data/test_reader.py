@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechkd.data.shards import rows as rows_module
+from speechkd.data.storage import index_rows
 from speechkd.data.storage.index_rows import ShardRows
 from speechkd.train.prefetch import in_order
 
@@ -64,7 +64,7 @@ def test_several_threads_work_at_once() -> None:
 
 
 def test_rows_are_found_and_only_a_few_shards_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "SHARDS_KEPT", 2)
+    monkeypatch.setattr(index_rows, "SHARDS_KEPT", 2)
     read: list[int] = []
     counts = [3, 0, 1, 4]
 

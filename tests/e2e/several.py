@@ -13,9 +13,9 @@ from speechkd.engine.zero import close_distributed
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
 from speechkd.stages.method.check import check_method
+from speechkd.stages.run_folder import prepare_run
 from speechkd.stages.supply import make_schedule, open_supplies
 from speechkd.stages.teach import teach
-from speechkd.stages.train import prepare_run
 from speechkd.stages.worker import work
 from speechkd.tracking.journal import JOURNAL, metric_series
 
