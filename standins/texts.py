@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechkd.core.config import build, read_yaml
+from speechkd.core.config import build, read_extending
 from speechkd.data.sources.base import Item
 from speechkd.data.sources.espeak import EspeakConfig, EspeakSource
 
@@ -42,7 +42,7 @@ class Dialogue:
 
 def load_source(card: Path) -> tuple[EspeakSource, Mapping[str, Any]]:
     """The card's source and its tasks."""
-    data = read_yaml(card)
+    data = read_extending(card)
     return EspeakSource(build(EspeakConfig, data["source"], str(card)), card.parent), data["tasks"]
 
 

@@ -3,6 +3,7 @@
     python pipelines/miniatures/run.py wong26a --ranks 2
     python pipelines/miniatures/run.py wong26a --jobs 2         two runs side by side, one rank each: less waiting, fewer imports
     python pipelines/miniatures/run.py wong26a --dry-run        load and plan every variant, run nothing
+    python pipelines/miniatures/run.py wong26a --jobs 2 --pilot one seed that no table has, to set a miniature up: prints, writes nothing
 
 Reads `pipelines/miniatures/PAPER.yaml`, runs what it needs, then every variant and seed by `speechkd run` (a finished one is skipped, a
 killed one goes on), and writes `pipelines/miniatures/PAPER.md`. Seeds and expectations are those of the file; all of them are in the table.
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from forks import Job, run_jobs
 from tables import Judged, Scores, markdown, scores_of
@@ -28,6 +30,8 @@ from speechkd.recipe import load_recipe
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+PILOT_SEED = 9
+"""The seed that miniatures are set up with; no table has it"""
 NEEDS = "NEEDS/"
 """In a `set`: the folder of the runs that come first"""
 
@@ -62,6 +66,15 @@ class Miniature(Config):
     variants: dict[str, list[str]]
     expect: dict[str, list[tuple[str, str]]]
     """measure -> pairs of variants, the first of which the claim puts above the second; written before the runs were seen"""
+
+    def pilot(self, chosen: list[str]) -> Miniature:
+        """The chosen variants (all, if none is named) with the seed of pilots. Raises InputError."""
+        for name in chosen:
+            if name not in self.variants:
+                raise InputError(unknown_name("variant", name, self.variants, "--pilot"))
+        variants = {name: sets for name, sets in self.variants.items() if name in chosen or not chosen}
+        expect = {measure: [pair for pair in pairs if set(pair) <= set(variants)] for measure, pairs in self.expect.items()}
+        return self.model_copy(update={"seeds": [PILOT_SEED], "variants": variants, "expect": expect})
 
     def check(self, where: str) -> None:
         """Raises InputError for a variant or need that is not there."""
@@ -109,27 +122,32 @@ class Bench:
         """Scores of the student before."""
         say(f"── base {self.mini.base}")
         exported = self.needs / self.mini.base / "export"
-        plain = self.sets([*self.mini.set, *next(iter(self.mini.variants.values()))], "base", self.runs)
+        plain = self.sets([*self.mini.set, *list(self.mini.variants.values())[-1]], "base", self.runs)
         self._speechkd("eval", self.mini.recipe, plain, "--checkpoint", str(exported))
-        return self._read(self.runs / "base" / "eval" / exported.name / "summary.json")
+        tasks = _tasks(self.runs / "base" / "eval" / exported.name / "summary.json")
+        return scores_of(tasks, self.mini.means)
 
-    def make(self, variant: str, seed: int) -> Scores:
-        """Scores of one run."""
+    def make(self, variant: str, seed: int) -> None:
+        """One run."""
         say(f"── {variant}, seed {seed}")
         began = time.monotonic()
         self._speechkd("run", self.mini.recipe, self.variant(variant, seed), "--ranks", str(self.ranks))
         say(f"── {variant}, seed {seed}: {time.monotonic() - began:.0f} s")
-        return self._read(self.runs / f"{variant}-{seed}" / "summary.json")
 
     def make_all(self) -> dict[str, list[Scores]]:
-        """Every variant and seed, one after the other, or `jobs` side by side as forks of this process."""
+        """Scores of every variant and seed, run one after the other, or `jobs` side by side as forks of this process."""
         todo = [(variant, seed) for seed in self.mini.seeds for variant in self.mini.variants]
         if self.jobs:
-            for corpus in load_recipe(ROOT / self.mini.recipe, self.variant(*todo[0])).data.corpora:  # columns are shared safely
-                self._call(["-m", "speechkd", "shard", corpus.card, "--out", str(self.data)])
+            recipes = [load_recipe(ROOT / self.mini.recipe, self.variant(name, self.mini.seeds[0])) for name in self.mini.variants]
+            for card in sorted({corpus.card for recipe in recipes for corpus in recipe.data.corpora}):  # columns are shared safely
+                self._call(["-m", "speechkd", "shard", card, "--out", str(self.data)])
             run_jobs([self._job(*pair) for pair in todo], self.jobs)
-        done = {pair: self._read(self.runs / f"{pair[0]}-{pair[1]}" / "summary.json") if self.jobs else self.make(*pair) for pair in todo}
-        return {variant: [done[variant, seed] for seed in self.mini.seeds] for variant in self.mini.variants}
+        else:
+            for pair in todo:
+                self.make(*pair)
+        done = {(variant, seed): _tasks(self.runs / f"{variant}-{seed}" / "summary.json") for variant, seed in todo}
+        asked = sorted({task for tasks in done.values() for task in tasks})
+        return {v: [scores_of(done[v, seed], self.mini.means, asked) for seed in self.mini.seeds] for v in self.mini.variants}
 
     def _job(self, variant: str, seed: int) -> Job:
         name = f"{variant}-{seed}"
@@ -143,8 +161,11 @@ class Bench:
         if code:
             raise SystemExit(code)
 
-    def _read(self, summary: Path) -> Scores:
-        return scores_of(json.loads(summary.read_text(encoding="utf-8"))["tasks"], self.mini.means)
+
+def _tasks(summary: Path) -> dict[str, Any]:
+    """Results by task, of a summary."""
+    tasks: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))["tasks"]
+    return tasks
 
 
 def load(paper: str) -> Miniature:
@@ -185,9 +206,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side, each on one rank and one thread; 0: one after the other")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "miniatures")
     parser.add_argument("--dry-run", action="store_true", help="load and plan every variant, run nothing")
+    parser.add_argument("--pilot", nargs="*", metavar="VARIANT", help=f"run these variants (all) with seed {PILOT_SEED}, print, write no table")
     args = parser.parse_args()
     os.chdir(ROOT)  # paths in recipes are relative to it
-    bench = Bench(load(args.paper), args.runs.resolve(), args.paper, 1 if args.jobs else args.ranks, args.jobs)
+    mini, piloting = load(args.paper), args.pilot is not None
+    if piloting:
+        mini = mini.pilot(args.pilot)
+    paper = f"pilot-{args.paper}" if piloting else args.paper
+    bench = Bench(mini, args.runs.resolve(), paper, 1 if args.jobs else args.ranks, args.jobs)
     if args.dry_run:
         plan(bench)
         return
@@ -196,7 +222,8 @@ def main() -> None:
     scores = bench.make_all()
     base = bench.make_base() if bench.mini.base else None
     text = markdown(args.paper, Judged(bench.mini.claim, bench.mini.seeds, bench.mini.expect, scores, base))
-    (HERE / f"{args.paper}.md").write_text(text, encoding="utf-8")
+    if not piloting:
+        (HERE / f"{args.paper}.md").write_text(text, encoding="utf-8")
     print(text)
 
 

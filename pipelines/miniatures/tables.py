@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -32,14 +32,19 @@ class Judged:
     base: Scores | None = None
 
 
-def scores_of(tasks: Mapping[str, Mapping[str, Any]], means: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Scores:
-    """`<task>` of known voices, `<task>, unseen`, `<task>, read`, and after each group its means: over all tasks, and those asked for."""
+def scores_of(
+    tasks: Mapping[str, Mapping[str, Any]], means: Mapping[str, Sequence[str]] = MappingProxyType({}), all_tasks: Collection[str] = ()
+) -> Scores:
+    """`<task>` of known voices, `<task>, unseen`, `<task>, read`, and after each group its means: over all tasks, and those asked for.
+
+    A run that was not asked all of `all_tasks` has no mean over them.
+    """
     found: Scores = {}
     for key, label in SYSTEMS.items():
         values = {task: 100 * row[key] for task, row in tasks.items() if row.get(key) is not None}
         found |= {f"{task}{label}": value for task, value in values.items()}
         if values:
-            for name, chosen in {"mean": list(values), **means}.items():
+            for name, chosen in {"mean": list(all_tasks or values), **means}.items():
                 if all(task in values for task in chosen):
                     found[f"{name}{label}"] = statistics.fmean(values[task] for task in chosen)
     return found
@@ -70,7 +75,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 def markdown(paper: str, judged: Judged) -> str:
     """The document: a row per measure, a column per variant; then the claim, pair by pair."""
-    names = list(next(iter(judged.scores.values()))[0])
+    names = list(max((rows[0] for rows in judged.scores.values()), key=len))
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     before = ["before"] if judged.base is not None else []
     lines = [
@@ -85,7 +90,7 @@ def markdown(paper: str, judged: Judged) -> str:
     ]
     for name in names:
         start = [] if judged.base is None else [f"{judged.base[name]:.1f}" if name in judged.base else "–"]
-        cells = [interval([row[name] for row in rows]) for rows in judged.scores.values()]
+        cells = [interval([row[name] for row in rows]) if name in rows[0] else "–" for rows in judged.scores.values()]
         lines.append(f"| {name} | " + " | ".join([*start, *cells]) + " |")
     lines += ["", "| expected | on | difference, seed by seed | |", "|---|---|---|---|"]
     for measure, pairs in judged.expect.items():

@@ -77,14 +77,35 @@ def test_differences_are_seed_by_seed(tables: ModuleType) -> None:
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_what_is_expected_is_measured(run: ModuleType, tables: ModuleType, paper: str) -> None:
+    """Of both variants of each pair, whatever each of them is asked."""
     mini = run.load(paper)
-    assert mini.expect and len(set(mini.seeds)) >= 3
-    recipe = load_recipe(ROOT / mini.recipe, [*mini.set, *next(iter(mini.variants.values()))])
-    (corpus,) = recipe.data.corpora
-    asked = recipe.evaluation.tasks or list(load_card(ROOT / corpus.card).tasks)
-    keys = {*recipe.evaluation.splits, *(["reads"] if recipe.evaluation.reads else [])}
-    measured = tables.scores_of({task: dict.fromkeys(keys, 1.0) for task in asked}, mini.means)
-    assert set(mini.expect) <= set(measured)
+    assert mini.expect and len(set(mini.seeds)) >= 3 and run.PILOT_SEED not in mini.seeds
+    recipes = {name: load_recipe(ROOT / mini.recipe, [*mini.set, *sets]) for name, sets in mini.variants.items()}
+    asked = {n: r.evaluation.tasks or list(load_card(ROOT / r.data.corpora[0].card).tasks) for n, r in recipes.items()}
+    everything = {task for tasks in asked.values() for task in tasks}
+    for measure, pairs in mini.expect.items():
+        for name in {name for pair in pairs for name in pair}:
+            evaluation = recipes[name].evaluation
+            keys = {*evaluation.splits, *(["reads"] if evaluation.reads else [])}
+            tasks = {task: dict.fromkeys(keys, 1.0) for task in asked[name]}
+            assert measure in tables.scores_of(tasks, mini.means, everything), f"{name} is not measured on {measure}"
+
+
+def test_a_variant_that_was_asked_less_has_no_mean(tables: ModuleType) -> None:
+    """A mean over fewer tasks is another measure: it must not stand in the same row."""
+    less = tables.scores_of({"a": {"student": 0.5}}, all_tasks=["a", "b"])
+    whole = tables.scores_of({"a": {"student": 0.5}, "b": {"student": 0.7}}, all_tasks=["a", "b"])
+    assert less == {"a": 50.0} and whole["mean"] == pytest.approx(60)
+    text = tables.markdown("p", tables.Judged("x", [1], {"a": [("whole", "less")]}, {"less": [less], "whole": [whole]}))
+    assert "| b | – | 70.0 |" in text and "| mean | – | 60.0 |" in text
+
+
+def test_a_pilot_has_a_seed_of_its_own(run: ModuleType) -> None:
+    mini = run.load("wong26a").pilot(["mix", "ift"])
+    assert (mini.seeds, list(mini.variants)) == ([run.PILOT_SEED], ["ift", "mix"])
+    assert all(set(pair) == {"mix", "ift"} for pairs in mini.expect.values() for pair in pairs)
+    with pytest.raises(InputError, match="unknown variant `mxi`.*did you mean `mix`"):
+        run.load("wong26a").pilot(["mxi"])
 
 
 @pytest.mark.parametrize(
