@@ -206,7 +206,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side, each on one rank and one thread; 0: one after the other")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "miniatures")
     parser.add_argument("--dry-run", action="store_true", help="load and plan every variant, run nothing")
-    parser.add_argument("--pilot", nargs="*", metavar="VARIANT", help=f"run these variants (all) with seed {PILOT_SEED}, print, write no table")
+    parser.add_argument(
+        "--pilot", nargs="*", metavar="VARIANT", help=f"these variants (all) with seed {PILOT_SEED}; prints, writes no table"
+    )
     args = parser.parse_args()
     os.chdir(ROOT)  # paths in recipes are relative to it
     mini, piloting = load(args.paper), args.pilot is not None

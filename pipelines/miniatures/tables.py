@@ -75,7 +75,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 def markdown(paper: str, judged: Judged) -> str:
     """The document: a row per measure, a column per variant; then the claim, pair by pair."""
-    names = list(max((rows[0] for rows in judged.scores.values()), key=len))
+    names = max((list(rows[0]) for rows in judged.scores.values()), key=lambda measured: len(measured))
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     before = ["before"] if judged.base is not None else []
     lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -11,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, WhisperFeatureExtractor
+
+from speechkd.models.projectors.query_bank import QueryBank, QueryBankConfig
+from speechkd.models.projectors.whisper_start import start_from_whisper
 
 ROOT = Path(__file__).parents[2]
 STANDINS = ROOT / "standins"
@@ -40,6 +48,25 @@ def test_scores_are_of_the_weights_that_ship() -> None:
 
 def test_they_fit_into_8_mb() -> None:
     assert sum(path.stat().st_size for path in STANDINS.rglob("*") if path.is_file() and "__pycache__" not in path.parts) <= 8_000_000
+
+
+def test_a_q_former_starts_from_the_decoder_that_is_built_over_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor fits; the encoder below it stays the one that ships, whatever the decoder learned."""
+    monkeypatch.syspath_prepend(STANDINS)
+    build = importlib.import_module("build_decoder")
+    tokenizer, extractor = AutoTokenizer.from_pretrained(STANDINS / "llm"), WhisperFeatureExtractor.from_pretrained(STANDINS / "encoder")
+    model = build._with_decoder(STANDINS / "encoder", tokenizer, layers=2, positions=32)
+    before = model.model.decoder.layers[1].fc1.weight.detach().clone()
+    clips = [np.random.default_rng(i).integers(-999, 999, 16000).astype(np.int16) for i in range(2)]
+    build.train(model, clips, ["eins zwei", "three"], extractor, tokenizer, steps=2)
+    assert not torch.equal(before, model.model.decoder.layers[1].fc1.weight)
+    model.save_pretrained(tmp_path)
+    saved, shipped = load_file(tmp_path / "model.safetensors"), load_file(STANDINS / "encoder/model.safetensors")
+    assert all(torch.equal(saved[f"model.{name}"], value) for name, value in shipped.items() if name.startswith("encoder."))
+    bank = QueryBank(QueryBankConfig(languages=["german", "english"], queries=24, heads=4, init_from=str(tmp_path)), 128, 128)
+    fit = start_from_whisper(bank)
+    assert fit is not None and (len(fit.fitting), fit.misfit) == (fit.total, None)
+    assert torch.equal(bank.decoder.layers[1].fc1.weight, saved["model.decoder.layers.1.fc1.weight"])
 
 
 @pytest.mark.system
