@@ -2,8 +2,8 @@
 
     python standins/build_decoder.py --out runs/decoder
 
-The encoder stays as it is. The decoder learns from the card's reserved clips, like the encoder: no clip, transcript or voice of the test
-splits. Not shipped: a miniature that needs it builds it. `score` measures its greedy transcripts of the test splits.
+The encoder stays as it is. The decoder learns from the card's reserved clips, like the encoder: no clip or transcript of the test splits,
+no voice of the unseen one. Not shipped: a miniature that needs it builds it. `score` measures its greedy transcripts of the test splits.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python standins/build_encoder.py --out standins/encoder
 
-Its clips are the card's reserved splits: no clip, transcript or voice of the test splits, and no attribute label. From CTC alone a frame
-hardly tells how the voice around it sounds, which the frames of published encoders, trained on far more than words, do: so the states of a
-low layer also learn to give back their clip's mean log-mel spectrum, a target made from the input. The CTC head, kept beside it with its
-characters, is there to measure what the encoder itself understands.
+Its clips are the card's reserved splits: no clip or transcript of the test splits, none of the unseen voices, no attribute label. From
+CTC alone a frame hardly tells how the voice around it sounds, which the frames of published encoders, trained on far more than words, do:
+so the states of a low layer also learn to give back their clip's mean log-mel spectrum, a target made from the input. The CTC head, kept
+beside it with its characters, is there to measure what the encoder itself understands.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Miniature(Config):
     """for all variants"""
     variants: dict[str, list[str]]
     expect: dict[str, list[tuple[str, str]]]
-    """measure -> pairs of variants, the first of which the claim puts above the second; written before the runs were seen"""
+    """measure -> pairs of variants, the first of which the claim puts above the second; written before the runs of this table were seen"""
 
     def pilot(self, chosen: list[str]) -> Miniature:
         """The chosen variants (all, if none is named) with the seed of pilots. Raises InputError."""
@@ -82,6 +82,8 @@ class Miniature(Config):
             for name in (name for pair in pairs for name in pair):
                 if name not in self.variants:
                     raise InputError(unknown_name("variant", name, self.variants, f"{where}: expect.{measure}"))
+        if PILOT_SEED in self.seeds:
+            raise InputError(f"seed {PILOT_SEED} is that of pilots, and what a miniature is set up with is not its result ({where}: seeds)")
         if self.base and self.base not in self.needs:
             raise InputError(unknown_name("need", self.base, self.needs, f"{where}: base"))
         for name, need in self.needs.items():

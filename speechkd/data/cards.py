@@ -53,11 +53,15 @@ class Task(Config):
 
 
 class HoldOut(Config):
-    """Items that are kept apart as a split of their own, where a corpus brings none: drawn by a hash, so they stay there as it grows."""
+    """Items that are kept apart as a split of their own, where a corpus brings none: drawn by a hash, so they stay there as it grows.
+
+    Splits are drawn one after another, those `by` a field first: a share is one of what is left. Rows of a text need a key of their own
+    (`key_field`) to stay where they are when lines come or go.
+    """
 
     share: float = Field(gt=0, lt=1)
     by: str = ""
-    """metadata name: all items with one value of it go together, e.g. a speaker's; empty: each item by its key"""
+    """metadata name: all items with one value of it go together, e.g. a speaker's; empty: those of one audio file, else each by its key"""
 
 
 class Card(Config):
@@ -186,7 +190,7 @@ def _held_out(item: Item, card: Card) -> Item:
     An item that says nothing of what a rule goes by is not drawn by it.
     """
     for split, rule in sorted(card.hold_out.items(), key=lambda pair: (not pair[1].by, pair[0])):
-        drawn_by = item.metadata.get(rule.by) if rule.by else item.key
+        drawn_by = item.metadata.get(rule.by) if rule.by else item.payload.get("audio") or item.key  # one clip may have several questions
         if drawn_by is not None and derive(0, "hold_out", split, str(drawn_by)) % 1_000_000 < 1_000_000 * rule.share:
             return replace(item, split=split)
     return item

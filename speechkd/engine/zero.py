@@ -21,6 +21,7 @@ from speechkd.core.tensors import Stored, read_into
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
 
+GROUP_TIMEOUT_S = 1800.0
 _QUIET = ("DeepSpeed", "deepspeed", "torch.distributed.distributed_c10d")
 
 
@@ -45,7 +46,7 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def init_distributed(timeout_s: float = 1800.0) -> None:
+def init_distributed(timeout_s: float = GROUP_TIMEOUT_S) -> None:
     """Join the group that torchrun describes, or make a group of one without it. A second call does nothing.
 
     CPU tensors travel by gloo and GPU tensors by NCCL. The group of one opens no port. Call it before any module is made partitioned.

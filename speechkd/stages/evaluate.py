@@ -14,6 +14,8 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import digest, read_json, read_json_lines, write_json, write_text
 from speechkd.core.log import say
 from speechkd.data.audio.clips import encode_flac
+from speechkd.data.cards import load_card
+from speechkd.data.columns.column import Column
 from speechkd.data.reader import Reader
 from speechkd.evaluation.runner import Prediction, Score, ask, ask_reading, chance, grade, shuffled, summarise
 from speechkd.evaluation.task import Question
@@ -22,7 +24,7 @@ from speechkd.recipe import Recipe
 from speechkd.stages.export import export
 from speechkd.stages.inputs import Corpus, column_spec, evaluation_questions, open_corpora, open_prompt
 from speechkd.stages.results import tell
-from speechkd.stages.run_folder import NOT_THE_STUDENTS, same_recipe
+from speechkd.stages.run_folder import NOT_THE_STUDENTS, other_data, same_recipe
 
 SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eval"
 
@@ -35,7 +37,8 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
     corpora = open_corpora(recipe)
     manifest = read_manifest(exported)
     settings = recipe.evaluation.identity()
-    of = digest([manifest.files, settings, [c.shards.digest for c in corpora]])
+    answers = [column.digest for corpus in corpora for column in _answered(recipe, corpus)]
+    of = digest([manifest.files, settings, [c.shards.digest for c in corpora], answers])
     told = read_json(out / SUMMARY).get("inputs") if (out / SUMMARY).is_file() else None
     if regrade and told != of:
         raise InputError(f"nothing to regrade: `{out}` holds no answers of this export to these questions (run `speechkd eval` first)")
@@ -66,14 +69,18 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
 def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool = False) -> Path:
     """Evaluate the run's export (made from its newest checkpoint if need be) into `eval`.
 
-    Another export or checkpoint folder of the run goes into `eval/<its name>`, so that it never passes for the run's own result. Raises
-    InputError where the run was trained by another recipe; its data may be another, and of an export only the questions count.
+    Another export or checkpoint folder of the run goes into `eval/<its name>`, other corpora than the run's into `eval/<their names>`, so
+    that neither passes for the run's own result. Raises InputError where the run was trained by another recipe; its data may be another,
+    and of an export only the questions count.
     """
     folder = recipe.run_dir
     if checkpoint is None or not (checkpoint / MANIFEST).is_file():
         same_recipe(folder, recipe, NOT_THE_STUDENTS)
     if checkpoint is None:
         exported = export(folder, folder / EXPORT)
+        if other_data(folder, recipe):
+            cards = [load_card(Path(corpus.card)).name for corpus in recipe.data.corpora]
+            return evaluate(recipe, exported, folder / EVAL / "+".join(cards), regrade)
         graded = evaluate(recipe, exported, folder / EVAL, regrade)
         tell(recipe, folder, read_json(graded / SUMMARY)["tasks"], read_json(exported / MANIFEST)["step"])
         return graded
@@ -103,17 +110,24 @@ def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported
         predictions["shuffled"] = ask(student, first, swapped, *limits, label="eval shuffled")
         del student  # one language model in memory at a time
         predictions["untrained"] = ask(load_student(exported, weights=False), first, own, *limits, label="eval untrained")
-    for role in recipe.train.roles:
-        name = column_spec(recipe, role, open_prompt(recipe)).name
-        if recipe.teachers[role].backend != "label" and name in corpus.shards.column_names():  # type: ignore[attr-defined]
-            column = corpus.shards.column(name)
-            examples = column.examples().select(["key", "turn"]).to_pylist()
-            answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}
-            found = [(q, answers[q.sample.key, q.turn]) for q in asked if (q.sample.key, q.turn) in answers]
-            predictions["teacher"] = [
-                Prediction(q.task, q.split, q.sample.key, q.instruction, q.reference, column.read(row).text) for q, row in found
-            ]
+    for column in _answered(recipe, corpus):
+        examples = column.examples().select(["key", "turn"]).to_pylist()
+        answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}
+        found = [(q, answers[q.sample.key, q.turn]) for q in asked if (q.sample.key, q.turn) in answers]
+        predictions["teacher"] = [
+            Prediction(q.task, q.split, q.sample.key, q.instruction, q.reference, column.read(row).text) for q, row in found
+        ]
     return predictions
+
+
+def _answered(recipe: Recipe, corpus: Corpus) -> list[Column]:
+    """The columns of teachers' own answers that the corpus has, of the roles that the recipe trains on."""
+    names = [
+        column_spec(recipe, role, open_prompt(recipe)).name
+        for role in recipe.train.roles
+        if recipe.teachers[role].backend != "label"  # type: ignore[attr-defined]
+    ]
+    return [corpus.shards.column(name) for name in names if name in corpus.shards.column_names()]
 
 
 def _hear(reader: Reader, question: Question) -> np.ndarray:

@@ -17,7 +17,7 @@ from speechkd.models.lora import lora_layers
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs import open_prompt
 from speechkd.stages.method.student import meta_student
-from speechkd.stages.run_folder import CHECKPOINTS, PROBES, run_recipe, same_recipe
+from speechkd.stages.run_folder import CHECKPOINTS, NOT_THE_STUDENTS, PROBES, run_recipe, same_recipe
 
 STUDENT = "student."
 """Prefix of the student's names inside the module that is trained"""
@@ -25,7 +25,7 @@ STUDENT = "student."
 
 def export_run(recipe: Recipe, out: Path, merge: bool = False) -> Path:
     """`export` of the recipe's run. Raises InputError where that was trained by another recipe."""
-    same_recipe(recipe.run_dir, recipe)
+    same_recipe(recipe.run_dir, recipe, NOT_THE_STUDENTS)
     return export(recipe.run_dir, out, merge=merge)
 
 

@@ -40,7 +40,7 @@ def version_folder(recipe: Recipe, card: Card) -> Place:
 def open_corpora(recipe: Recipe) -> list[Corpus]:
     """The recipe's shards.
 
-    Raises InputError where a corpus is not sharded yet, was sharded from another card, or lacks a split that the recipe trains on.
+    Raises InputError where a corpus is not sharded yet, or was sharded from another card.
     """
     out = []
     for config in recipe.data.corpora:
@@ -52,7 +52,6 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
         shards = open_shards(folder)
         if shards.card.digest != card.digest:
             raise InputError(f"`{folder}` was made from another card than `{config.card}`: raise the card's version, or use the old card")
-        shards.check_splits(config.train_splits)
         out.append(Corpus(config, card, shards))
     return out
 
@@ -60,8 +59,8 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
 def check_clips(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
     """What would otherwise be found out late.
 
-    Raises InputError for a split to evaluate that no corpus has, a task that one of them does not have, and clips, to train on or to ask
-    about, that the encoder cannot hear whole.
+    Raises InputError for a split to train on that its corpus lacks, or one to evaluate that no corpus has, for a task that one of them does
+    not have, and for clips, to train on or to ask about, that the encoder cannot hear whole. A corpus that no role reads trains nothing.
     """
     known = {split: None for corpus in corpora for split in corpus.shards.splits()}
     for label, split in recipe.evaluation.splits.items():
@@ -69,15 +68,23 @@ def check_clips(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
             raise InputError(unknown_name("split", split, known, f"evaluation.splits.{label}"))
     window = load_features(recipe.student.encoder).window_seconds
     for corpus in corpora:
+        train = train_splits(recipe, corpus)
         base = corpus.shards.columns(["seconds", "split"])
-        train_N = pc.is_in(base["split"].cast("string"), value_set=pa.array(corpus.config.train_splits)).to_numpy()
-        longest = float(base["seconds"].to_numpy()[train_N].max())
+        train_N = pc.is_in(base["split"].cast("string"), value_set=pa.array(train, pa.string())).to_numpy()
+        longest = float(base["seconds"].to_numpy()[train_N].max(initial=0.0))
         longest = max([longest, *(question.sample.seconds for question in evaluation_questions(recipe, corpus))])
         if longest > window:
             raise InputError(
                 f"corpus `{corpus.card.name}` has clips of {longest:.1f} s; the encoder `{recipe.student.encoder}` hears at most "
                 f"{window:g} s: set audio.max_seconds in its card (and raise its version)"
             )
+
+
+def train_splits(recipe: Recipe, corpus: Corpus) -> list[str]:
+    """Splits of a corpus to train on: none where no role reads it. Raises InputError for one that is not there."""
+    splits = corpus.config.train_splits if any(corpus.config.weight(role) for role in recipe.train.roles) else []
+    corpus.shards.check_splits(splits)
+    return splits
 
 
 def evaluation_questions(recipe: Recipe, corpus: Corpus) -> list[Question]:

@@ -16,8 +16,8 @@ from speechkd.recipe import Recipe
 
 Resume = Literal["auto", "require", "never"]
 RECIPE, RUN, CHECKPOINTS, PROBES = "recipe.yaml", "run.json", "checkpoints", "probes"
-NOT_THE_STUDENTS = ("data", "teachers", "gates")
-"""Blocks in which an evaluation may differ from the training: another corpus can be asked, beside another teacher's answers"""
+NOT_THE_STUDENTS = ("data", "teachers", "gates", "deepspeed")
+"""Blocks in which a run's export and evaluation may differ from its training: another corpus can be asked, beside other answers"""
 
 
 def run_recipe(folder: Path) -> Recipe:
@@ -39,8 +39,15 @@ def same_recipe(folder: Path, recipe: Recipe, but: Collection[str] = ()) -> None
         )
 
 
+def other_data(folder: Path, recipe: Recipe) -> bool:
+    """Whether the recipe names other corpora than the run in `folder` was trained on."""
+    return bool(recipe.trained_by()["data"] != run_recipe(folder).trained_by()["data"])
+
+
 def _difference(recipe: Recipe, there: Recipe, but: Collection[str] = ()) -> str | None:
     """The first thing in which `recipe` would train another student than the one `there`, in words."""
+    if recipe.digest() == there.digest():
+        return None
     first = next(differences(_by_key(recipe, but), _by_key(there, but)), None)
     return first and f"`{first[0]}` is {_brief(first[1])}, there {_brief(first[2])}"
 
@@ -48,6 +55,7 @@ def _difference(recipe: Recipe, there: Recipe, but: Collection[str] = ()) -> str
 def _by_key(recipe: Recipe, but: Collection[str]) -> dict[str, Any]:
     """What changes the trained student, under the keys that a user writes."""
     data = {key: value for key, value in recipe.trained_by().items() if key not in but}
+    data["student"] = {key: value for key, value in data["student"].items() if key != "config_root"}  # of dry runs only
     regime, phases = recipe.train.regime, data.pop("phases")
     return {"train": {"regime": regime, "regimes": {regime: phases}}, **data}  # whoever forgot `--set train.regime` should read just that
 

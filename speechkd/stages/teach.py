@@ -19,7 +19,7 @@ from speechkd.data.storage.manifest import shard_name
 from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import Corpus, column_spec, descriptions, open_corpora, open_prompt
+from speechkd.stages.inputs import Corpus, column_spec, descriptions, open_corpora, open_prompt, train_splits
 from speechkd.stages.quality import PAGE, assess
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
@@ -40,6 +40,8 @@ def teach(
         raise InputError(f"partition {part}/{parts}: must be 0/{parts} to {parts - 1}/{parts}")
     prompt = open_prompt(recipe)
     corpora = open_corpora(recipe)
+    for corpus in corpora:
+        train_splits(recipe, corpus)  # found wrong now, not after the answers were paid for
     wanted = [(role, corpus) for role in roles or recipe.train.roles for corpus in corpora if corpus.config.weight(role)]
     works = [_Work(recipe, role, corpus, prompt, partition) for role, corpus in wanted]
     return [work.column(retry_failed) for work in works]

@@ -20,7 +20,7 @@ from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_
 from speechkd.engine.ds_config import Precision, read_ds_config
 from speechkd.engine.export import save_probe
 from speechkd.engine.wrap import Engine
-from speechkd.engine.zero import close_distributed, init_distributed, local_device, partition_report
+from speechkd.engine.zero import GROUP_TIMEOUT_S, close_distributed, init_distributed, local_device, partition_report
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
 from speechkd.recipe import Recipe
@@ -45,7 +45,7 @@ def work(folder: Path) -> None:
     """Train this rank's share of the run in `folder`, from the newest valid checkpoint to the end or to a preemption."""
     preemption = PreemptionFlag()
     recipe = run_recipe(folder)
-    init_distributed()
+    init_distributed(max(GROUP_TIMEOUT_S, 2 * recipe.train.stall_s))  # the watchdog speaks first: it knows where a rank stood
     # Ranks of a killed launcher may still be saving their last step: wait for them, and never write beside another run.
     busy = f"another training run is at work in `{folder}`"
     with exclusive(folder / LOCK, LOCK_WAIT_S, busy) if dist.rank() == 0 else nullcontext():

@@ -31,7 +31,7 @@ class TrainConfig(Config):
     keep_checkpoints: int = Field(2, ge=2)
     max_nonfinite: int = Field(10, gt=0)
     """consecutive steps with a non-finite loss or gradient after which the run stops"""
-    stall_s: float = Field(600, gt=0, le=86_400)
+    stall_s: float = Field(1800, gt=0, le=86_400)
     """seconds that one act of a step (`data`, `all_reduce`, `forward`, ...) may take before its rank is ended, so that the run can go on"""
     prefetch: int = Field(2, ge=1)
     """global steps that are read ahead"""

@@ -24,7 +24,8 @@ class Watchdog:
 
     It says rank, step and act, and dumps the stacks of all threads to standard error. Where Python itself stands still (a call that keeps
     the interpreter's lock), faulthandler's own thread does the ending, and can give only the stacks. Nothing is watched before the first
-    `enter`: loading may take its time.
+    `enter`: loading may take its time. The clock runs on while a process is stopped (SIGSTOP): where jobs are suspended for longer than
+    `limit_s`, they are ended when they wake.
     """
 
     def __init__(self, limit_s: float, rank: int) -> None:

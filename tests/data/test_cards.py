@@ -107,6 +107,16 @@ def test_what_is_held_out_stays_together_and_stays_out_as_the_corpus_grows(corpu
     assert 0.06 < sum(more[key] == "test" for key in rest) / len(rest) < 0.14 and set(more.values()) == {"train", "test", "unseen"}
 
 
+def test_questions_about_one_clip_are_held_out_together(corpus: Path) -> None:
+    """Else a student is asked about clips that it was trained on."""
+    rows = ["id,audio", *(f"q{i},clip{i // 3}.wav" for i in range(600))]
+    (corpus / "list.csv").write_text("\n".join(rows) + "\n")
+    card = load_card(card_file(corpus, SOURCE, hold_out={"test": {"share": 0.1}}))
+    splits = {int(item.key[1:]): item.split for item in list_items(card, open_source(card, corpus), corpus)}
+    assert all(splits[i] == splits[i - i % 3] for i in splits)
+    assert 30 < sum(split == "test" for split in splits.values()) < 100
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import yaml
 
+from speechkd.tracking.journal import JOURNAL
 from tests.e2e.conftest import ROOT, kill_one_rank, losses, speechkd, start, wait_for
 
 
@@ -112,6 +113,21 @@ def test_an_export_gives_the_logits_of_training_in_a_fresh_process_without_deeps
     assert float(done.stdout) <= 1e-5
     card = (exported / "README.md").read_text(encoding="utf-8")
     assert "standins/llm" in card and "load_student" in card
+
+
+def test_a_run_is_asked_about_a_corpus_that_it_never_trained_on(workshop: Path, exported: Path) -> None:
+    """It has test splits alone; what comes out never passes for the run's own result, in its folder or its journal."""
+    card = yaml.safe_load((workshop / "tiny.yaml").read_text(encoding="utf-8")) | {"name": "far"}
+    card["source"] |= {"seed": 7, "splits": {"test_known": {"clips": 6}}}
+    (workshop / "far.yaml").write_text(yaml.safe_dump(card, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    assert speechkd("shard", workshop / "far.yaml", "--out", workshop / "data").returncode == 0
+    run = exported.parent
+    told = (run / JOURNAL).read_text(encoding="utf-8")
+    asked = ("--set", f"data.corpora=[{{card: {workshop / 'far.yaml'}}}]", "--set", "evaluation.splits={student: test_known}")
+    done = speechkd("eval", workshop / "recipe.yaml", "--set", "name=short", "--set", "train.regimes.kd.0.steps=3", *asked)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((run / "eval/far/summary.json").read_text(encoding="utf-8"))["tasks"]["language"]["n"] == 6
+    assert not (run / "eval/summary.json").exists() and (run / JOURNAL).read_text(encoding="utf-8") == told
 
 
 def test_another_corpus_with_other_fields_trains_as_is(workshop: Path, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_a_pilot_has_a_seed_of_its_own(run: ModuleType) -> None:
         ({"base": "start"}, "unknown need `start`"),
         ({"needs": {"x": {}}}, "either `recipe` or `script`"),
         ({"expcet": {}}, "did you mean `expect`"),
+        ({"seeds": [1, 2, 9]}, "seed 9 is that of pilots"),
     ],
 )
 def test_a_wrong_file_is_one_line(run: ModuleType, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], says: str) -> None:

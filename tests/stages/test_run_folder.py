@@ -71,6 +71,19 @@ def test_the_recipe_of_the_folder_is_always_right(trained: Path) -> None:
     assert run_recipe(trained).digest() == recipe(trained.parent).digest()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["train.regimes.again=[{name: kd, steps: 1700, mix: {kd: 1}}]", "train.regime=again"],
+        ["deepspeed=ds_configs/zero2.json"],
+        ["student.config_root=pipelines/configs"],
+    ],
+)
+def test_what_only_says_the_same_otherwise_is_exported(changes: list[str], trained: Path) -> None:
+    """The same phases under another name, another way to spread memory, config files for dry runs."""
+    same_recipe(trained, recipe(trained.parent, *changes), NOT_THE_STUDENTS)
+
+
 def test_an_evaluation_may_ask_another_corpus_and_no_other_student(trained: Path) -> None:
     same_recipe(trained, recipe(trained.parent, "data.corpora.0.train_split=other", "teachers.kd.max_new_tokens=9"), NOT_THE_STUDENTS)
     with pytest.raises(InputError, match="`optim.lr`"):
