@@ -100,6 +100,19 @@ def test_a_variant_that_was_asked_less_has_no_mean(tables: ModuleType) -> None:
     assert "| b | – | 70.0 |" in text and "| mean | – | 60.0 |" in text
 
 
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_overview_says_what_the_table_says(run: ModuleType, paper: str) -> None:
+    folder = ROOT / "pipelines"
+    table = (folder / f"miniatures/{paper}.md").read_text(encoding="utf-8")
+    judged = [line for line in table.split("| expected |")[1].splitlines() if " above " in line]
+    assert len(judged) == sum(
+        len(pairs) for pairs in run.load(paper).expect.values()
+    ), "the file expects something else than its table judged"
+    link = f"](miniatures/{paper}.md) "
+    overview = [line.split(link)[1] for line in (folder / "README.md").read_text(encoding="utf-8").splitlines() if link in line]
+    assert overview == judged
+
+
 def test_a_pilot_has_a_seed_of_its_own(run: ModuleType) -> None:
     mini = run.load("wong26a").pilot(["mix", "ift"])
     assert (mini.seeds, list(mini.variants)) == ([run.PILOT_SEED], ["ift", "mix"])

@@ -23,8 +23,13 @@ def same_base(trainer: dict[str, Any], recipe: Recipe, checkpoint: Path) -> None
     """Raises InputError if a checkpoint was trained on other frozen models than the recipe's names stand for now."""
     for part, found in frozen_base(recipe).items():
         if trainer.get("base", {}).get(part) != found:
-            now = getattr(recipe.student, part, recipe.name)
-            raise InputError(f"`{checkpoint}` was trained on another {part} than `{now}` has now: use another `name`")
+            raise InputError(f"`{checkpoint}` was trained on another {part} than `{_name(recipe, part)}` has now: use another `name`")
+
+
+def _name(recipe: Recipe, part: str) -> str:
+    """What the recipe calls a part of its base."""
+    live = recipe.live.get(part.removeprefix("live teacher "))
+    return str(getattr(live, "model", None) or getattr(recipe.student, part))
 
 
 def _other_bases(recipe: Recipe) -> dict[str, str]:
