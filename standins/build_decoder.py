@@ -56,7 +56,7 @@ def main() -> None:
     items = source.reserved_items()[: args.clips]
     extractor = WhisperFeatureExtractor.from_pretrained(args.encoder)
     tokenizer = AutoTokenizer.from_pretrained(args.llm)
-    model = _with_decoder(args.encoder, tokenizer, args.layers, args.positions)
+    model = with_decoder(args.encoder, tokenizer, args.layers, args.positions)
     train(model, synthesise(args.card, items), [str(item.metadata["transcript"]) for item in items], extractor, tokenizer, args.steps)
     model.save_pretrained(args.out)
     extractor.save_pretrained(args.out)
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"decoder: word error rate {wrong:.3f} on {len(tests)} clips", flush=True)
 
 
-def _with_decoder(encoder: Path, tokenizer: PreTrainedTokenizerFast, layers: int, positions: int) -> WhisperForConditionalGeneration:
+def with_decoder(encoder: Path, tokenizer: PreTrainedTokenizerFast, layers: int, positions: int) -> WhisperForConditionalGeneration:
     """The encoder's weights, and a decoder of random ones over the tokenizer's vocabulary. Begins with its pad token, ends with its eos."""
     config = WhisperConfig.from_pretrained(encoder)
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}

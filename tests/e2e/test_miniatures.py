@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from speechkd.core.files import read_json
 from tests.e2e.conftest import ROOT
@@ -37,11 +38,14 @@ print(markdown("small", Judged(mini.claim, mini.seeds, mini.expect, scores, benc
 def test_variants_that_stand_on_other_runs_are_planned(
     exported: Path, tmp_path: Path, paper: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A student that hears, a language model that was merged, one that a script built: each by a folder of its kind."""
+    """A student that hears, a language model that was merged, one or a decoder that a script built: each by a folder of its kind."""
     monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(ROOT / "standins")
     monkeypatch.chdir(ROOT)
-    run = importlib.import_module("run")
-    for name, real in {"hearing/export": exported, "reader/merged/llm": ROOT / "standins/llm", "narrow": ROOT / "standins/llm"}.items():
+    run, decoder = importlib.import_module("run"), importlib.import_module("build_decoder")
+    llm, whisper = ROOT / "standins/llm", tmp_path / "whisper"
+    decoder.with_decoder(ROOT / "standins/encoder", AutoTokenizer.from_pretrained(llm), layers=2, positions=32).save_pretrained(whisper)
+    for name, real in {"hearing/export": exported, "reader/merged/llm": llm, "narrow": llm, "whisper": whisper}.items():
         (tmp_path / "needs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "needs" / name).symlink_to(real)
     mini = run.load(paper)

@@ -55,7 +55,7 @@ def test_a_q_former_starts_from_the_decoder_that_is_built_over_the_encoder(tmp_p
     monkeypatch.syspath_prepend(STANDINS)
     build = importlib.import_module("build_decoder")
     tokenizer, extractor = AutoTokenizer.from_pretrained(STANDINS / "llm"), WhisperFeatureExtractor.from_pretrained(STANDINS / "encoder")
-    model = build._with_decoder(STANDINS / "encoder", tokenizer, layers=2, positions=32)
+    model = build.with_decoder(STANDINS / "encoder", tokenizer, layers=2, positions=32)
     before = model.model.decoder.layers[1].fc1.weight.detach().clone()
     clips = [np.random.default_rng(i).integers(-999, 999, 16000).astype(np.int16) for i in range(2)]
     build.train(model, clips, ["eins zwei", "three"], extractor, tokenizer, steps=2)
