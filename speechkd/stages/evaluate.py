@@ -37,7 +37,8 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
     corpora = open_corpora(recipe)
     manifest = read_manifest(exported)
     settings = recipe.evaluation.identity()
-    answers = [column.digest for corpus in corpora for column in _answered(recipe, corpus)]
+    answered = _answered(recipe, corpora)
+    answers = [column.digest for columns in answered for column in columns]
     of = digest([manifest.files, settings, [c.shards.digest for c in corpora], answers])
     told = read_json(out / SUMMARY).get("inputs") if (out / SUMMARY).is_file() else None
     if regrade and told != of:
@@ -47,13 +48,13 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
         return out
     tasks: dict[str, dict[str, object]] = {}
     rows: list[dict[str, object]] = []
-    for corpus in corpora:
+    for corpus, columns in zip(corpora, answered, strict=True):
         stored = out / f"predictions-{corpus.card.name}.jsonl"
         asked = evaluation_questions(recipe, corpus)
         if not asked:
             say(f"eval: corpus `{corpus.card.name}` has no tasks for the splits {sorted(recipe.evaluation.splits.values())}")
             continue
-        predictions = _read(stored) if regrade else _predict(recipe, corpus, asked, exported)
+        predictions = _read(stored) if regrade else _predict(recipe, corpus, columns, asked, exported)
         if not regrade:
             lines = [
                 json.dumps({"system": system, **asdict(p)}, ensure_ascii=False) for system, given in predictions.items() for p in given
@@ -88,7 +89,9 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
     return evaluate(recipe, exported, folder / EVAL / checkpoint.name, regrade)
 
 
-def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported: Path) -> dict[str, list[Prediction]]:
+def _predict(
+    recipe: Recipe, corpus: Corpus, columns: Sequence[Column], asked: Sequence[Question], exported: Path
+) -> dict[str, list[Prediction]]:
     """Every system's answers: student and teacher column on all splits; reading, shuffled and untrained on the main one."""
     reader = Reader(corpus.shards)
     other = shuffled(asked)
@@ -110,7 +113,7 @@ def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported
         predictions["shuffled"] = ask(student, first, swapped, *limits, label="eval shuffled")
         del student  # one language model in memory at a time
         predictions["untrained"] = ask(load_student(exported, weights=False), first, own, *limits, label="eval untrained")
-    for column in _answered(recipe, corpus):
+    for column in columns:
         examples = column.examples().select(["key", "turn"]).to_pylist()
         answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}
         found = [(q, answers[q.sample.key, q.turn]) for q in asked if (q.sample.key, q.turn) in answers]
@@ -120,14 +123,14 @@ def _predict(recipe: Recipe, corpus: Corpus, asked: Sequence[Question], exported
     return predictions
 
 
-def _answered(recipe: Recipe, corpus: Corpus) -> list[Column]:
-    """The columns of teachers' own answers that the corpus has, of the roles that the recipe trains on."""
-    names = [
-        column_spec(recipe, role, open_prompt(recipe)).name
-        for role in recipe.train.roles
-        if recipe.teachers[role].backend != "label"  # type: ignore[attr-defined]
-    ]
-    return [corpus.shards.column(name) for name in names if name in corpus.shards.column_names()]
+def _answered(recipe: Recipe, corpora: Sequence[Corpus]) -> list[list[Column]]:
+    """By corpus, the columns of teachers' own answers that it has, of the roles that the recipe trains on."""
+    roles = [role for role in recipe.train.roles if recipe.teachers[role].backend != "label"]  # type: ignore[attr-defined]
+    if not roles:
+        return [[] for _ in corpora]
+    prompt = open_prompt(recipe)
+    names = [column_spec(recipe, role, prompt).name for role in roles]
+    return [[corpus.shards.column(name) for name in names if name in corpus.shards.column_names()] for corpus in corpora]
 
 
 def _hear(reader: Reader, question: Question) -> np.ndarray:
