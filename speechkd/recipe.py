@@ -19,7 +19,7 @@ from speechkd.data.plan.plan import PlanConfig
 from speechkd.evaluation.task import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
 from speechkd.losses.base import teacher_of
-from speechkd.models.encoder import Mixed
+from speechkd.models.encoder import EncoderStates
 from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
@@ -68,9 +68,10 @@ class _AllLosses(Config):
 class CorpusConfig(Config):
     """One corpus: its card, the split or splits to train on, and how much it weighs."""
 
+    RENAMED = {"mix": "`weights`"}
     card: str
     train_split: str | Annotated[list[str], Field(min_length=1)] = "train"
-    mix: dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    weights: dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     """by teacher role, times the phase's passes; 1 for a role that is not named, and a role at 0 does not read this corpus"""
 
     @property
@@ -80,7 +81,7 @@ class CorpusConfig(Config):
 
     def weight(self, role: str) -> float:
         """Of a role's examples of this corpus."""
-        return self.mix.get(role, 1.0)
+        return self.weights.get(role, 1.0)
 
 
 class DataConfig(Config):
@@ -93,30 +94,31 @@ class DataConfig(Config):
 class StudentConfig(Config):
     """Encoder and LLM are folders or hub ids; both are frozen, but for LoRA."""
 
+    RENAMED = {"mix": "`encoder_states` (`all` is `weighted_sum`, `last` stays)", "start": "`init_from`"}
     encoder: str
     llm: str
     lora: LoraConfig | None = None
-    start: str | None = None
-    """an export whose layer mix and projector training starts from; its language model is named by `llm`"""
+    init_from: str | None = None
+    """an export from which the layer weights and the projector start; its language model is named by `llm`"""
     projector: Annotated[SerializeAsAny[Config], _part(PROJECTORS, "kind")]
-    mix: Mixed = "all"
-    """`all`: a learned weighted sum of all encoder layers; `last`: the encoder's last state, nothing to learn"""
+    encoder_states: EncoderStates = "weighted_sum"
+    """`weighted_sum`: a learned weighted sum of all encoder layers; `last`: the encoder's last state, nothing to learn"""
     normalise_layers: bool = False
-    """bring encoder layers to one scale before they are mixed"""
+    """bring encoder layers to one scale before they are summed"""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     config_root: str | None = None
     """folder of config files (`<hub id>/config.json`), for dry runs where the hub cannot be reached"""
 
     @property
-    def hears_at_the_start(self) -> bool:
+    def hears_from_the_start(self) -> bool:
         """Whether projector and language model know each other before the first step."""
         whole = self.projector.kind == "linear" and getattr(self.projector, "init_from", None) == self.llm  # type: ignore[attr-defined]
-        return bool(self.start) or whole
+        return bool(self.init_from) or whole
 
     @model_validator(mode="after")
-    def _scaled_only_if_mixed(self) -> StudentConfig:
-        if self.mix == "last" and self.normalise_layers:
-            raise ValueError("`mix: last` mixes no layers, so `normalise_layers` has nothing to bring to one scale: set it to false")
+    def _scaled_only_if_summed(self) -> StudentConfig:
+        if self.encoder_states == "last" and self.normalise_layers:
+            raise ValueError("`encoder_states: last` sums no layers, so `normalise_layers` does nothing: set it to false")
         return self
 
 
@@ -191,14 +193,14 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _teachers_supply_what_losses_need(self) -> Recipe:
         for name, config in self.losses.items():
-            for stream in config.roles:
+            for stream in config.streams:
                 if stream not in self.train.all_streams:
-                    raise ValueError(unknown_name("stream", stream, self.train.all_streams, f"losses.{name}.roles"))
+                    raise ValueError(unknown_name("stream", stream, self.train.all_streams, f"losses.{name}.streams"))
             check_live(name, config, self.live)
         for teacher, live in self.live.items():
-            if live.kind == "snapshot" and not self.student.hears_at_the_start:
+            if live.kind == "snapshot" and not self.student.hears_from_the_start:
                 raise ValueError(
-                    f"live teacher `{teacher}` (snapshot) would be a student that has learned nothing yet: set `student.start` to an "
+                    f"live teacher `{teacher}` (snapshot) would be a student that has learned nothing yet: set `student.init_from` to an "
                     "export, or `student.projector.init_from` of a `linear` projector to the student's own speech LLM"
                 )
         for name, config in self.losses.items():
@@ -215,12 +217,12 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _corpora_weigh_known_roles(self) -> Recipe:
         for corpus in self.data.corpora:
-            for role in corpus.mix:
+            for role in corpus.weights:
                 if role not in self.teachers:
-                    raise ValueError(unknown_name("teacher role", role, self.teachers, f"data.corpora, mix of {corpus.card}"))
+                    raise ValueError(unknown_name("teacher role", role, self.teachers, f"data.corpora, weights of {corpus.card}"))
         for role in self.train.roles:
             if all(not corpus.weight(role) for corpus in self.data.corpora):
-                raise ValueError(f"teacher role `{role}` of regime `{self.train.regime}` is at 0 in the mix of every corpus")
+                raise ValueError(f"teacher role `{role}` of regime `{self.train.regime}` has weight 0 in every corpus")
         return self
 
     def _column_supplies(self, role: str) -> None:
@@ -237,8 +239,8 @@ class Recipe(Config):
                     f"loss `{name}` needs {quoted(missing)}, but teacher `{role}` ({backend}) gives {quoted(given)}{declare}; "
                     f"losses that it can feed: {', '.join(others)}; or name a live teacher (`losses.{name}.teacher`)"
                 )
-            _same_temperature(role, self.teachers[role].stores(), name, config, needs)
-            _same_k(role, self.teachers[role].stores(), name, config, needs)
+            _same_temperature(role, self.teachers[role].signals_config(), name, config, needs)
+            _same_k(role, self.teachers[role].signals_config(), name, config, needs)
         # Kilobytes a token: nobody should find out after the teacher's pass that nothing reads them.
         if "hidden" in given and not any("hidden" in self.stored_signals(config, role) for config in self.losses.values()):
             raise ValueError(
@@ -248,7 +250,7 @@ class Recipe(Config):
 
     def stored_signals(self, config: LossConfig, role: str) -> frozenset[str]:
         """What a loss needs of a role's column: nothing if it counts none of its examples, only the response if its teacher is live."""
-        if config.roles and not any(stream.partition("/")[0] == role for stream in config.roles):
+        if config.streams and not any(stream.partition("/")[0] == role for stream in config.streams):
             return frozenset()
         needs = LOSSES.get(config.kind).NEED.signals
         stored = needs & {"response"} if teacher_of(config) else needs
@@ -300,11 +302,11 @@ def _same_k(role: str, stored: SignalsConfig, loss: str, config: LossConfig, nee
         )
 
 
-def resolve(path: Path, sets: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
+def recipe_data(path: Path, sets: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
     """The recipe's data: the file over what it `extends` (one file, beside it), then `--set` over both."""
     return apply_sets(read_extending(path), sets)
 
 
 def load_recipe(path: Path, sets: tuple[str, ...] | list[str] = ()) -> Recipe:
     """Read and validate a recipe. Raises InputError (one line) for anything wrong in it."""
-    return build(Recipe, resolve(path, sets), str(path))
+    return build(Recipe, recipe_data(path, sets), str(path))

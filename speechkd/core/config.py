@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -20,12 +20,16 @@ class Config(BaseModel):
     """Base of every configuration: frozen, and a key that it does not know is an error that names the nearest one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions -> what to write now: refused like any unknown key, but with the answer"""
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             for key in data:
+                if key in cls.RENAMED:
+                    raise ValueError(f"key `{key}` is now {cls.RENAMED[key]}")
                 if key not in cls.model_fields:
                     raise ValueError(unknown_name("key", str(key), cls.model_fields))
         return data

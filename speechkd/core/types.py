@@ -141,7 +141,7 @@ class View:
 class ClipTable:
     """What is known of the clips of a batch. A batch without audio has one dummy clip without a valid position."""
 
-    role_C: Tensor
+    stream_C: Tensor
     """stream (below) of the clip's example"""
     frames_C: Tensor
     """encoder frames of the clip itself; what follows in its features is silence"""
@@ -179,11 +179,11 @@ class Batch:
     """flat positions in [B * S] of the supervised tokens themselves (`losses/positions.py` shifts them)"""
     mask_T: Tensor
     """boolean; False at a dummy"""
-    role_T: Tensor
+    stream_T: Tensor
     """stream of each supervised token: its number in the run's list of streams"""
     first_T: Tensor
     """boolean; the first supervised token of its example"""
-    role_A: Tensor
+    stream_A: Tensor
     """stream of each audio position"""
     clips: ClipTable
     views: Mapping[str, View]

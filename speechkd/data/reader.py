@@ -91,7 +91,7 @@ class Reader:
 
     def source(
         self,
-        role: str,
+        stream: str,
         split: str | Collection[str] | None = None,
         passes: float = 1.0,
         stops: Collection[str] = ("eos", "length"),
@@ -104,8 +104,8 @@ class Reader:
         assert self.column is not None, "a reader without a column has no examples"
         column_names = ["shard", "sample", "tokens", "stop", *(["turn"] if turns else [])]
         with ThreadPoolExecutor(2) as pool:  # each is hashed whole, without Python's lock
-            reading = pool.submit(self.column.columns, column_names)
-            base = self.shards.columns(["seconds", "split"])
+            reading = pool.submit(self.column.read_index, column_names)
+            base = self.shards.read_index(["seconds", "split"])
             table = reading.result()
         sample_N = table["sample"].to_numpy()
         keep_N = _chosen(table["stop"], lambda stop: stop in stops)
@@ -118,10 +118,10 @@ class Reader:
         row_N = np.flatnonzero(keep_N).astype(np.int32 if len(keep_N) < 2**31 else np.int64)
         if not row_N.size:
             where = f"split {'/'.join(splits or ['any'])}, stop {'/'.join(stops)}"
-            raise InputError(f"column `{self.column.name}` has no examples for role `{role}` ({where})")
+            raise InputError(f"column `{self.column.name}` has no examples for stream `{stream}` ({where})")
         kept = slice(None) if len(row_N) == len(keep_N) else row_N
         return PlanSource(
-            role=role,
+            stream=stream,
             digest=digest([self.shards.digest, self.column.digest]),
             shard_N=table["shard"].to_numpy()[kept],
             seconds_N=base["seconds"].to_numpy()[sample_N[kept]],

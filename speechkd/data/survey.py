@@ -76,7 +76,7 @@ class Survey:
 
 def survey(shards: ShardSet, clips: int = CLIPS) -> Survey:
     """Measure a version; the choice of rows and clips is a function of its digest. Raises DataError for damaged bytes."""
-    table = shards.columns(["split", "seconds", "audio_bytes", "metadata"])
+    table = shards.read_index(["split", "seconds", "audio_bytes", "metadata"])
     seconds_N = table["seconds"].to_numpy()
     has_audio_N = table["audio_bytes"].to_numpy() > 0
     rows = _spread(np.arange(len(table)), ROWS, shards.digest, "rows")
@@ -187,5 +187,5 @@ def column_facts(shards: ShardSet) -> dict[str, Mapping[str, int]]:
 
 def token_lengths(shards: ShardSet, column: str) -> np.ndarray:
     """Response lengths of a column's examples, in tokens."""
-    lengths: np.ndarray = pc.cast(shards.column(column).columns(["tokens"])["tokens"], pa.int64()).to_numpy()
+    lengths: np.ndarray = pc.cast(shards.column(column).read_index(["tokens"])["tokens"], pa.int64()).to_numpy()
     return lengths

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import fsync_folder, publishing, sha256_file, write_json, write_text
 from speechkd.core.types import Batch, ClipTable
-from speechkd.models.encoder import Mixed
+from speechkd.models.encoder import EncoderStates
 from speechkd.models.exported import (
     FORMAT,
     LLM_FOLDER,
@@ -56,7 +56,7 @@ def write_export(
     llm: Base,
     projector: dict[str, Any],
     normalise_layers: bool,
-    mix: Mixed,
+    mix: EncoderStates,
     lora: LoraConfig | None,
     merge: bool,
     dtype: str,
@@ -140,7 +140,7 @@ def _merged(
     llm: Base,
     projector: dict[str, Any],
     normalise_layers: bool,
-    mix: Mixed,
+    mix: EncoderStates,
     lora: LoraConfig,
     dtype: str,
 ) -> tuple[dict[str, Tensor], Base]:
@@ -187,8 +187,19 @@ def _round(student: nn.Module, trained: Mapping[str, Tensor]) -> None:
             param.copy_(param.to(torch.bfloat16))
 
 
-PROBE_TENSORS = ("features_BMT", "ids_BS", "mask_BS", "audio_to_A", "audio_from_A", "response_T", "mask_T", "role_T", "first_T", "role_A")
-PROBE_CLIPS = ("role_C", "frames_C", "mask_CQ", "language_C", "words_CN", "words_mask_CN")
+PROBE_TENSORS = (
+    "features_BMT",
+    "ids_BS",
+    "mask_BS",
+    "audio_to_A",
+    "audio_from_A",
+    "response_T",
+    "mask_T",
+    "stream_T",
+    "first_T",
+    "stream_A",
+)
+PROBE_CLIPS = ("stream_C", "frames_C", "mask_CQ", "language_C", "words_CN", "words_mask_CN")
 
 
 def probe_batch(saved: Mapping[str, Tensor]) -> Batch:

@@ -20,7 +20,7 @@ from speechkd.models import pretrained
 from speechkd.models.architectures import causal_lm_from, encoder_from, encoder_tensors, language_model_tensors
 from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.fill import fill, fill_whole
-from speechkd.models.model_folder import read_config, resolve
+from speechkd.models.model_folder import local_folder, read_config
 
 
 def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, memory: Mapping[str, Any] | None = None) -> nn.Module:
@@ -37,7 +37,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
     from speechkd.engine.zero import full_shape
     from speechkd.engine.zero import partitioned as zero_init
 
-    folder = resolve(path_or_id)
+    folder = local_folder(path_or_id)
     config = read_config(folder)
     with no_init_weights(), zero_init(memory, dtype, to_be_filled=True):
         module = causal_lm_from(config, dtype)
@@ -55,14 +55,14 @@ def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False,
     Arguments and errors as for `load_causal_lm`. Encoders of waveforms (0.1 to 1 B parameters) load whole on each rank and are partitioned
     when training starts: their weight norm cannot be made in parts.
     """
-    if not partitioned or read_config(resolve(path_or_id, weights=False)).model_type in WAVEFORM:
+    if not partitioned or read_config(local_folder(path_or_id, weights=False)).model_type in WAVEFORM:
         return pretrained.load_encoder(path_or_id, dtype)
     from transformers.initialization import no_init_weights
 
     from speechkd.engine.zero import full_shape
     from speechkd.engine.zero import partitioned as zero_init
 
-    folder = resolve(path_or_id)
+    folder = local_folder(path_or_id)
     with no_init_weights(), zero_init(memory, dtype, to_be_filled=True):
         module = encoder_from(read_config(folder), dtype)
     fill(module, encoder_tensors(folder), folder, fill_parameter, full_shape)

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from speechkd.core.types import LossOut, Need
-from speechkd.losses.base import LayerConfig, LayerLoss, Layers, Place
+from speechkd.losses.base import LayerConfig, LayerLoss, Layers, Positions
 from speechkd.losses.layer_wise import Reduction, layer_map, layer_states
 
 
@@ -38,7 +38,7 @@ class Config(LayerConfig):
     """Recipe block of `acoustic_snapshot`; its teacher is the snapshot."""
 
     weight: float = Field(default=0.05, ge=0.0, allow_inf_nan=False)
-    at: Place = "audio"
+    at: Positions = "audio"
     every: int = Field(default=1, ge=1)
     distance: Literal["jsd", "mse", "cosine"] = "jsd"
     reduction: Reduction = "mean"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speechkd.core.types import LossOut, Need
 from speechkd.kernels import linear_kl
-from speechkd.losses.base import HeadLoss, KernelConfig, Place, PlacedConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, KernelConfig, Positions, PositionsConfig, Supervision, given
 from speechkd.losses.divergences import forward_kl
 
 TEMPERATURE = 2.0
@@ -60,11 +60,11 @@ def linear_audio_kl(
     )
 
 
-class Config(PlacedConfig, KernelConfig):
+class Config(PositionsConfig, KernelConfig):
     """Recipe block of `audio_kl`."""
 
     weight: float = Field(default=0.8, ge=0.0, allow_inf_nan=False)
-    at: Place = "audio"
+    at: Positions = "audio"
     temperature: float = Field(default=TEMPERATURE, gt=0.0, allow_inf_nan=False)
     t2_scale: bool = False
 

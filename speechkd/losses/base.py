@@ -22,19 +22,20 @@ from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut, Need
 
-Place = Literal["response", "prompt_end", "audio"]
+Positions = Literal["response", "prompt_end", "audio"]
 """Which rows a loss on positions sees: those that predict the response; only the first of them, where the prompt ends; audio positions."""
 
 
 class LossConfig(Config):
     """Keys that every loss has."""
 
+    RENAMED = {"roles": "`streams`"}
     kind: str = ""
     """name in the table of losses; the block's own name where it is not given, so that one recipe may use a loss twice"""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """factor in the sum of losses"""
-    roles: list[str] = []
-    """streams of the mix (`kd`, `kd/text`) whose examples count; empty: all"""
+    streams: list[str] = []
+    """streams (`kd`, `kd/text`) whose examples count; empty: all"""
 
 
 class KernelConfig(LossConfig):
@@ -51,13 +52,13 @@ class TaughtConfig(LossConfig):
     """name of a live teacher (recipe block `live`); empty: the signals stored with the example"""
 
 
-class PlacedConfig(TaughtConfig):
+class PositionsConfig(TaughtConfig):
     """Keys of a loss that compares with a teacher at rows of positions."""
 
-    at: Place = "response"
+    at: Positions = "response"
 
 
-class LayerConfig(PlacedConfig, ABC):
+class LayerConfig(PositionsConfig, ABC):
     """Keys of a loss on pairs of layers; `pairs` says which, and whether they are seen through the logit lens."""
 
     @abstractmethod
@@ -165,7 +166,7 @@ def _all_of_them(facts: ClipFacts, config: Any) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipLoss:
-    """A loss on whole clips; count = clips that `keeps` keeps of those with audio and of the loss's roles."""
+    """A loss on whole clips; count = clips that `keeps` keeps of those with audio and of the loss's streams."""
 
     NEED: Need
     Config: type[LossConfig]
@@ -178,9 +179,9 @@ class ClipLoss:
 Loss = HeadLoss | LayerLoss | ClipLoss
 
 
-def place(config: LossConfig) -> Place:
+def positions_of(config: LossConfig) -> Positions:
     """Where a loss's rows stand."""
-    return config.at if isinstance(config, PlacedConfig) else "response"
+    return config.at if isinstance(config, PositionsConfig) else "response"
 
 
 def teacher_of(config: LossConfig) -> str:

@@ -19,7 +19,7 @@ from speechkd.kernels.linear_kl import frozen_logits
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.linear_kl.reference import Logits
 from speechkd.kernels.logits import FLOOR, masked_rows, wide
-from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
 from speechkd.losses.ce_and_kl import ce_and_kl, joined
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.response_ce import response_ce
@@ -111,7 +111,7 @@ def check_share(kl_weight: float) -> None:
         raise InputError(f"kl_weight must be between 0 and 1, given {kl_weight}")
 
 
-class Config(PlacedConfig, KernelConfig):
+class Config(PositionsConfig, KernelConfig):
     """Recipe block of `contrastive`."""
 
     negative: str = ""

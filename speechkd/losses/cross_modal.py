@@ -19,7 +19,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut, Need
 from speechkd.kernels.linear_kl import frozen_logits
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
 from speechkd.losses.ce_and_kl import ce_and_kl, joined
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.response_ce import response_ce
@@ -77,8 +77,8 @@ def _kl_factor(kl_weight: float, temperature: float) -> float:
     return kl_weight * temperature**2
 
 
-class Config(PlacedConfig, KernelConfig):
-    """Recipe block of `cross_modal`; `roles` picks the channel, one block with both mixes them in their natural proportion."""
+class Config(PositionsConfig, KernelConfig):
+    """Recipe block of `cross_modal`; `streams` picks the channel, one block with both mixes them in their natural proportion."""
 
     kl_weight: float = Field(default=KL_WEIGHT, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=TEMPERATURE, gt=0.0, allow_inf_nan=False)

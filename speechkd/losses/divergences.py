@@ -21,7 +21,7 @@ from speechkd.core.types import LossOut, Need
 from speechkd.kernels.linear_kl import divergence_from, frozen_logits
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
-from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
 
 
 def _total(student_logits_TV: Tensor, teacher_logits_TU: Tensor, mask_T: Tensor, how: Divergence) -> LossOut:
@@ -111,7 +111,7 @@ USES = {"beta": ("jsd",), "alpha": ("skew_kl", "skew_reverse_kl"), "detach_mixtu
 """Keys that only some divergences have"""
 
 
-class Config(PlacedConfig, KernelConfig):
+class Config(PositionsConfig, KernelConfig):
     """Recipe block of `divergence`: to a live teacher's whole distribution."""
 
     name: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"] = "forward_kl"

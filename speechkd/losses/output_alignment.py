@@ -13,7 +13,7 @@ from torch import Tensor
 from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut, Need
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
-from speechkd.losses.base import HeadLoss, Place, PlacedConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, Positions, PositionsConfig, Supervision, given
 from speechkd.losses.states import distance_rows
 
 
@@ -31,10 +31,10 @@ def output_alignment(student_BD: Tensor, teacher_BD: Tensor, mask_B: Tensor) -> 
     return sum_rows(distance_rows(masked_rows(student_BD, mask_B), masked_rows(teacher_BD, mask_B)), mask_B)
 
 
-class Config(PlacedConfig):
+class Config(PositionsConfig):
     """Recipe block of `output_alignment`; the teacher reads the transcript where the student hears it."""
 
-    at: Place = "prompt_end"
+    at: Positions = "prompt_end"
 
 
 def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:

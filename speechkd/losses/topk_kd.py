@@ -17,7 +17,7 @@ from speechkd.kernels import linear_topk_kl
 from speechkd.kernels.linear_topk_kl.reference import topk_kl_rows
 from speechkd.kernels.linear_topk_kl.target import teacher_target
 from speechkd.kernels.logits import check_rows, check_temperature, masked_rows, sum_rows
-from speechkd.losses.base import HeadLoss, KernelConfig, PlacedConfig, Supervision, given
+from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
 
 
 def topk_kl(
@@ -40,7 +40,7 @@ def topk_kl(
 LIVE_K = 64
 
 
-class Config(PlacedConfig, KernelConfig):
+class Config(PositionsConfig, KernelConfig):
     """Recipe block of `topk_kl`."""
 
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)

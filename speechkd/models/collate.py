@@ -25,7 +25,7 @@ class Row:
     """16 kHz mono float32; None for a text-only example"""
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     """teacher signals by `losses.Supervision` field, one row per response token"""
-    role: int = 0
+    stream: int = 0
     """stream of the example"""
     language: int = -1
     words: Sequence[int] = ()
@@ -78,9 +78,11 @@ class Collator:
             audio_from_A=_joined([torch.arange(n) + int(clip[index]) * window_Q for index, n in audio]),
             response_T=response_T,
             mask_T=torch.full((max(1, supervised),), supervised > 0),
-            role_T=_joined([torch.full((len(row.response),), row.role) for row in rows if row.response], torch.zeros(1, dtype=torch.long)),
+            stream_T=_joined(
+                [torch.full((len(row.response),), row.stream) for row in rows if row.response], torch.zeros(1, dtype=torch.long)
+            ),
             first_T=_joined([torch.arange(len(row.response)) == 0 for row in rows if row.response], torch.zeros(1, dtype=torch.bool)),
-            role_A=_joined([torch.full((n,), rows[index].role) for index, n in audio]),
+            stream_A=_joined([torch.full((n,), rows[index].stream) for index, n in audio]),
             clips=_clip_table(heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q, frames),
             views={name: _view(name, rows) for name in self.views},
             signals=signals,
@@ -119,7 +121,7 @@ def _clip_table(heard: Sequence[Row], spots: Sequence[int], window_Q: int, frame
         words_CN[index, : len(row.words)] = torch.tensor(row.words, dtype=torch.long)
         mask_CN[index, : len(row.words)] = True
     return ClipTable(
-        role_C=torch.tensor([row.role for row in heard] or [0]),
+        stream_C=torch.tensor([row.stream for row in heard] or [0]),
         frames_C=torch.tensor(list(frames)),
         mask_CQ=torch.arange(window_Q)[None] < torch.tensor(list(spots) or [0])[:, None],
         language_C=torch.tensor([row.language for row in heard] or [-1]),

@@ -73,7 +73,7 @@ class LayerMix(nn.Module):
         return mixed
 
 
-Mixed = Literal["all", "last"]
+EncoderStates = Literal["weighted_sum", "last"]
 """Which encoder states a projector is given: a learned sum of all, or the last one"""
 
 
@@ -85,7 +85,7 @@ class LastLayer(nn.Module):
         return states_LBFD[-1]
 
 
-def layer_mix(mixed: Mixed, layers: int, normalise: bool) -> LayerMix | LastLayer:
+def layer_mix(mixed: EncoderStates, layers: int, normalise: bool) -> LayerMix | LastLayer:
     """What stands between an encoder of `layers` states and a projector."""
     return LastLayer() if mixed == "last" else LayerMix(layers, normalise)
 

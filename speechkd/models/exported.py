@@ -17,7 +17,7 @@ from speechkd.core.files import read_json, sha256_file
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch, Metadata
 from speechkd.models.collate import Collator, Row
-from speechkd.models.encoder import Features, Mixed
+from speechkd.models.encoder import EncoderStates, Features
 from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import LoraConfig, own_names
 from speechkd.models.model_folder import fingerprint
@@ -46,7 +46,7 @@ class ExportManifest(Config):
     llm: Base
     projector: dict[str, Any]
     normalise_layers: bool
-    mix: Mixed = "all"
+    mix: EncoderStates = "weighted_sum"
     dtype: str
     step: int
     recipe_digest: str

@@ -18,7 +18,7 @@ BLOCK, BLOCKS = 1 << 16, 64
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(path_or_id: str, weights: bool = True) -> Path:
+def local_folder(path_or_id: str, weights: bool = True) -> Path:
     """The folder of a local model, or of a hub model after downloading what is needed (`weights=False`: configuration and tokenizer only).
 
     Raises InputError if there is no such folder, or if the hub does not know or cannot be asked for the id.
@@ -86,7 +86,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, Stored]:
 
 def fingerprint(path_or_id: str) -> str:
     """What a frozen model is, without reading all of it: configuration, and of each weight file its size and 65 blocks spread over it."""
-    folder = resolve(path_or_id)
+    folder = local_folder(path_or_id)
     checkpoint_tensors(folder)  # says in our own words what is missing
     if not (folder / "config.json").is_file():
         raise InputError(f"no `config.json` in model folder `{folder}`")

@@ -15,7 +15,7 @@ from speechkd.core.errors import DataError, InputError
 from speechkd.models.architectures import LLM_PARTS, causal_lm_from, encoder_from, encoder_tensors, language_model_tensors, without_masks
 from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.fill import fill, misfit
-from speechkd.models.model_folder import checkpoint_tensors, read_config, resolve
+from speechkd.models.model_folder import checkpoint_tensors, local_folder, read_config
 
 
 def load_causal_lm(path_or_id: str, dtype: torch.dtype, device_map: str | None = None) -> nn.Module:
@@ -27,7 +27,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, device_map: str | None =
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    folder = resolve(path_or_id)
+    folder = local_folder(path_or_id)
     config = read_config(folder)
     if config.model_type in LLM_PARTS:
         if device_map is not None:
@@ -47,7 +47,7 @@ def load_speech_llm(path_or_id: str, dtype: torch.dtype, device_map: str | None 
     """
     from transformers import AutoModelForSeq2SeqLM
 
-    folder = resolve(path_or_id)
+    folder = local_folder(path_or_id)
     config = read_config(folder)
     if config.model_type != "qwen2_audio":
         raise InputError(f"a model that hears must be of type qwen2_audio, is `{config.model_type}` ({folder})")
@@ -76,7 +76,7 @@ def load_encoder(path_or_id: str, dtype: torch.dtype) -> nn.Module:
     """
     from transformers.initialization import no_init_weights
 
-    folder = resolve(path_or_id)
+    folder = local_folder(path_or_id)
     config = read_config(folder)
     if config.model_type in WAVEFORM:
         return _load_waveform_encoder(folder, config, dtype)

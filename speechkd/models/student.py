@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.types import Batch
-from speechkd.models.encoder import FrozenEncoder, Mixed, layer_mix
+from speechkd.models.encoder import EncoderStates, FrozenEncoder, layer_mix
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.lora import LoraConfig, Switch, add_lora, linear_layers, matching
 from speechkd.models.projectors import PROJECTORS, Gated, Hint
@@ -41,7 +41,7 @@ class Student(nn.Module):
         projector: Config,
         normalise_layers: bool = False,
         lora: LoraConfig | None = None,
-        mix: Mixed = "all",
+        mix: EncoderStates = "weighted_sum",
     ) -> None:
         """`encoder`: a transformers speech encoder; `causal_lm`: a transformers causal LM; both loaded (and possibly partitioned).
 

@@ -22,8 +22,10 @@ from speechkd.evaluation.task import Question
 from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
 from speechkd.stages.export import export
-from speechkd.stages.inputs import Corpus, column_spec, evaluation_questions, open_corpora, open_prompt
-from speechkd.stages.results import tell
+from speechkd.stages.inputs.columns import column_spec
+from speechkd.stages.inputs.corpora import Corpus, evaluation_questions, open_corpora
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.results import publish_results
 from speechkd.stages.run_folder import NOT_THE_STUDENTS, other_data, same_recipe
 
 SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eval"
@@ -83,7 +85,7 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
             cards = [load_card(Path(corpus.card)).name for corpus in recipe.data.corpora]
             return evaluate(recipe, exported, folder / EVAL / "+".join(cards), regrade)
         graded = evaluate(recipe, exported, folder / EVAL, regrade)
-        tell(recipe, folder, read_json(graded / SUMMARY)["tasks"], read_json(exported / MANIFEST)["step"])
+        publish_results(recipe, folder, read_json(graded / SUMMARY)["tasks"], read_json(exported / MANIFEST)["step"])
         return graded
     exported = checkpoint if (checkpoint / MANIFEST).is_file() else export(folder, folder / f"{EXPORT}-{checkpoint.name}", checkpoint)
     return evaluate(recipe, exported, folder / EVAL / checkpoint.name, regrade)

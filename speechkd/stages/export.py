@@ -15,8 +15,8 @@ from speechkd.engine.export import write_export
 from speechkd.models.exported import Base, read_manifest
 from speechkd.models.lora import lora_layers
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import open_prompt
-from speechkd.stages.method.student import meta_student
+from speechkd.stages.assembly.student import meta_student
+from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.run_folder import CHECKPOINTS, NOT_THE_STUDENTS, PROBES, run_recipe, same_recipe
 
 STUDENT = "student."
@@ -59,7 +59,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         llm=base["llm"],
         projector=recipe.student.projector.model_dump(mode="json"),
         normalise_layers=recipe.student.normalise_layers,
-        mix=recipe.student.mix,
+        mix=recipe.student.encoder_states,
         lora=recipe.student.lora,
         merge=merge,
         dtype=recipe.student.dtype,

@@ -11,12 +11,13 @@ from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.models.lora import lora_layers
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
-from speechkd.stages.budget import budgets
-from speechkd.stages.inputs import open_corpora, open_prompt
-from speechkd.stages.method.check import check_method
-from speechkd.stages.method.live_models import live_parameters
-from speechkd.stages.method.student import meta_student
-from speechkd.stages.supply import make_schedule, open_supplies
+from speechkd.stages.assembly.model_facts import live_parameters
+from speechkd.stages.assembly.preflight import check_method
+from speechkd.stages.assembly.student import meta_student
+from speechkd.stages.inputs.budget import budgets
+from speechkd.stages.inputs.corpora import open_corpora
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.inputs.sources import make_schedule, open_train_sources
 
 GIB = 2**30
 OPTIMISER_BYTES = 4 + 4 + 4 + 4
@@ -54,7 +55,7 @@ def _print_parameters(recipe: Recipe, student: Student) -> None:
         ("encoder", recipe.student.encoder, student.encoder),
         ("llm", recipe.student.llm, student.llm),
         ("projector", student.projector.__class__.__name__, student.projector),
-        ("layer mix", "softmax of all" if recipe.student.mix == "all" else "the last layer", student.mix),
+        ("layer mix", "softmax of all" if recipe.student.encoder_states == "weighted_sum" else "the last layer", student.mix),
     )
     if student.lora is not None:
         layers = lora_layers(student)
@@ -99,20 +100,20 @@ def _print_teachers(recipe: Recipe, tokens_per_s: float) -> None:
 def _print_data(recipe: Recipe, ranks: int) -> None:
     try:
         open_corpora(recipe)  # first, so that a hub is asked for a tokenizer only where there are shards
-        supplies = open_supplies(recipe, open_prompt(recipe))
+        sources = open_train_sources(recipe, open_prompt(recipe))
     except InputError as missing:
         print(f"data        not ready: {missing}")
         return
-    schedule = make_schedule(recipe, supplies)
-    for supply in supplies:
-        hours = float(supply.source.seconds_N.sum()) / 3600
-        examples, column = len(supply.source.shard_N), supply.reader.column
+    schedule = make_schedule(recipe, sources)
+    for train_source in sources:
+        hours = float(train_source.plan_source.seconds_N.sum()) / 3600
+        examples, column = len(train_source.plan_source.shard_N), train_source.reader.column
         print(
-            f"data        {supply.stream}: {examples:,} examples of {supply.corpus.card.name}, {hours:.2f} h, "
+            f"data        {train_source.stream}: {examples:,} examples of {train_source.corpus.card.name}, {hours:.2f} h, "
             f"column {column and column.name}"
         )
-        if supply.kept is not None:
-            print(f"gates       {supply.role}: {supply.kept.line()}")
+        if train_source.gate_result is not None:
+            print(f"gates       {train_source.role}: {train_source.gate_result.line()}")
     for segment in schedule.segments:
         per_epoch = segment.plan.steps_per_epoch(0)
         print(f"epochs      {segment.phase.name}: {segment.phase.steps / per_epoch:.2f} of {per_epoch} steps each")

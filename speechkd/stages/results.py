@@ -12,7 +12,9 @@ from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.tracking.mlflow_sender import sync
 
 
-def tell(recipe: Recipe, folder: Path, tasks: Mapping[str, Mapping[str, object]], step: int, files: tuple[str, ...] = ()) -> None:
+def publish_results(
+    recipe: Recipe, folder: Path, tasks: Mapping[str, Mapping[str, object]], step: int, files: tuple[str, ...] = ()
+) -> None:
     """Results of the student after `step` steps, and files of the run folder; a server that is away gets them later by `speechkd sync`."""
     journal = Journal(folder / JOURNAL)
     journal.results(step, {f"eval/{task}/{name}": value for task, row in tasks.items() for name, value in _scores(row).items()})

@@ -13,11 +13,11 @@ from speechkd.engine.ds_config import read_ds_config
 from speechkd.evaluation.report import write_report
 from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
+from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate
 from speechkd.stages.export import export
-from speechkd.stages.inputs import check_clips, open_corpora
-from speechkd.stages.method.check import check_method
-from speechkd.stages.results import tell
+from speechkd.stages.inputs.corpora import check_clips, open_corpora
+from speechkd.stages.results import publish_results
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from speechkd.stages.train import train
@@ -74,7 +74,7 @@ def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     if not _is_told(folder, summary):
         write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
         watch.time("report", lambda: write_report(folder, folder / REPORT))
-        tell(recipe, folder, summary["tasks"], read_json(exported / MANIFEST)["step"], files=(REPORT,))
+        publish_results(recipe, folder, summary["tasks"], read_json(exported / MANIFEST)["step"], files=(REPORT,))
         write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
     return 0
 

@@ -19,8 +19,10 @@ from speechkd.data.storage.manifest import shard_name
 from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import Corpus, column_spec, descriptions, open_corpora, open_prompt, train_splits
-from speechkd.stages.quality import PAGE, assess
+from speechkd.stages.inputs.columns import ColumnText, column_spec
+from speechkd.stages.inputs.corpora import Corpus, open_corpora, train_splits
+from speechkd.stages.inputs.gating import PAGE, assess
+from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
 from speechkd.teachers.base import Answer, Clip, Request, Scoring, Teacher, TeacherConfig
@@ -77,8 +79,8 @@ class _Work:
     def column(self, retry_failed: bool) -> Column | None:
         """The published column, or None while other partitions are at work."""
         column = self._published() or self._fill()
-        if retry_failed and self.config.known():
-            say(f"teach: the answers of teacher `{self.role}` are those of column {self.config.known()}: nothing is asked again here")
+        if retry_failed and self.config.answers_from():
+            say(f"teach: teacher `{self.role}` takes its answers from column {self.config.answers_from()}: nothing is asked again here")
         elif column is not None and retry_failed:
             self._reopen_failed(column)
             column = self._published() or self._fill()
@@ -96,7 +98,7 @@ class _Work:
         mine = [shard for shard in self.writer.missing() if shard % parts == part]
         total = self.corpus.shards.shards
         for shard in progress(self._claimable(mine), f"teach {self.role}", total=total, start=total - len(mine)):
-            answered = self._taken(shard) if self.config.known() else self._answered(shard)
+            answered = self._taken(shard) if self.config.answers_from() else self._answered(shard)
             self.writer.write_shard(shard, _turns(answered), self._signals(answered))
         left = self.writer.missing()
         if left:
@@ -133,7 +135,7 @@ class _Work:
 
         Raises InputError for a column of other tokens or another template, and for an answer to another question.
         """
-        column = self.corpus.shards.column(self.config.known())
+        column = self.corpus.shards.column(self.config.answers_from())
         if changed := [word for word in ("tokenizer", "prompt") if getattr(column.spec, word) != getattr(self.spec, word)]:
             raise InputError(f"column `{column.name}` has another {changed[0]} than the recipe (teachers.{self.role}.responses)")
         first, end = column.rows.starts[shard : shard + 2].tolist()
@@ -153,15 +155,22 @@ class _Work:
         fields: list[str] = getattr(self.config, "fields", [])
         tasks = self.config.chosen(self.corpus.card.tasks)
         spec_digest, config = self.spec.digest, self.recipe.prompt
-        described = descriptions(self.corpus, config.span.column, shard) if config.span.reads == "column" else {}
         out = []
         for sample in self.corpus.shards.samples(shard=shard):
             clip = Clip(round(sample.seconds * SAMPLE_RATE), partial(self._hear, sample.row)) if sample.seconds > 0 else None
-            for asked in requests(config, tasks, sample.key, sample.metadata, described.get(sample.key), audio=clip is not None):
+            for asked in requests(config, tasks, sample.key, sample.metadata, self._described(sample.row), audio=clip is not None):
                 request = replace(asked, clip=clip)
                 if self.teacher.accepts(request):
                     out.append((request, answer_key(spec_digest, sample.digest, request, reading(request, fields))))
         return out
+
+    @cached_property
+    def _span_text(self) -> ColumnText:
+        return ColumnText(self.corpus, self.recipe.prompt.span.column, "prompt.span.column")
+
+    def _described(self, row: int) -> str | None:
+        """What the column that stands in the prompt's span says of a clip, where the recipe names one."""
+        return self._span_text.get(row) if self.recipe.prompt.span.reads == "column" else None
 
     @cached_property
     def _reader(self) -> Reader:

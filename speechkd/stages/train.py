@@ -18,11 +18,12 @@ from speechkd.core.log import say
 from speechkd.engine.checkpoint import latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import check_clips, open_prompt
-from speechkd.stages.method.check import check_method
-from speechkd.stages.method.frozen import same_base
+from speechkd.stages.assembly.base_models import same_base
+from speechkd.stages.assembly.preflight import check_method
+from speechkd.stages.inputs.corpora import check_clips
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.inputs.sources import TrainSource, make_schedule, open_train_sources
 from speechkd.stages.run_folder import CHECKPOINTS, Resume, prepare_run
-from speechkd.stages.supply import Supply, make_schedule, open_supplies
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.mlflow_process import start_sender
 
@@ -37,11 +38,11 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     """
     folder = run_dir or recipe.run_dir
     read_ds_config(Path(recipe.deepspeed))
-    supplies = open_supplies(recipe, open_prompt(recipe))
-    schedule = make_schedule(recipe, supplies)
+    sources = open_train_sources(recipe, open_prompt(recipe))
+    schedule = make_schedule(recipe, sources)
     schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
     check_method(recipe)
-    check_clips(recipe, [*{id(supply.corpus): supply.corpus for supply in supplies}.values()])
+    check_clips(recipe, [*{id(train_source.corpus): train_source.corpus for train_source in sources}.values()])
     prepare_run(folder, recipe, schedule.digest, resume)
     newest = latest(folder / CHECKPOINTS)
     journal = Journal(folder / JOURNAL)
@@ -54,7 +55,7 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     journal.status("RUNNING")
     code, sender = 1, None
     try:
-        _describe(journal, folder, recipe, supplies)
+        _describe(journal, folder, recipe, sources)
         if recipe.tracking.uri:
             sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment)
         code = run_ranks(["-m", "speechkd.stages.worker", str(folder)], ranks, folder)
@@ -68,14 +69,14 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     return code
 
 
-def _describe(journal: Journal, folder: Path, recipe: Recipe, supplies: Sequence[Supply]) -> None:
+def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[TrainSource]) -> None:
     """What is known before the first step: settings, tags, what the data holds."""
     journal.params(recipe.model_dump(mode="json"))
-    journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in supplies}))
-    quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in supplies}.values())
-    gated = sum(supply.kept.dropped for supply in supplies if supply.kept is not None)
+    journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in sources}))
+    quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in sources}.values())
+    gated = sum(train_source.gate_result.dropped for train_source in sources if train_source.gate_result is not None)
     journal.metrics(0, {"data/quarantined": quarantined} | ({"data/gated": gated} if recipe.gates.active else {}))
-    datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in supplies}
+    datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in sources}
     write_json(folder / DATASETS, datasets)
 
 

@@ -24,12 +24,12 @@ from speechkd.engine.zero import GROUP_TIMEOUT_S, close_distributed, init_distri
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import open_prompt
-from speechkd.stages.method.build import build_method
-from speechkd.stages.method.frozen import frozen_base, same_base
-from speechkd.stages.method.student import build_student
+from speechkd.stages.assembly.base_models import frozen_base, same_base
+from speechkd.stages.assembly.distiller import build_method
+from speechkd.stages.assembly.student import build_student
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
 from speechkd.stages.run_folder import CHECKPOINTS, PROBES, run_recipe
-from speechkd.stages.supply import make_loader, make_schedule, open_supplies
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
 from speechkd.train.loop import Diverged, Loop, Outcome
@@ -54,8 +54,8 @@ def work(folder: Path) -> None:
 
 def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     prompt = open_prompt(recipe)
-    supplies = open_supplies(recipe, prompt)
-    schedule = make_schedule(recipe, supplies)
+    sources = open_train_sources(recipe, prompt)
+    schedule = make_schedule(recipe, sources)
     world = dist.world_size()
     dist.barrier()  # rank 0 holds the run folder's lock
     newest = latest(folder / CHECKPOINTS)
@@ -76,7 +76,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     state = {"recipe": recipe.digest(), "plan": schedule.digest, "seed": recipe.seed, "base": frozen_base(recipe)}
     state["prompt"] = sha256_bytes(prompt.text.encode())
     collator = make_collator(distiller.student, load_features(recipe.student.encoder))
-    load = make_loader(recipe, supplies, prompt, collator)
+    load = make_loader(recipe, sources, prompt, collator)
 
     def keep(step: int) -> None:
         _assert_partitioned(engine, recipe)

@@ -45,7 +45,7 @@ class TeacherConfig(Config):
         """Digest of the model's files, where there are any that can be read."""
         return None
 
-    def stores(self) -> SignalsConfig:
+    def signals_config(self) -> SignalsConfig:
         """What is stored beside the response."""
         return SignalsConfig()
 
@@ -53,7 +53,7 @@ class TeacherConfig(Config):
         """Audio positions of a second of sound, for a teacher that hears; otherwise 0."""
         return 0.0
 
-    def known(self) -> str:
+    def answers_from(self) -> str:
         """Name of the published column whose answers are taken as they are; empty: the teacher answers."""
         return ""
 
@@ -74,11 +74,11 @@ class ScoringConfig(TeacherConfig):
     responses: str = ""
     """a published column of the same corpus: its answers are taken, and this teacher only adds `signals` to them"""
 
-    def stores(self) -> SignalsConfig:
+    def signals_config(self) -> SignalsConfig:
         """The block's `signals`."""
         return self.signals
 
-    def known(self) -> str:
+    def answers_from(self) -> str:
         """The block's `responses`."""
         return self.responses
 
@@ -135,7 +135,7 @@ def untempered(signals: SignalsConfig, whose: str) -> SignalsConfig:
 
 def gives(config: TeacherConfig, backend: str, can: frozenset[str]) -> frozenset[str]:
     """The signals that a column of this block holds. Raises InputError for one that the backend cannot give."""
-    asked = config.stores().names
+    asked = config.signals_config().names
     if not asked <= can:
         raise InputError(f"backend `{backend}` cannot give {quoted(asked - can)}; it gives {quoted(can)}")
     return asked | {"response"}

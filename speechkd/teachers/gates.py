@@ -93,7 +93,7 @@ class Measures(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class ReferenceFacts:
     """What answers are measured against."""
 
     fields: Sequence[str]
@@ -106,22 +106,22 @@ class Ground:
     """whether the language of answers is told, which takes a model of 5 MB"""
 
 
-def measure(ground: Ground, text: str, metadata: Metadata, asked: str | None) -> Measures:
+def measure(facts: ReferenceFacts, text: str, metadata: Metadata, asked: str | None) -> Measures:
     """Measure one answer. `asked`: the field that the question is about, None for an open one."""
     answer = answer_of(text)
     words = normalised(answer)
-    fields = [asked] if asked is not None else [name for name in ground.fields if name in metadata]
-    said = set() if asked is not None else _free_words(ground, metadata)  # an answer to one field's question quotes nothing
+    fields = [asked] if asked is not None else [name for name in facts.fields if name in metadata]
+    said = set() if asked is not None else _free_words(facts, metadata)  # an answer to one field's question quotes nothing
     shares = [share for name in fields if name in metadata and not math.isnan(share := _covered(metadata[name], words))]
     return Measures(
         coverage=sum(shares) / len(shares) if shares else math.nan,
-        contradictions=sum(_contradicts(ground.classes.get(name), metadata[name], words, said) for name in fields if name in metadata),
+        contradictions=sum(_contradicts(facts.classes.get(name), metadata[name], words, said) for name in fields if name in metadata),
         refusal=bool(_REFUSAL.search(answer.lower().replace("’", "'"))),
         repetition=repetition(words),
         words=len(words),
-        language=language_of(answer) if ground.languages else "",
+        language=language_of(answer) if facts.languages else "",
         trace=_is_trace(text),
-        wer=_wer(ground.asr, metadata),
+        wer=_wer(facts.asr, metadata),
     )
 
 
@@ -138,9 +138,9 @@ def _covered(value: Scalar, words: Sequence[str]) -> float:
     return sum(word in present for word in wanted) / len(wanted) if wanted else math.nan
 
 
-def _free_words(ground: Ground, metadata: Metadata) -> set[str]:
+def _free_words(facts: ReferenceFacts, metadata: Metadata) -> set[str]:
     """Words of the texts that the teacher read, such as a transcript: an answer that quotes them claims nothing of the clip."""
-    texts = [metadata[name] for name in ground.fields if name not in ground.classes and isinstance(metadata.get(name), str)]
+    texts = [metadata[name] for name in facts.fields if name not in facts.classes and isinstance(metadata.get(name), str)]
     return {word for text in texts for word in normalised(str(text))}
 
 

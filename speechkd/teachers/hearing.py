@@ -1,6 +1,6 @@
 """Teachers that hear: the clip is given inline, the answer is greedy, and known answers are scored behind the clip.
 
-What hears is an `Ears`: a speech LLM of transformers (`hf_audio`) or an exported student (`snapshot`). The question stands in the recipe's
+An `AudioModel` is a speech LLM of transformers (`hf_audio`) or an exported student (`snapshot`). The question stands in the recipe's
 template and the model's own chat template; audio positions stand where another teacher reads metadata and where the student hears.
 """
 
@@ -21,10 +21,10 @@ from speechkd.models.prompt import Prompt, StudentPrompt, disagreement
 from speechkd.teachers.base import Answer, Clip, Request, batches
 from speechkd.teachers.hf_local import LocalConfig
 from speechkd.teachers.prompts import hears
-from speechkd.teachers.scoring import Forced, Scorer, embedded
+from speechkd.teachers.scoring import ScoredResponse, Scorer, embedded
 
 
-class Ears(Protocol):
+class AudioModel(Protocol):
     """A model that hears."""
 
     lm: Any
@@ -43,7 +43,7 @@ class Ears(Protocol):
     def hear(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
         """[Q, E] of each clip: what the language model is given there."""
 
-    def attuned(self, audio_BS: Tensor) -> AbstractContextManager[None]:
+    def lora_scope(self, audio_BS: Tensor) -> AbstractContextManager[None]:
         """The state in which the language model reads a batch with audio at these positions."""
 
 
@@ -52,17 +52,17 @@ class HearingTeacher:
 
     SIGNALS = frozenset({"response", "topk", "sampled", "hidden", "attention"})
 
-    def __init__(self, config: LocalConfig, prompt: Prompt, ears: Ears) -> None:
+    def __init__(self, config: LocalConfig, prompt: Prompt, audio_model: AudioModel) -> None:
         """`prompt`: the student's. Raises InputError where the two tokenizers have one id for two tokens."""
-        self.config, self.prompt, self.ears = config, prompt, ears
-        own = ears.prompt.tokenizer
+        self.config, self.prompt, self.audio_model = config, prompt, audio_model
+        own = audio_model.prompt.tokenizer
         number = disagreement(prompt.tokenizer, own)
         if number is not None:
             mine, other = (tokenizer.convert_ids_to_tokens(number) for tokenizer in (prompt.tokenizer, own))
             raise InputError(
                 f"teacher `{config.model}` has `{other}` at id {number}, the student has `{mine}`: its answers cannot be stored"
             )
-        if ears.prompt.end_of_turn != prompt.end_of_turn:
+        if audio_model.prompt.end_of_turn != prompt.end_of_turn:
             raise InputError(f"teacher `{config.model}` ends a turn with another token than the student (teachers: model)")
         self._known = frozenset(prompt.tokenizer.get_vocab().values())
 
@@ -75,9 +75,10 @@ class HearingTeacher:
         answers: dict[int, Answer] = {}
         lengths = [self._length(request) + self.config.max_new_tokens for request in requests]
         for index, request in enumerate(requests):
-            if _clip(request).samples > self.ears.window:
+            if _clip(request).samples > self.audio_model.window:
                 heard = (
-                    f"the clip has {_clip(request).samples / SAMPLE_RATE:.1f} s, this teacher hears {self.ears.window / SAMPLE_RATE:.1f} s"
+                    f"the clip has {_clip(request).samples / SAMPLE_RATE:.1f} s, "
+                    f"this teacher hears {self.audio_model.window / SAMPLE_RATE:.1f} s"
                 )
                 answers[index] = Answer("", [], 0, "error", heard)
         order = sorted(set(range(len(requests))) - answers.keys(), key=lambda i: (requests[i].turn, lengths[i], requests[i].key))
@@ -92,7 +93,7 @@ class HearingTeacher:
         ended = stop in tokens
         kept = tokens[: tokens.index(stop) + 1] if ended else tokens
         if strange := [token for token in kept if token not in self._known]:
-            said = self.ears.prompt.tokenizer.convert_ids_to_tokens(strange[0])
+            said = self.audio_model.prompt.tokenizer.convert_ids_to_tokens(strange[0])
             return Answer("", [], prompt_tokens, "error", f"the answer has a token that the student lacks: {said}")
         return Answer(self.prompt.decode(kept), kept, prompt_tokens, "eos" if ended else "length")
 
@@ -113,9 +114,9 @@ class HearingTeacher:
                 out[index] = signals
         return out
 
-    def _check_span(self, item: Forced) -> None:
+    def _check_span(self, item: ScoredResponse) -> None:
         """The ids that the teacher is given must be the stored answer in its own eyes too."""
-        own, student = (prompt.decode(item.response) for prompt in (self.ears.prompt, self.prompt))
+        own, student = (prompt.decode(item.response) for prompt in (self.audio_model.prompt, self.prompt))
         if own != student:
             raise InputError(
                 f"the answer of `{item.name}` is `{student[:60]}` to the student and `{own[:60]}` to teacher `{self.config.model}`"
@@ -123,26 +124,26 @@ class HearingTeacher:
 
     @cached_property
     def _scorer(self) -> Scorer:
-        return Scorer(self.ears.lm, self.config.signals, self.ears.attuned)
+        return Scorer(self.audio_model.lm, self.config.signals, self.audio_model.lora_scope)
 
     def _length(self, request: Request) -> int:
         """Positions of a prompt, audio included."""
-        around = self.ears.around(request.question)
-        return len(around.before) + self.ears.positions(_clip(request).samples) + len(around.after)
+        around = self.audio_model.around(request.question)
+        return len(around.before) + self.audio_model.positions(_clip(request).samples) + len(around.after)
 
-    def _forced(self, requests: Sequence[Request], responses: Sequence[list[int]]) -> list[Forced]:
+    def _forced(self, requests: Sequence[Request], responses: Sequence[list[int]]) -> list[ScoredResponse]:
         with torch.inference_mode():
-            heard = self.ears.hear([_clip(request).load() for request in requests])
+            heard = self.audio_model.hear([_clip(request).load() for request in requests])
         out = []
         for request, audio_QE, response in zip(requests, heard, responses, strict=True):
-            around = self.ears.around(request.question)
-            assert len(audio_QE) == self.ears.positions(_clip(request).samples), "as many audio positions as the clip's length says"
+            around = self.audio_model.around(request.question)
+            assert len(audio_QE) == self.audio_model.positions(_clip(request).samples), "as many audio positions as the clip's length says"
             prompt = [*around.before, *[0] * len(audio_QE), *around.after]
-            out.append(Forced(prompt, response, f"{request.key}.{request.turn}", audio_QE, len(around.before)))
+            out.append(ScoredResponse(prompt, response, f"{request.key}.{request.turn}", audio_QE, len(around.before)))
         return out
 
     @torch.inference_mode()
-    def _generate(self, batch: Sequence[Forced]) -> list[list[int]]:
+    def _generate(self, batch: Sequence[ScoredResponse]) -> list[list[int]]:
         longest, stop = max(len(item.prompt) for item in batch), self.prompt.end_of_turn
         ids_BS = torch.full((len(batch), longest), stop)
         mask_BS = torch.zeros_like(ids_BS)
@@ -150,9 +151,9 @@ class HearingTeacher:
         for row, (item, start) in enumerate(zip(batch, starts, strict=True)):
             ids_BS[row, start:] = torch.tensor(item.prompt)
             mask_BS[row, start:] = 1
-        lm = self.ears.lm
+        lm = self.audio_model.lm
         embeds_BSE, audio_BS = embedded(lm, ids_BS.to(lm.device), batch, starts)
-        with self.ears.attuned(audio_BS):
+        with self.audio_model.lora_scope(audio_BS):
             out_BN = lm.generate(
                 inputs_embeds=embeds_BSE,
                 attention_mask=mask_BS.to(lm.device),

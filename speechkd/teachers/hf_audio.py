@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.models.encoder import SAMPLE_RATE
-from speechkd.models.model_folder import resolve
+from speechkd.models.model_folder import local_folder
 from speechkd.models.pretrained import load_speech_llm
 from speechkd.models.prompt import Prompt, StudentPrompt
 from speechkd.teachers.hearing import HearingTeacher
@@ -38,7 +38,7 @@ class SpeechLlmEars:
         from transformers import AutoProcessor
 
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(str(resolve(config.model)), trust_remote_code=False)
+            self._processor: Any = AutoProcessor.from_pretrained(str(local_folder(config.model)), trust_remote_code=False)
             features, tokenizer = self._processor.feature_extractor, self._processor.tokenizer
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"no processor of a speech LLM at `{config.model}`: {str(error).splitlines()[0][:120]}") from None
@@ -89,7 +89,7 @@ class SpeechLlmEars:
         audio_BQE = model.multi_modal_projector(states_BQD)
         return [audio_QE[:count] for audio_QE, count in zip(audio_BQE, positions_B.tolist(), strict=True)]
 
-    def attuned(self, audio_BS: Tensor) -> AbstractContextManager[None]:
+    def lora_scope(self, audio_BS: Tensor) -> AbstractContextManager[None]:
         """It has one state."""
         return nullcontext()
 

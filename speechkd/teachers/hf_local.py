@@ -10,7 +10,7 @@ from pydantic import Field
 
 from speechkd.core.errors import InputError
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.model_folder import fingerprint, read_config, resolve
+from speechkd.models.model_folder import fingerprint, local_folder, read_config
 from speechkd.models.pretrained import load_causal_lm
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request, ScoringConfig, batches
@@ -46,12 +46,12 @@ class LoadedConfig(LocalConfig):
 
     def output_width(self) -> int:
         """Width of the model's output, from its configuration alone."""
-        width: int = read_config(resolve(self.model, weights=False)).get_text_config().vocab_size
+        width: int = read_config(local_folder(self.model, weights=False)).get_text_config().vocab_size
         return width
 
     def state_width(self) -> int:
         """Width of the model's states, from its configuration alone."""
-        width: int = read_config(resolve(self.model, weights=False)).get_text_config().hidden_size
+        width: int = read_config(local_folder(self.model, weights=False)).get_text_config().hidden_size
         return width
 
 
@@ -105,7 +105,7 @@ class HfLocalTeacher:
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
         """Teacher-force the answers behind their prompts; batches by length, which is known here, so that hardly anything is padding."""
-        from speechkd.teachers.scoring import Forced
+        from speechkd.teachers.scoring import ScoredResponse
 
         prompts = self._prompts(requests)
         lengths = [len(prompt) + len(answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -113,7 +113,7 @@ class HfLocalTeacher:
         order = sorted(whole, key=lambda i: (lengths[i], requests[i].key, requests[i].turn))
         out: list[Mapping[str, Tensor]] = [{} for _ in requests]
         for batch in self._batches(order, lengths):
-            forced = [Forced(prompts[i], answers[i].tokens, f"{requests[i].key}.{requests[i].turn}") for i in batch]
+            forced = [ScoredResponse(prompts[i], answers[i].tokens, f"{requests[i].key}.{requests[i].turn}") for i in batch]
             for index, signals in zip(batch, self._scorer.score(forced), strict=True):
                 out[index] = signals
         return out

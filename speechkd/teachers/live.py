@@ -24,7 +24,7 @@ from speechkd.models.student import Student, hear, place_audio
 
 
 @dataclass(slots=True, kw_only=True)
-class Seen:
+class ModelOutputs:
     """What one model showed of a micro-batch: its states, and where in them the rows of losses stand."""
 
     llm: LanguageModel
@@ -59,7 +59,7 @@ class Seen:
         return picked_TE.new_zeros(rows, picked_TE.shape[1]).index_copy(0, self.to_T, picked_TE)
 
 
-class Reader(nn.Module):
+class TextTeacher(nn.Module):
     """A text LLM on the view that was collated for it: the student's own (`own` is None, LoRA off), or another."""
 
     def __init__(self, name: str, own: nn.Module | None) -> None:
@@ -68,17 +68,17 @@ class Reader(nn.Module):
         self.own = None if own is None else LanguageModel(own)
 
     @torch.no_grad()
-    def look(self, student: Student, batch: Batch, states_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> Seen:
+    def look(self, student: Student, batch: Batch, states_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> ModelOutputs:
         """One pass."""
         llm = student.llm if self.own is None else self.own
         view: View = batch.views[self.name]
         with llm.switch.set(off=True):
             states = llm.states(llm.embed(view.ids_BS), view.mask_BS, every_layer)
         flat = tuple(s.flatten(0, 1) for s in states)
-        return Seen(llm=llm, states=flat, predict_T=predicting_positions(view.response_T), to_T=view.to_T, audio_A=None)
+        return ModelOutputs(llm=llm, states=flat, predict_T=predicting_positions(view.response_T), to_T=view.to_T, audio_A=None)
 
 
-class Hearer(nn.Module):
+class AudioTeacher(nn.Module):
     """A mix and projector of its own on the student's encoder states, before the student's LLM (LoRA off) or another."""
 
     def __init__(self, mix: nn.Module, projector: nn.Module, own: nn.Module | None) -> None:
@@ -86,18 +86,18 @@ class Hearer(nn.Module):
         self.mix, self.projector = mix.requires_grad_(False), projector.requires_grad_(False)
         self.own = None if own is None else LanguageModel(own)
 
-    def train(self, mode: bool = True) -> Hearer:
+    def train(self, mode: bool = True) -> AudioTeacher:
         """Stays in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
-    def look(self, student: Student, batch: Batch, states_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> Seen:
+    def look(self, student: Student, batch: Batch, states_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> ModelOutputs:
         """One pass over the student's own rows."""
         llm = student.llm if self.own is None else self.own
         audio_CQE = hear(self.mix, self.projector, states_LCFD, batch).audio_CQD
         with llm.switch.set(off=True), _recorded(llm, attention) as record:
             states = llm.states(place_audio(llm.embed(batch.ids_BS), batch, audio_CQE), batch.mask_BS, every_layer)
-        return Seen(
+        return ModelOutputs(
             llm=llm,
             states=tuple(s.flatten(0, 1) for s in states),
             predict_T=predicting_positions(batch.response_T),
@@ -147,17 +147,17 @@ def audio_attention(weights_BHSS: Tensor, batch: Batch, shape: Sequence[int]) ->
     return to_BS.new_zeros(C * Q).index_copy(0, batch.audio_from_A, to_BS.flatten()[batch.audio_to_A]).view(C, Q)
 
 
-LiveTeacher = Reader | Hearer
+LiveTeacher = TextTeacher | AudioTeacher
 
 
 def build_live(
-    name: str, config: Any, student: Student, load_llm: Callable[[str], nn.Module], load_speech: Callable[[str], Hearer]
+    name: str, config: Any, student: Student, load_llm: Callable[[str], nn.Module], load_speech: Callable[[str], AudioTeacher]
 ) -> LiveTeacher:
     """The live teacher of a recipe's block. The student is as it will be at step 0; `load_...` come from the engine, which partitions."""
     if config.kind == "self":
-        return Reader(name, None)
+        return TextTeacher(name, None)
     if config.kind == "text_llm":
-        return Reader(name, load_llm(config.model))
+        return TextTeacher(name, load_llm(config.model))
     if config.kind == "snapshot":
-        return Hearer(copy.deepcopy(student.mix), copy.deepcopy(student.projector), None)
+        return AudioTeacher(copy.deepcopy(student.mix), copy.deepcopy(student.projector), None)
     return load_speech(config.model)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from speechkd.core.config import Config
 from speechkd.core.errors import unknown_name
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, LossConfig
-from speechkd.losses.base import LayerConfig, place, teacher_of
+from speechkd.losses.base import LayerConfig, positions_of, teacher_of
 from speechkd.models.prompt import Reading
 
 
@@ -109,7 +109,7 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
             f"loss `{name}` weighs by attention, which live teacher `{teacher}` ({kind}) cannot show: set `attention: false`, or "
             "`attention: stored` where a column has it"
         )
-    if (place(config) == "audio" or isinstance(part, ClipLoss)) and "projected" not in SHOWS[kind]:
+    if (positions_of(config) == "audio" or isinstance(part, ClipLoss)) and "projected" not in SHOWS[kind]:
         raise ValueError(
             f"loss `{name}` looks at audio, which live teacher `{teacher}` ({kind}) does not hear; kinds that do: snapshot, speech"
         )
@@ -117,7 +117,7 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
 
 def _response_rows(name: str, config: LossConfig) -> None:
     """Raises ValueError for a loss at audio rows whose tokens or stored signals stand at response rows."""
-    if place(config) == "audio" and isinstance(LOSSES.get(config.kind), (HeadLoss, LayerLoss)):
+    if positions_of(config) == "audio" and isinstance(LOSSES.get(config.kind), (HeadLoss, LayerLoss)):
         what = "the response's tokens" if "response" in LOSSES.get(config.kind).NEED.signals else "signals stored with the example"
         raise ValueError(f"loss `{name}` cannot be at audio positions: {what} stand at response positions (losses.{name}.at)")
 

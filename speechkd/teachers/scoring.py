@@ -26,7 +26,7 @@ Stored = dict[str, Tensor]
 """Signal -> encoded tensor of one example"""
 
 
-class Forced(NamedTuple):
+class ScoredResponse(NamedTuple):
     """One response to score."""
 
     prompt: list[int]
@@ -39,7 +39,7 @@ class Forced(NamedTuple):
     """place of the first audio position in `prompt`, which has any id at audio positions"""
 
 
-Attuned = Callable[[Tensor], AbstractContextManager[None]]
+LoraScope = Callable[[Tensor], AbstractContextManager[None]]
 """Of where audio stands, boolean [B, S]: the state in which a model reads such a batch (LoRA at audio positions only)"""
 
 
@@ -48,7 +48,7 @@ def everywhere(audio_BS: Tensor) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def embedded(model: Any, ids_BS: Tensor, batch: Sequence[Forced], starts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def embedded(model: Any, ids_BS: Tensor, batch: Sequence[ScoredResponse], starts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Input embeddings [B, S, E] of rows whose prompts begin at `starts`, audio in its place; where that is, boolean [B, S]."""
     embeds_BSE: Tensor = model.get_input_embeddings()(ids_BS)
     audio_BS = torch.zeros(ids_BS.shape, dtype=torch.bool, device=embeds_BSE.device)
@@ -63,9 +63,9 @@ def embedded(model: Any, ids_BS: Tensor, batch: Sequence[Forced], starts: Sequen
 class Scorer:
     """Signals of a causal LM of transformers on given responses."""
 
-    def __init__(self, model: Any, signals: SignalsConfig, attuned: Attuned = everywhere) -> None:
+    def __init__(self, model: Any, signals: SignalsConfig, lora_scope: LoraScope = everywhere) -> None:
         """Raises InputError for layers that the model does not have, and for a model whose logits are not its head on its last states."""
-        self.model, self.signals, self._attuned = model.eval(), signals, attuned
+        self.model, self.signals, self._lora_scope = model.eval(), signals, lora_scope
         if signals.attention is not None:
             model.set_attn_implementation("eager")  # the others give no attention weights
         config = model.config.get_text_config()
@@ -88,7 +88,7 @@ class Scorer:
             raise InputError(f"logits of a {type(self.model).__name__} are not its head on its last states: it cannot be scored")
 
     @torch.inference_mode()
-    def score(self, batch: Sequence[Forced]) -> list[Stored]:
+    def score(self, batch: Sequence[ScoredResponse]) -> list[Stored]:
         """The signals of one batch, in order."""
         rows, longest = [len(item.response) for item in batch], max(len(item.prompt) + len(item.response) for item in batch)
         ids = np.zeros((len(batch), longest), dtype=np.int64)
@@ -106,7 +106,7 @@ class Scorer:
             hidden_BSE = self._blocks({"input_ids": ids_BS, "attention_mask": mask_BS}, kept)
         else:
             embeds_BSE, audio_BS = embedded(self.model, ids_BS, batch, [0] * len(batch))
-            with self._attuned(audio_BS):
+            with self._lora_scope(audio_BS):
                 hidden_BSE = self._blocks({"inputs_embeds": embeds_BSE, "attention_mask": mask_BS}, kept)
         predict_T = torch.from_numpy(np.concatenate(predict))
         out: dict[str, Sequence[Tensor]] = {}
@@ -131,7 +131,7 @@ class Scorer:
         """float32 logits [C, V], soft-capped as the model's own."""
         return soft_cap(self.model.get_output_embeddings()(hidden_CE).float(), self._softcap)
 
-    def _distributions(self, hidden_TE: Tensor, batch: Sequence[Forced], rows: Sequence[int]) -> dict[str, Sequence[Tensor]]:
+    def _distributions(self, hidden_TE: Tensor, batch: Sequence[ScoredResponse], rows: Sequence[int]) -> dict[str, Sequence[Tensor]]:
         topk, sampled = self.signals.topk, self.signals.sampled
         uniform_TN = _uniform(sampled, batch) if sampled is not None else None
         tops: list[tuple[Tensor, ...]] = []
@@ -175,7 +175,7 @@ def draw(logits_CV: Tensor, how: SampledStore, uniform_CN: Tensor) -> tuple[Tens
     return ids_CN, (logp_CV.gather(1, ids_CN) - logq_CV.gather(1, ids_CN)).exp()
 
 
-def _uniform(how: SampledStore, batch: Sequence[Forced]) -> Tensor:
+def _uniform(how: SampledStore, batch: Sequence[ScoredResponse]) -> Tensor:
     """float64 [T, N] in [0, 1): of each example its own, whatever else is in the batch."""
     parts = [
         np.random.Generator(np.random.Philox(key=derive(0, "draws", item.name))).random((len(item.response), how.draws)) for item in batch
@@ -192,7 +192,7 @@ def _hidden(how: HiddenStore, kept: dict[int, Tensor], predict_T: Tensor) -> Ten
     return states_TLE
 
 
-def _attention(how: AttentionStore, weights_BHSS: Tensor, batch: Sequence[Forced]) -> list[Tensor]:
+def _attention(how: AttentionStore, weights_BHSS: Tensor, batch: Sequence[ScoredResponse]) -> list[Tensor]:
     """[Q] of each example: how much its response attends to each audio position, mean over heads and response tokens (arXiv 2602.01547).
 
     Rows are the response tokens' own positions, as `teachers.live.audio_attention` has them.

@@ -12,7 +12,7 @@ from speechkd.core.files import sha256_file
 from speechkd.models.architectures import meta_encoder
 from speechkd.models.encoder_families import SAMPLE_RATE, hearing
 from speechkd.models.exported import MANIFEST, llm_of, load_student, projector_config, read_manifest
-from speechkd.models.model_folder import read_config, resolve
+from speechkd.models.model_folder import local_folder, read_config
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, StudentPrompt
 from speechkd.teachers.hearing import HearingTeacher
@@ -56,7 +56,7 @@ class SnapshotTeacherConfig(LocalConfig):
 
     def _llm(self) -> Any:
         folder = Path(self.model)
-        return read_config(resolve(llm_of(folder, read_manifest(folder)), weights=False)).get_text_config()
+        return read_config(local_folder(llm_of(folder, read_manifest(folder)), weights=False)).get_text_config()
 
 
 class StudentEars:
@@ -89,7 +89,7 @@ class StudentEars:
         audio_CQD = student.hear(student.encoder(batch.features_BMT, batch.clips.frames_C), batch).audio_CQD
         return [audio_QD[valid_Q] for audio_QD, valid_Q in zip(audio_CQD, batch.clips.mask_CQ, strict=True)]
 
-    def attuned(self, audio_BS: Tensor) -> AbstractContextManager[None]:
+    def lora_scope(self, audio_BS: Tensor) -> AbstractContextManager[None]:
         """LoRA where the student has it: everywhere, or at audio positions only."""
         lora = self._whole.student.lora
         return self._whole.student.llm.switch.set(positions_BS=None if lora is None or lora.scope == "all" else audio_BS)

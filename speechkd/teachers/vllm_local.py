@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from speechkd.core.errors import InputError
 from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.model_folder import resolve
+from speechkd.models.model_folder import local_folder
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request, untempered
 from speechkd.teachers.hf_local import ReaderConfig
@@ -65,7 +65,7 @@ class VllmTeacher:
             raise InputError(f"teacher `{config.model}` has another tokenizer than the student (teachers: model)")
         top = config.signals.topk
         self._engine: Any = vllm.LLM(
-            model=str(resolve(config.model)),
+            model=str(local_folder(config.model)),
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel,
             gpu_memory_utilization=config.memory,

@@ -15,8 +15,8 @@ from speechkd.losses.base import LayerConfig, teacher_of
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.student import Student
-from speechkd.teachers.live import LiveTeacher, Reader, Seen
-from speechkd.train.evidence import Evidence, Weights, count
+from speechkd.teachers.live import LiveTeacher, ModelOutputs, TextTeacher
+from speechkd.train.evidence import LossInputs, Weights, count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Distiller(nn.Module):
         self.parts = nn.ModuleDict()
         kinds = {name: LOSSES.get(config.kind) for name, config in self.losses.items()}
         for name, config in self.losses.items():
-            self.register_buffer(f"_allowed_{name}", torch.tensor([not config.roles or s in config.roles for s in self.streams]), False)
+            self.register_buffer(f"_allowed_{name}", torch.tensor([not config.streams or s in config.streams for s in self.streams]), False)
             loss = kinds[name]
             if isinstance(loss, LayerLoss):
                 assert isinstance(config, LayerConfig)
@@ -95,7 +95,7 @@ class Distiller(nn.Module):
             name: cast(LiveTeacher, teacher).look(self.student, batch, encoded, name in self._every_layer, name in self._attention)
             for name, teacher in self.teachers.items()
         }
-        evidence = Evidence(
+        evidence = LossInputs(
             batch=batch,
             student=self._look(batch, encoded),
             teachers=seen,
@@ -107,10 +107,10 @@ class Distiller(nn.Module):
         self._inside_heads(evidence, evidence.models(), {}, out)
         return out
 
-    def _look(self, batch: Batch, encoded: tuple[Tensor, ...]) -> Seen:
+    def _look(self, batch: Batch, encoded: tuple[Tensor, ...]) -> ModelOutputs:
         heard = self.student.hear(encoded, batch)
         states = self.student.states(batch, heard.audio_CQD, bool(self._every_layer))
-        return Seen(
+        return ModelOutputs(
             llm=self.student.llm,
             states=tuple(s.flatten(0, 1) for s in states),
             predict_T=predicting_positions(batch.response_T),
@@ -120,7 +120,7 @@ class Distiller(nn.Module):
             gate_CK=heard.gate_CK,
         )
 
-    def _inside_heads(self, evidence: Evidence, models: list[LanguageModel], weights: Weights, out: dict[str, LossOut]) -> None:
+    def _inside_heads(self, evidence: LossInputs, models: list[LanguageModel], weights: Weights, out: dict[str, LossOut]) -> None:
         """All losses into `out`, with every model's head whole: one model's head inside the other's.
 
         Nothing goes in or out as the head's own argument or result: its backward would gather a weight that no loss wants any more.
@@ -147,4 +147,4 @@ class Distiller(nn.Module):
 
     def views(self) -> list[str]:
         """Names of the live teachers that read a view of their own."""
-        return [name for name, teacher in self.teachers.items() if isinstance(teacher, Reader)]
+        return [name for name, teacher in self.teachers.items() if isinstance(teacher, TextTeacher)]

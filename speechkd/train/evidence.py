@@ -15,10 +15,10 @@ from speechkd.core.types import Batch, LossOut
 from speechkd.kernels.chunks import rows_per_chunk
 from speechkd.kernels.logits import head_logits
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, Loss, LossConfig, Supervision
-from speechkd.losses.base import ClipFacts, Clips, Layers, given, place, teacher_of
+from speechkd.losses.base import ClipFacts, Clips, Layers, given, positions_of, teacher_of
 from speechkd.losses.positions import predicted_tokens, predicting_positions
 from speechkd.models.language_model import LanguageModel
-from speechkd.teachers.live import Seen
+from speechkd.teachers.live import ModelOutputs
 
 _STORED = {f.name for f in dataclass_fields(Supervision)}
 Weights = Mapping[int, Tensor]
@@ -27,10 +27,10 @@ Weights = Mapping[int, Tensor]
 
 def rows_mask(batch: Batch, config: LossConfig, allowed_S: Tensor) -> Tensor:
     """Boolean; the rows of a loss on positions that count: of its roles, at its place."""
-    if place(config) == "audio":
-        return allowed_S[batch.role_A]
-    mask_T = batch.mask_T & allowed_S[batch.role_T]
-    return mask_T & batch.first_T if place(config) == "prompt_end" else mask_T
+    if positions_of(config) == "audio":
+        return allowed_S[batch.stream_A]
+    mask_T = batch.mask_T & allowed_S[batch.stream_T]
+    return mask_T & batch.first_T if positions_of(config) == "prompt_end" else mask_T
 
 
 def clip_facts(batch: Batch, config: LossConfig, allowed_S: Tensor) -> ClipFacts:
@@ -39,7 +39,7 @@ def clip_facts(batch: Batch, config: LossConfig, allowed_S: Tensor) -> ClipFacts
     assert isinstance(part, ClipLoss)
     clips = batch.clips
     facts = ClipFacts(
-        keep_C=clips.mask_CQ.any(1) & allowed_S[clips.role_C],
+        keep_C=clips.mask_CQ.any(1) & allowed_S[clips.stream_C],
         mask_CQ=clips.mask_CQ,
         language_C=clips.language_C,
         words_mask_CN=clips.words_mask_CN,
@@ -55,12 +55,12 @@ def count(batch: Batch, config: LossConfig, allowed_S: Tensor) -> Tensor:
 
 
 @dataclass(slots=True, kw_only=True)
-class Evidence:
+class LossInputs:
     """One micro-batch: the batch, what the student showed, what each live teacher showed."""
 
     batch: Batch
-    student: Seen
-    teachers: Mapping[str, Seen]
+    student: ModelOutputs
+    teachers: Mapping[str, ModelOutputs]
     shared: Mapping[str, Tensor | None]
     """by live teacher: the ids that its vocabulary shares with the student's; None where they are one vocabulary"""
     words_CND: Tensor | None
@@ -83,7 +83,7 @@ class Evidence:
             facts = replace(clip_facts(self.batch, config, allowed_S), words_CND=self.words_CND)
             return loss.loss(self._clips(self.student), self._taught_clips(teacher, config), facts, config)
         mask_T = rows_mask(self.batch, config, allowed_S)
-        rows, at = len(mask_T), "audio" if place(config) == "audio" else "response"
+        rows, at = len(mask_T), "audio" if positions_of(config) == "audio" else "response"
         if isinstance(loss, LayerLoss):
             ours, numbers = self._layers(self.student, [i for i, _ in pairs], config, at, rows, weights), [g for _, g in pairs]
             theirs = self._stored(numbers) if teacher is None else self._layers(teacher, numbers, config, at, rows, weights)
@@ -95,7 +95,7 @@ class Evidence:
         llm = self.student.llm
         return loss.loss(self.student.final(at, rows), weights[id(llm)], supervision, config, llm.softcap)
 
-    def _supervision(self, config: LossConfig, teacher: Seen | None, at: str, mask_T: Tensor, weights: Weights) -> Supervision:
+    def _supervision(self, config: LossConfig, teacher: ModelOutputs | None, at: str, mask_T: Tensor, weights: Weights) -> Supervision:
         batch, fields = self.batch, dict[str, Any]()
         if at == "response":
             fields["targets_T"] = predicted_tokens(batch.ids_BS, predicting_positions(batch.response_T))
@@ -119,7 +119,7 @@ class Evidence:
             return batch.audio_from_A // batch.clips.mask_CQ.shape[1]
         return batch.response_T // batch.ids_BS.shape[1]
 
-    def _layers(self, seen: Seen, numbers: Sequence[int], config: LossConfig, at: str, rows: int, weights: Weights) -> Layers:
+    def _layers(self, seen: ModelOutputs, numbers: Sequence[int], config: LossConfig, at: str, rows: int, weights: Weights) -> Layers:
         states = [seen.layer(number, at, rows) for number in numbers]
         lens: Sequence[Tensor] = ()
         if config.lens:  # type: ignore[attr-defined]  # every LayerConfig has it
@@ -135,11 +135,11 @@ class Evidence:
         return Layers(states=states, owner_T=self._owner("response"))
 
     @staticmethod
-    def _clips(seen: Seen) -> Clips:
+    def _clips(seen: ModelOutputs) -> Clips:
         assert seen.audio_CQE is not None
         return Clips(projected_CQD=seen.audio_CQE, attention_CQ=seen.attention_CQ, gate_CK=seen.gate_CK)
 
-    def _taught_clips(self, teacher: Seen | None, config: LossConfig) -> Clips | None:
+    def _taught_clips(self, teacher: ModelOutputs | None, config: LossConfig) -> Clips | None:
         if teacher is None:
             return None
         clips = self._clips(teacher)

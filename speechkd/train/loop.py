@@ -21,7 +21,7 @@ from speechkd.train.config import TrainConfig
 from speechkd.train.distiller import Distiller
 from speechkd.train.optim import OptimConfig, learning_rate
 from speechkd.train.preempt import PreemptionFlag
-from speechkd.train.schedule import Fed
+from speechkd.train.schedule import StepBatches
 from speechkd.train.watchdog import Watchdog
 
 TOPK_MASS = "teacher/topk_mass"
@@ -57,7 +57,7 @@ class Loop:
     preemption: PreemptionFlag
     watchdog: Watchdog
 
-    def run(self, fed: Iterator[Fed]) -> Outcome:
+    def run(self, fed: Iterator[StepBatches]) -> Outcome:
         """Train to the end or to a preemption, whichever comes first; saves in both cases."""
         meter = Meter(self._kinds(), self.device)
         for item in fed:

@@ -55,7 +55,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Fed:
+class StepBatches:
     """One global step's batches for this rank, and how long the loop waited for them (seconds)."""
 
     step: int
@@ -65,7 +65,7 @@ class Fed:
 
 def feed(
     schedule: Schedule, load: Callable[[Sequence[ExampleRef]], Batch], rank: int, world: int, start: int, depth: int, workers: int = 1
-) -> Iterator[Fed]:
+) -> Iterator[StepBatches]:
     """Steps from `start` to the end, planned, read and collated by `workers` threads that stay at most `depth` steps ahead.
 
     The order is the schedule's, whatever the threads do; `load` must be safe to call from several at once. An exception in one (a digest
@@ -77,6 +77,6 @@ def feed(
         for step in range(start, schedule.steps):
             began = monotonic()
             batches = [next(loaded) for _ in schedule.indices(step, rank, world)]
-            yield Fed(step, batches, monotonic() - began)
+            yield StepBatches(step, batches, monotonic() - began)
     finally:
         loaded.close()

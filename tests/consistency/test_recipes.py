@@ -11,7 +11,7 @@ from speechkd.core.config import read_yaml
 from speechkd.core.errors import InputError
 from speechkd.data.cards import load_card
 from speechkd.engine.ds_config import read_ds_config
-from speechkd.recipe import Recipe, load_recipe, resolve
+from speechkd.recipe import Recipe, load_recipe, recipe_data
 from tests.consistency.house import ROOT, document_commands, short
 from tests.e2e.variants import EVERY, OTHERS
 
@@ -58,9 +58,9 @@ def test_every_regime_of_a_recipe_is_whole(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=short)
 def test_every_objective_and_regime_is_trained_by_a_test(path: Path) -> None:
     """On two ranks (tests/e2e). Regimes that a file takes from the one that it extends are trained there."""
-    own, whole = read_yaml(path), resolve(path)
+    own, whole = read_yaml(path), recipe_data(path)
     changes = [shlex.split(change) for name, change in EVERY if name == path.name] or [[], *OTHERS[path.stem]]
-    runs = [resolve(path, change) for change in changes]
+    runs = [recipe_data(path, change) for change in changes]
     assert {*whole.get("objectives", {})} <= {run.get("objective", "") for run in runs}
     assert {*own.get("train", {}).get("regimes", {})} <= {run["train"]["regime"] for run in runs}
 

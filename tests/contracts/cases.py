@@ -36,11 +36,11 @@ def _block(kind: str) -> dict[str, Any]:
     block: dict[str, Any] = {"kind": kind, "weight": 1.0}
     if kind in TEACHER:
         block["teacher"] = TEACHER[kind]
-        block["roles"] = ["kd", "kd/text"]
+        block["streams"] = ["kd", "kd/text"]
     if kind == "contrastive":
         block["negative"] = "nothing"
     if kind in ("topk_kl", "sampled_kd"):
-        block["roles"] = ["kd", "kd/text"]
+        block["streams"] = ["kd", "kd/text"]
     return block
 
 
@@ -79,12 +79,12 @@ def _mixed() -> dict[str, Case]:
         "cka-plain": Case({"attn_cka": _block("attn_cka") | {"attention": False}}),
         "cka-stored": Case({"attn_cka": _block("attn_cka") | {"teacher": "snapshot", "attention": "stored"}}),
         "stored-layers": Case(
-            {"layer_wise": {"kind": "layer_wise", "representation": "linear", "map": [[1, 2], [2, 3]], "roles": ["kd", "kd/text"]}},
+            {"layer_wise": {"kind": "layer_wise", "representation": "linear", "map": [[1, 2], [2, 3]], "streams": ["kd", "kd/text"]}},
             stored=StoredStates(layers=(2, 3), depth=3, width=E),
         ),
         "bridges": Case({"layer_wise": _block("layer_wise") | {"representation": "linear"}}),
         "everything": Case(everything, lora=LORA),
-        "last-layer": Case(ce | {"snapshot": _block("acoustic_snapshot")}, mix="last"),
+        "last-layer": Case(ce | {"snapshot": _block("acoustic_snapshot")}, encoder_states="last"),
         "lora-projector": Case(ce, projector={"kind": "linear", "pool": 4}, lora=LORA | {"targets": ["q_proj", "linear"]}),
     }
 

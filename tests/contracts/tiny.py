@@ -15,12 +15,12 @@ from speechkd.losses import LOSSES
 from speechkd.losses.base import teacher_of
 from speechkd.models.architectures import encoder_from
 from speechkd.models.collate import Collator, Row
-from speechkd.models.encoder import LayerMix, Mixed
+from speechkd.models.encoder import EncoderStates, LayerMix
 from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
-from speechkd.teachers.live import Hearer, Reader, build_live
+from speechkd.teachers.live import AudioTeacher, Reader, build_live
 from speechkd.teachers.live_config import SelfConfig, SnapshotConfig
 from speechkd.train.distiller import Distiller, Method, StoredStates
 
@@ -71,7 +71,7 @@ class Case:
     losses: dict[str, dict[str, Any]]
     projector: dict[str, Any] = field(default_factory=lambda: {"kind": "mlp_stack", "stack": 5, "hidden": 12})
     lora: dict[str, Any] | None = None
-    mix: Mixed = "all"
+    encoder_states: EncoderStates = "weighted_sum"
     encoder: str = "whisper"
     stored: StoredStates | None = None
 
@@ -102,10 +102,10 @@ class Case:
 def student_of(case: Case) -> Student:
     config = PROJECTORS.get(case.projector["kind"]).Config.model_validate(case.projector)
     lora = LoraConfig.model_validate(case.lora) if case.lora else None
-    return Student(encoder(case.encoder), llm(), config, False, lora, case.mix)
+    return Student(encoder(case.encoder), llm(), config, False, lora, case.encoder_states)
 
 
-def live_of(name: str, case: Case, student: Student) -> Reader | Hearer:
+def live_of(name: str, case: Case, student: Student) -> Reader | AudioTeacher:
     """By name: `self`, `nothing` (self, unread), `snapshot`, `wider` (a text LLM of other depth, width and vocabulary), `hearing`."""
     if name in ("self", "nothing"):
         return build_live(name, SelfConfig(), student, llm, _never)
@@ -116,10 +116,10 @@ def live_of(name: str, case: Case, student: Student) -> Reader | Hearer:
     assert name == "hearing"
     config = PROJECTORS.get(case.projector["kind"]).Config.model_validate(case.projector)
     projector: Any = PROJECTORS.get(case.projector["kind"])(config, 16, E)
-    return Hearer(LayerMix(3), projector, llm(U, E, 3, "eager"))
+    return AudioTeacher(LayerMix(3), projector, llm(U, E, 3, "eager"))
 
 
-def _never(name: str) -> Hearer:
+def _never(name: str) -> AudioTeacher:
     raise AssertionError(name)
 
 
@@ -210,7 +210,7 @@ def rows(case: Case, seed: int, without: str) -> list[Row]:
                 response,
                 clip if heard else None,
                 signals=signals if stream != "ift" else {},
-                role=STREAMS.index(stream),
+                stream=STREAMS.index(stream),
                 language=index % 3 - 1,
                 words=ids(4),
                 reads={name: ids(5) for name in readers} if stream != "ift" else {},

@@ -36,7 +36,7 @@ mixtures = st.lists(
         shards=st.integers(1, 12),
         seed=st.integers(0, 99),
         passes=st.sampled_from([0.3, 0.5, 1.0, 1.0, 1.5, 2.0]),
-        role=st.sampled_from(["kd", "ift", "text"]),
+        stream=st.sampled_from(["kd", "ift", "text"]),
         sort=st.booleans(),
         text=st.booleans(),
     ),
@@ -46,7 +46,7 @@ mixtures = st.lists(
 
 
 def plans(micro_batches: Sequence[int], most_examples: int) -> st.SearchStrategy[Plan]:
-    """Plans over one to three sources in three roles."""
+    """Plans over one to three sources in three streams."""
     config = st.builds(
         PlanConfig,
         micro_batches=st.sampled_from(micro_batches),

@@ -78,10 +78,10 @@ def test_order_depends_on_seed_epoch_and_digest() -> None:
 
 
 def test_order_is_the_same_in_another_process_and_for_ever() -> None:
-    plan = Plan(CONFIG, [source(50, 5), source(20, 2, seed=1, passes=0.5, role="ift")], seed=7)
+    plan = Plan(CONFIG, [source(50, 5), source(20, 2, seed=1, passes=0.5, stream="ift")], seed=7)
     code = (
         "import json; from tests.data.test_plan import *; "
-        "print(json.dumps(Plan(CONFIG, [source(50, 5), source(20, 2, seed=1, passes=0.5, role='ift')], seed=7).step(9)))"
+        "print(json.dumps(Plan(CONFIG, [source(50, 5), source(20, 2, seed=1, passes=0.5, stream='ift')], seed=7).step(9)))"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
     assert json.loads(out) == json.loads(json.dumps(plan.step(9)))

@@ -11,10 +11,10 @@ from speechkd.cluster.local import run_ranks
 from speechkd.core.log import say
 from speechkd.engine.zero import close_distributed
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import open_prompt
-from speechkd.stages.method.check import check_method
+from speechkd.stages.assembly.preflight import check_method
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.inputs.sources import make_schedule, open_train_sources
 from speechkd.stages.run_folder import prepare_run
-from speechkd.stages.supply import make_schedule, open_supplies
 from speechkd.stages.teach import teach
 from speechkd.stages.worker import work
 from speechkd.tracking.journal import JOURNAL, metric_series
@@ -25,7 +25,7 @@ def train_several(recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         assert all(teach(recipe))
         check_method(recipe)
-        prepare_run(recipe.run_dir, recipe, make_schedule(recipe, open_supplies(recipe, open_prompt(recipe))).digest, "never")
+        prepare_run(recipe.run_dir, recipe, make_schedule(recipe, open_train_sources(recipe, open_prompt(recipe))).digest, "never")
     assert run_ranks([__file__, *(str(recipe.run_dir) for recipe in recipes)], 2) == 0
     for recipe in recipes:
         trained(recipe)

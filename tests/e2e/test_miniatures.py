@@ -67,7 +67,7 @@ def test_a_miniature_from_what_it_needs_to_its_table(workshop: Path, tmp_path: P
         "seeds": [1, 2],
         "needs": {"before": {"recipe": str(workshop / "recipe.yaml"), "set": [steps, *limits]}},
         "base": "before",
-        "set": ["student.start=NEEDS/before/export", "evaluation.tasks=[language, gender]", *limits],
+        "set": ["student.init_from=NEEDS/before/export", "evaluation.tasks=[language, gender]", *limits],
         "variants": {"few": [steps], "more": [steps.replace("3", "6")]},
         "expect": {"mean": [["more", "few"]]},
     }

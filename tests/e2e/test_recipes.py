@@ -11,8 +11,8 @@ import yaml
 from speechkd.core.files import read_json
 from speechkd.models import load_student
 from speechkd.recipe import load_recipe
-from speechkd.stages.inputs import open_prompt
-from speechkd.stages.supply import open_supplies
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.inputs.sources import open_train_sources
 from speechkd.stages.teach import teach
 from tests.e2e.conftest import ROOT, speechkd
 from tests.e2e.several import train_several, trained
@@ -75,14 +75,14 @@ def test_a_teacher_reads_what_the_start_wrote_about_the_clips(workshop: Path, ex
     snapshot = f"teachers.kd={{backend: snapshot, model: {exported}, max_new_tokens: 40}}"
     asked = ["prompt.tasks=false", "prompt.instructions=[Describe the audio.]"]
     (column,) = teach(load_recipe(workshop / "recipe.yaml", ["name=described", snapshot, *asked]))
-    assert column is not None and set(column.columns(["turn"])["turn"].to_pylist()) == {"open-0"}
+    assert column is not None and set(column.read_index(["turn"])["turn"].to_pylist()) == {"open-0"}
     path, changes = small(workshop, exported, "source_layer.yaml"), shlex.split(LAYER_AC.replace("EXPORT", str(exported)))
     reader = f"live.reader={{kind: text_llm, model: standins/llm, reads: {{form: column, column: {column.name}}}}}"
     recipe = load_recipe(path, [*changes, "name=reads-descriptions", reader])
-    (supply,) = open_supplies(recipe, open_prompt(recipe))
-    row = supply.source.row(0)
+    (train_source,) = open_train_sources(recipe, open_prompt(recipe))
+    row = train_source.plan_source.row(0)
     answers = {column.key_of(number): column.read(number).text for number in range(len(column.examples()))}
-    assert supply.words(row) == {column.name: answers[supply.reader.read(row, hear=False).key]}
+    assert train_source.words(row) == {column.name: answers[train_source.reader.read(row, hear=False).key]}
     train_several([recipe])
 
 

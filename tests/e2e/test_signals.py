@@ -15,9 +15,9 @@ from speechkd.core.files import read_json, write_json
 from speechkd.data.shards.index import open_shards
 from speechkd.data.storage.manifest import signed
 from speechkd.recipe import load_recipe
-from speechkd.stages.inputs import open_prompt
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.inputs.sources import open_train_sources
 from speechkd.stages.plan import plan
-from speechkd.stages.supply import open_supplies
 from speechkd.stages.teach import teach
 from speechkd.tracking.journal import JOURNAL, metric_series
 from tests.e2e.conftest import ROOT, speechkd
@@ -55,7 +55,7 @@ def refusal(folder: Path, *sets: str) -> str:
     """Why training would not start."""
     with pytest.raises(InputError) as refused:
         recipe = load_recipe(folder / "recipe.yaml", [*SIGNALS, *sets])
-        open_supplies(recipe, open_prompt(recipe))
+        open_train_sources(recipe, open_prompt(recipe))
     said = str(refused.value)
     assert "\n" not in said
     return said

@@ -7,7 +7,7 @@ from pathlib import Path
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 PUBLISHED = {"wong26a.yaml", *(p.name for p in PIPELINES.glob("*_paper.yaml"))}  # with other models and corpora: SMALL
 RECIPES = sorted(p.name for p in PIPELINES.glob("*.yaml") if p.name not in PUBLISHED)
-LAYER_AC = "objective=layer_ac student.mix=all student.normalise_layers=true student.start=EXPORT"
+LAYER_AC = "objective=layer_ac student.encoder_states=weighted_sum student.normalise_layers=true student.init_from=EXPORT"
 CHANGES = [
     ("cross_modal.yaml", "objective=ce"),
     ("source_layer.yaml", "objective=skip"),

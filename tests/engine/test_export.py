@@ -13,7 +13,7 @@ from speechkd.engine.export import save_probe, write_export
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.collate import Row
-from speechkd.models.encoder import Mixed
+from speechkd.models.encoder import EncoderStates
 from speechkd.models.exported import MANIFEST, Base, load_features, load_student, make_collator, read_manifest
 from speechkd.models.model_folder import fingerprint
 from speechkd.models.projectors import PROJECTORS
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ENCODER, LLM = str(ROOT / "standins/encoder"), str(ROOT / "standins/llm")
 
 
-def exported(out: Path, tensors: dict[str, torch.Tensor], projector: Any, mix: Mixed, **changes: Any) -> float | None:
+def exported(out: Path, tensors: dict[str, torch.Tensor], projector: Any, mix: EncoderStates, **changes: Any) -> float | None:
     settings: dict[str, Any] = {
         "encoder": Base(name=ENCODER, fingerprint=fingerprint(ENCODER)),
         "llm": Base(name=LLM, fingerprint=fingerprint(LLM)),
@@ -43,7 +43,7 @@ def exported(out: Path, tensors: dict[str, torch.Tensor], projector: Any, mix: M
 
 
 @pytest.mark.parametrize("mix", ["all", "last"])
-def test_the_mix_is_part_of_an_export(tmp_path: Path, mix: Mixed) -> None:
+def test_the_mix_is_part_of_an_export(tmp_path: Path, mix: EncoderStates) -> None:
     torch.manual_seed(0)
     config = PROJECTORS.get("linear").Config.model_validate({"kind": "linear", "pool": 5})
     student = Student(load_encoder(ENCODER, torch.float32), load_causal_lm(LLM, torch.float32), config, mix=mix)

@@ -36,7 +36,7 @@ def test_entries_declare_known_needs_and_name_a_missing_signal(name: str) -> Non
     assert part.NEED.signals <= set(SIGNALS)
     assert STUDENT[type(part)] <= part.NEED.student <= {"head", "hidden", "projected", "gate", "words"}
     config = part.Config()
-    assert config.weight > 0 and config.roles == []
+    assert config.weight > 0 and config.streams == []
     if name == "acoustic_snapshot":
         return  # states are what every layer loss is given
     with pytest.raises(InputError, match=f"`{name}` needs the signal"):

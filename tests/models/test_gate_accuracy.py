@@ -15,7 +15,7 @@ from speechkd.core.seeds import torch_seed
 from speechkd.losses.language_id import language_id
 from speechkd.models.encoder import FrozenEncoder, LayerMix
 from speechkd.models.pretrained import load_encoder
-from speechkd.models.projectors.gates import AttentionGate, ConvGate
+from speechkd.models.projectors.language_gates import AttentionGate, ConvGate
 
 ROOT = Path(__file__).parents[2]
 CLIPS = {"train": 2400, "test_known": 300, "test_unseen": 300}

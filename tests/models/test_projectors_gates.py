@@ -12,7 +12,7 @@ from torch import Tensor
 from speechkd.core.seeds import torch_seed
 from speechkd.losses.language_id import language_id
 from speechkd.models.projectors import Hint
-from speechkd.models.projectors.gates import (
+from speechkd.models.projectors.language_gates import (
     AttentionGate,
     ConvGate,
     forced_choice,

@@ -16,7 +16,7 @@ from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features
 from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
-from speechkd.models.projectors.start import check_start, start
+from speechkd.models.projectors.init_from import check_init_from, init_projector
 from speechkd.models.student import Student
 
 V, AUDIO = 97, 96
@@ -91,7 +91,7 @@ def extractor(seconds: int) -> Any:
 def student_of(folder: Path) -> Student:
     config = PROJECTORS.get("linear").Config.model_validate({"pool": 1, "init_from": str(folder)})
     student = Student(load_encoder(str(folder), torch.float32), load_causal_lm(str(folder), torch.float32), config, mix="last")
-    start(student.projector)
+    init_projector(student.projector)
     return student.eval()
 
 
@@ -135,6 +135,6 @@ def test_a_clip_has_as_many_positions_as_it_begins_and_a_dry_run_needs_no_weight
 def test_only_a_projector_of_the_same_widths_starts_from_it(saved: tuple[Path, Any], tmp_path: Path) -> None:
     made: Any = PROJECTORS.get("linear")(PROJECTORS.get("linear").Config.model_validate({}), 16, 25)
     with pytest.raises(InputError, match="maps 16 to 24, the student's 16 to 25"):
-        check_start(made, str(saved[0]))
+        check_init_from(made, str(saved[0]))
     with pytest.raises(InputError, match="no speech LLM with a projector"):
-        check_start(made, "standins/llm")
+        check_init_from(made, "standins/llm")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from speechkd.core.errors import InputError
-from speechkd.recipe import resolve
+from speechkd.recipe import recipe_data
 from speechkd.stages.export import export
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def run_folder(folder: Path, *sets: str) -> Path:
     """A run that has not saved anything yet."""
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(resolve(ROOT / "pipelines/cross_modal.yaml", sets)), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe_data(ROOT / "pipelines/cross_modal.yaml", sets)), encoding="utf-8")
     return folder
 
 

@@ -22,7 +22,7 @@ OTHERS = {
     "student.llm=elsewhere/llm": r"`student\.llm` is `\"elsewhere/llm\"`, there `\"standins/llm\"`",
     "train.regime=ift": r"`train\.regime` is `\"ift\"`, there `\"kd\"`",
     "seed=5": r"`seed` is `5`, there `1`",
-    "data.corpora.0.mix={kd: 0.5}": r"`data\.corpora\.0\.mix\.kd` is `0\.5`, there not set",
+    "data.corpora.0.weights={kd: 0.5}": r"`data\.corpora\.0\.weights\.kd` is `0\.5`, there not set",
 }
 SAME = [
     "evaluation.limit=3",

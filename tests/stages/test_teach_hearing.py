@@ -18,10 +18,10 @@ from speechkd.models.architectures import meta_encoder
 from speechkd.models.collate import Collator
 from speechkd.models.encoder_families import hearing
 from speechkd.recipe import Recipe, load_recipe
-from speechkd.stages.budget import budgets
-from speechkd.stages.inputs import open_prompt
+from speechkd.stages.inputs.budget import budgets
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.inputs.sources import make_loader, open_train_sources
 from speechkd.stages.shard import shard
-from speechkd.stages.supply import make_loader, open_supplies
 from speechkd.stages.teach import teach
 from tests.data.corpus import write_card, write_tones
 from tests.teachers.hearing_models import LLM, write_speech_llm, write_student
@@ -89,15 +89,15 @@ def test_signals_are_added_to_answers_that_are_there(room: Path, speech_llm: str
     [labels] = teach(plain, roles=["ift"])
     assert labels is not None and labels.manifest["totals"]["examples"] == labels.manifest["totals"]["stop_eos"] == 10
     scores = READS | {"responses": labels.name, "signals": {"topk": {"k": 4}}}
-    made = recipe(room, scores, losses={"topk_kl": {"roles": ["kd"]}})
+    made = recipe(room, scores, losses={"topk_kl": {"streams": ["kd"]}})
     [planned] = budgets(made)
     read = taught(made)
     assert [read.read(row) for row in range(10)] == [labels.read(row) for row in range(10)]
     assert all(len(read.signals(row)["ids_TK"]) == len(read.read(row).tokens) for row in range(10))
     assert planned.basis.endswith(labels.name + " has") and "scored only" in planned.lines(1.0)[1]
     assert planned.hours(1.0) == pytest.approx((planned.prompt_tokens + planned.response_tokens) / 3600)
-    [supply] = open_supplies(made, open_prompt(made))
-    assert len(supply.source) > 0
+    [train_source] = open_train_sources(made, open_prompt(made))
+    assert len(train_source.plan_source) > 0
 
     losses = {"ce": {"kind": "response_ce"}, "awcka": {"kind": "attn_cka", "teacher": "hearer", "attention": "stored"}}
     hears = {"backend": "hf_audio", "model": speech_llm, "dtype": "float32", "responses": labels.name, "signals": {"attention": {}}}
@@ -105,18 +105,18 @@ def test_signals_are_added_to_answers_that_are_there(room: Path, speech_llm: str
     made = recipe(room, hears, student={"projector": {"kind": "linear", "pool": 2}}, **over)
     column = taught(made)
     assert column.manifest["totals"]["stop_eos"] == 9, "of the text-only sample there is nothing to hear"
-    supplies = open_supplies(made, open_prompt(made))
-    source = supplies[0].source
+    sources = open_train_sources(made, open_prompt(made))
+    source = sources[0].plan_source
     heard = hearing(meta_encoder(made.student.encoder))
     with_pool = partial(Collator, lambda clips, samples: torch.zeros(len(clips), 80, samples // 160), heard)
-    load = make_loader(made, supplies, open_prompt(made), with_pool(lambda frames: -(-frames // 2)))
+    load = make_loader(made, sources, open_prompt(made), with_pool(lambda frames: -(-frames // 2)))
     batch = load([ExampleRef(0, source.row(number)) for number in range(4)])
     attention_CQ = batch.signals["attention_CQ"]
     assert attention_CQ.shape == batch.clips.mask_CQ.shape and not attention_CQ[~batch.clips.mask_CQ].any()
     for number in range(4):
         stored_Q = column.signals(source.row(number))["attention_Q"]
         assert torch.equal(attention_CQ[number, : len(stored_Q)], stored_Q)
-    coarse = make_loader(made, supplies, open_prompt(made), with_pool(lambda frames: -(-frames // 5)))
+    coarse = make_loader(made, sources, open_prompt(made), with_pool(lambda frames: -(-frames // 5)))
     with pytest.raises(InputError, match="must hear in equal steps"):
         coarse([ExampleRef(0, source.row(number)) for number in range(4)])
 
@@ -131,7 +131,7 @@ def test_known_answers_are_taken_only_from_where_they_fit(room: Path) -> None:
     [labels] = teach(recipe(room, READS), roles=["ift"])
     assert labels is not None
     scores = READS | {"responses": labels.name, "signals": {"topk": {"k": 4}}}
-    topk: dict[str, Any] = {"losses": {"topk_kl": {"roles": ["kd"]}}}
+    topk: dict[str, Any] = {"losses": {"topk_kl": {"streams": ["kd"]}}}
     with pytest.raises(InputError, match="`responses` takes the answers of .* to add `signals`"):
         recipe(room, READS | {"responses": labels.name})
     with pytest.raises(InputError, match="unknown column `nosuch`|nosuch"):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, WhisperFeatureExtractor
 
 from speechkd.models.projectors.query_bank import QueryBank, QueryBankConfig
-from speechkd.models.projectors.whisper_start import start_from_whisper
+from speechkd.models.projectors.whisper_init import init_from_whisper
 
 ROOT = Path(__file__).parents[2]
 STANDINS = ROOT / "standins"
@@ -64,7 +64,7 @@ def test_a_q_former_starts_from_the_decoder_that_is_built_over_the_encoder(tmp_p
     saved, shipped = load_file(tmp_path / "model.safetensors"), load_file(STANDINS / "encoder/model.safetensors")
     assert all(torch.equal(saved[f"model.{name}"], value) for name, value in shipped.items() if name.startswith("encoder."))
     bank = QueryBank(QueryBankConfig(languages=["german", "english"], queries=24, heads=4, init_from=str(tmp_path)), 128, 128)
-    fit = start_from_whisper(bank)
+    fit = init_from_whisper(bank)
     assert fit is not None and (len(fit.fitting), fit.misfit) == (fit.total, None)
     assert torch.equal(bank.decoder.layers[1].fc1.weight, saved["model.decoder.layers.1.fc1.weight"])
 

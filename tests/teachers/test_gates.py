@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speechkd.teachers.gates import AsrGate, GateConfig, Ground, Measures, dropped, measure, repetition
+from speechkd.teachers.gates import AsrGate, GateConfig, Measures, ReferenceFacts, dropped, measure, repetition
 
 CLASSES = {"language": frozenset({"german", "french", "finnish"}), "gender": frozenset({"male", "female"})}
-GROUND = Ground(["language", "gender", "transcript"], CLASSES, ("asr", "transcript"), languages=True)
+GROUND = ReferenceFacts(["language", "gender", "transcript"], CLASSES, ("asr", "transcript"), languages=True)
 CLIP = {"language": "German", "gender": "female", "transcript": "drei sieben"}
 
 
@@ -36,14 +36,14 @@ def test_contradictions_are_other_values_in_place_of_the_own() -> None:
 
 
 def test_words_of_the_transcript_contradict_nothing() -> None:
-    noise = Ground(["noise", "transcript"], {"noise": frozenset({"clean", "other"})})
+    noise = ReferenceFacts(["noise", "transcript"], {"noise": frozenset({"clean", "other"})})
     clip = {"noise": "clean", "transcript": "He came the other day."}
     assert measure(noise, "Someone says “he came the other day”.", clip, None).contradictions == 0
     assert measure(noise, "A quiet room; the other day is mentioned.", clip, None).contradictions == 0
     assert measure(noise, "other", clip, "noise").contradictions == 1, "asked for the field, an answer quotes nothing"
     assert measure(noise, "It is clean, no other noise.", {**clip, "transcript": "a clean room"}, None).contradictions == 0
     assert measure(noise, "The noise is other.", {**clip, "transcript": "He came."}, None).contradictions == 1
-    unread = Ground(["noise"], noise.classes)
+    unread = ReferenceFacts(["noise"], noise.classes)
     assert measure(unread, "The noise is other.", clip, None).contradictions == 1, "what the teacher did not read it cannot quote"
 
 
@@ -52,7 +52,7 @@ def test_words_of_the_transcript_contradict_nothing() -> None:
     [
         "I'm sorry, but I cannot hear audio.",
         "I can’t listen to recordings.",
-        "As an AI language model, I have no ears.",
+        "As an AI language model, I have no audio_model.",
         "There is no audio in your message.",
         "No audio was provided.",
         "Please upload the audio file so that I can help.",

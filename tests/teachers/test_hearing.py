@@ -114,11 +114,11 @@ def test_signals_of_a_speech_llm_are_its_own_forwards(speech_llm: str, prompt: P
 
 def test_positions_are_known_from_the_length_alone(speech_llm: str) -> None:
     config = TEACHERS.get("hf_audio").Config.model_validate({"backend": "hf_audio", "model": speech_llm, "dtype": "float32"})
-    ears = SpeechLlmEars(config, TEMPLATE)  # type: ignore[arg-type]
+    audio_model = SpeechLlmEars(config, TEMPLATE)  # type: ignore[arg-type]
     lengths = [161, 800, 1_599, 1_600, 1_601, 7_777, 15_999, 16_000, 31_840, 32_000]
-    heard = ears.hear([np.ones(samples, np.float32) for samples in lengths])
-    assert [len(audio_QE) for audio_QE in heard] == [ears.positions(samples) for samples in lengths]
-    assert abs(ears.positions(16_000) - 25) <= 1
+    heard = audio_model.hear([np.ones(samples, np.float32) for samples in lengths])
+    assert [len(audio_QE) for audio_QE in heard] == [audio_model.positions(samples) for samples in lengths]
+    assert abs(audio_model.positions(16_000) - 25) <= 1
 
 
 def test_what_is_not_heard_is_not_answered(speech_llm: str, prompt: Prompt) -> None:
@@ -148,7 +148,7 @@ def test_tokens_that_are_not_the_students_are_refused(speech_llm: str, tmp_path:
 
 def test_an_answer_that_the_student_cannot_spell_is_a_row_with_a_reason(speech_llm: str, prompt: Prompt) -> None:
     hearing = teacher("hf_audio", speech_llm, prompt)
-    mark = hearing.ears.prompt.tokenizer.convert_tokens_to_ids("<|audio_eos|>")
+    mark = hearing.audio_model.prompt.tokenizer.convert_tokens_to_ids("<|audio_eos|>")
     answer = hearing._answer([5, mark, prompt.end_of_turn], 20)
     assert answer.stop == "error" and "a token that the student lacks: <|audio_eos|>" in answer.reason and not answer.tokens
 

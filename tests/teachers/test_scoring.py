@@ -21,7 +21,7 @@ from speechkd.models.prompt import Prompt
 from speechkd.teachers import TEACHERS, scoring
 from speechkd.teachers.base import Request
 from speechkd.teachers.hf_local import HfLocalTeacher
-from speechkd.teachers.scoring import Forced, Scorer, draw
+from speechkd.teachers.scoring import ScoredResponse, Scorer, draw
 
 LLM = str(Path(__file__).parents[2] / "standins/llm")
 V, LAYERS = 1545, 4
@@ -32,22 +32,22 @@ def model() -> Any:
     return load_causal_lm(LLM, torch.float32)
 
 
-def some(count: int) -> list[Forced]:
+def some(count: int) -> list[ScoredResponse]:
     """Prompts and responses of different lengths."""
     g = torch.Generator().manual_seed(count)
     ids = torch.randint(5, V, (count, 60), generator=g).tolist()
-    return [Forced(row[: 10 + 3 * i], row[30 : 31 + 2 * i], f"c{i}.open-0") for i, row in enumerate(ids)]
+    return [ScoredResponse(row[: 10 + 3 * i], row[30 : 31 + 2 * i], f"c{i}.open-0") for i, row in enumerate(ids)]
 
 
 @torch.no_grad()
-def dense(model: Any, item: Forced) -> tuple[Tensor, list[Tensor]]:
+def dense(model: Any, item: ScoredResponse) -> tuple[Tensor, list[Tensor]]:
     """Logits [T, V] and states of every layer at the positions that predict the response, in a pass of its own."""
     out = model(input_ids=torch.tensor([[*item.prompt, *item.response]]), output_hidden_states=True)
     rows = slice(len(item.prompt) - 1, len(item.prompt) + len(item.response) - 1)
     return out.logits[0, rows].float(), [state[0, rows] for state in out.hidden_states]
 
 
-def stored(model: Any, signals: SignalsConfig, items: list[Forced]) -> list[dict[str, Tensor]]:
+def stored(model: Any, signals: SignalsConfig, items: list[ScoredResponse]) -> list[dict[str, Tensor]]:
     """Scored, encoded, decoded."""
     scored = Scorer(model, signals).score(items)
     return [decode(signals, signals.names, s, len(item.response), V) for s, item in zip(scored, items, strict=True)]

@@ -22,7 +22,7 @@ from speechkd.train.config import Phase, TrainConfig
 from speechkd.train.loop import Loop
 from speechkd.train.optim import OptimConfig
 from speechkd.train.preempt import PreemptionFlag
-from speechkd.train.schedule import Fed
+from speechkd.train.schedule import StepBatches
 from speechkd.train.watchdog import Watchdog
 from tests.contracts.cases import CASES
 from tests.contracts.tiny import batches, distiller_of
@@ -66,14 +66,14 @@ def main(out: Path) -> None:
     distiller = distiller_of(case)
     flag, saved, kept, watchdog = PreemptionFlag(), list[int](), list[float](), Watched()
 
-    def fed() -> Iterator[Fed]:
+    def fed() -> Iterator[StepBatches]:
         for step in range(STEPS):
             if step == STOPPED:
                 os.kill(os.getpid(), signal.SIGINT)
             fed_batches = batches(distiller, case, step, "all")[0]
             if step == 0:
                 kept.extend((1 - tail).item() for tail in fed_batches[0].signals["tail_logp_T"].exp() if tail < 1)
-            yield Fed(step, fed_batches, 0.0)
+            yield StepBatches(step, fed_batches, 0.0)
 
     optim, journal = OptimConfig(lr=1e-3), Journal(out / JOURNAL)
     loop = Loop(

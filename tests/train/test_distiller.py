@@ -14,7 +14,7 @@ from speechkd.data.columns.signals import HiddenStore, SignalsConfig, TopKStore,
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.collate import Row
 from speechkd.models.lora import lora_layers
-from speechkd.teachers.scoring import Forced, Scorer
+from speechkd.teachers.scoring import ScoredResponse, Scorer
 from speechkd.train.distiller import Distiller, StoredStates
 from tests.contracts.cases import CASES, LORA
 from tests.contracts.tiny import STREAMS, Case, D, V, collator, distiller_of, rows
@@ -26,8 +26,8 @@ def read_rows(case: Case) -> list[Row]:
     """Text->text: the student reads what the teacher reads."""
     found = []
     for row in rows(case, 5, ""):
-        if row.role == STREAMS.index("kd/text"):
-            found.append(Row(row.reads["self"], [], row.response, None, role=row.role, reads=row.reads))
+        if row.stream == STREAMS.index("kd/text"):
+            found.append(Row(row.reads["self"], [], row.response, None, stream=row.stream, reads=row.reads))
     return found
 
 
@@ -51,17 +51,17 @@ def stored(distiller: Distiller, found: list[Row], k: int) -> list[Row]:
     """The same rows with what a column would hold of this very teacher: scored, encoded, decoded."""
     signals = SignalsConfig(topk=TopKStore(k=k, temperature=1.5, bits=32))
     scorer = Scorer(distiller.student.llm.lm, signals)
-    scored = scorer.score([Forced(list(row.reads["self"]), list(row.response), str(i)) for i, row in enumerate(found)])
+    scored = scorer.score([ScoredResponse(list(row.reads["self"]), list(row.response), str(i)) for i, row in enumerate(found)])
     out = []
     for row, tensors in zip(found, scored, strict=True):
         given = decode(signals, {"topk"}, tensors, len(row.response), V)
-        out.append(Row(row.before, row.after, row.response, row.samples_T, given, row.role, reads=row.reads))
+        out.append(Row(row.before, row.after, row.response, row.samples_T, given, row.stream, reads=row.reads))
     return out
 
 
 @pytest.mark.parametrize("k", [5, V])
 def test_stored_and_live_teachers_give_the_same_loss_and_gradient(k: int) -> None:
-    block = {"kind": "topk_kl", "temperature": 1.5, "roles": ["kd", "kd/text"]}
+    block = {"kind": "topk_kl", "temperature": 1.5, "streams": ["kd", "kd/text"]}
     live, column = Case({"topk": block | {"teacher": "self", "k": k}}), Case({"topk": block})
     first, second = distiller_of(live), distiller_of(column)
     found = [row for row in rows(live, 3, "") if "self" in row.reads]
@@ -76,7 +76,7 @@ def test_stored_and_live_teachers_give_the_same_loss_and_gradient(k: int) -> Non
     for (name, ours), (_, theirs) in zip(first.student.trainable(), second.student.trainable(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
     if k == V:  # nothing is cut off: it is the whole divergence
-        dense = Case({"kl": KL["kl"] | {"temperature": 1.5, "t2_scale": False, "roles": block["roles"]}})
+        dense = Case({"kl": KL["kl"] | {"temperature": 1.5, "t2_scale": False, "roles": block["streams"]}})
         third = distiller_of(dense)
         whole: Any = third(collator(third, dense)(found))
         torch.testing.assert_close(one["topk"].total, whole["kl"].total, rtol=1e-4, atol=1e-5)
@@ -84,7 +84,7 @@ def test_stored_and_live_teachers_give_the_same_loss_and_gradient(k: int) -> Non
 
 @pytest.mark.parametrize("representation", ["cka", "hidden", "linear"])
 def test_stored_and_live_layers_give_the_same_loss_and_gradient(representation: str) -> None:
-    block = {"kind": "layer_wise", "representation": representation, "map": [[1, 1], [2, 2]], "roles": ["kd", "kd/text"]}
+    block = {"kind": "layer_wise", "representation": representation, "map": [[1, 1], [2, 2]], "streams": ["kd", "kd/text"]}
     kept_layers = StoredStates(layers=(1, 2), depth=2, width=D)
     live, column = Case({"layers": block | {"teacher": "self"}}), Case({"layers": block}, stored=kept_layers)
     first, second = distiller_of(live), distiller_of(column)
@@ -92,7 +92,7 @@ def test_stored_and_live_layers_give_the_same_loss_and_gradient(representation: 
         theirs.data.copy_(ours.data)  # what the loss itself learns
     found = [row for row in rows(live, 3, "") if "self" in row.reads]
     signals = SignalsConfig(hidden=HiddenStore(layers=[1, 2], dtype="float32"))
-    forced = [Forced(list(row.reads["self"]), list(row.response), str(i)) for i, row in enumerate(found)]
+    forced = [ScoredResponse(list(row.reads["self"]), list(row.response), str(i)) for i, row in enumerate(found)]
     kept = [
         replace(row, signals=decode(signals, {"hidden"}, tensors, len(row.response), V), reads={})
         for row, tensors in zip(found, Scorer(first.student.llm.lm, signals).score(forced), strict=True)
@@ -113,7 +113,7 @@ def test_a_loss_counts_its_roles_alone() -> None:
     distiller = distiller_of(case)
     make, found = collator(distiller, case), rows(case, 7, "")
     counts = dict(zip(distiller.losses, distiller.counts(make(found)).tolist(), strict=True))
-    tokens = {s: sum(len(r.response) for r in found if STREAMS[r.role] == s) for s in STREAMS}
+    tokens = {s: sum(len(r.response) for r in found if STREAMS[r.stream] == s) for s in STREAMS}
     assert counts["response_ce"] == sum(tokens.values())
     assert counts["divergence"] == tokens["kd"] + tokens["kd/text"]
     assert counts["cka"] == 2, "two clips of the stream kd"

@@ -72,9 +72,9 @@ class Column:
     @cached_property
     def table(self) -> pa.Table:
         """index.parquet: COLUMN_SCHEMA with `shard` and `sample` (row of the base index)."""
-        return self.columns(None)
+        return self.read_index(None)
 
-    def columns(self, names: list[str] | None) -> pa.Table:
+    def read_index(self, names: list[str] | None) -> pa.Table:
         """Some columns of index.parquet, the file checked; text that repeats as dictionaries."""
         return read_columns(self.files, INDEX, names, ["stop", "turn"])
 

@@ -67,9 +67,9 @@ class ExampleRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlanSource:
-    """Examples of one column in one role. Arrays are [N]; `shard_N` is sorted or not, only its equality matters."""
+    """Examples of one column in one stream. Arrays are [N]; `shard_N` is sorted or not, only its equality matters."""
 
-    role: str
+    stream: str
     digest: str
     """of base and column"""
     shard_N: np.ndarray
@@ -108,7 +108,7 @@ class PlanSource:
             )
             for values, kind in parts:
                 hasher.update(np.ascontiguousarray(values, dtype=kind).data)
-        return digest([self.role, self.digest, str(Fraction(str(self.passes))), len(self), hasher.hexdigest()])
+        return digest([self.stream, self.digest, str(Fraction(str(self.passes))), len(self), hasher.hexdigest()])
 
 
 class Epoch:
@@ -140,7 +140,7 @@ class Plan:
         self.config, self.sources, self.seed = config, sources, seed
         for source in sources:
             if not source.passes > 0:
-                raise InputError(f"passes of role `{source.role}` must be above 0, given {source.passes}")
+                raise InputError(f"passes of stream `{source.stream}` must be above 0, given {source.passes}")
         if not any(len(source) for source in sources):
             raise InputError("the plan has no examples")
         contents = [source.content_digest() for source in sources]

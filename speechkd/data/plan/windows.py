@@ -152,7 +152,7 @@ class Deal:
         return self._frames(epoch, turns)
 
     def _frame(self, epoch: int, turns: tuple[range, ...]) -> Frame:
-        # `number` counts too: the same column in two roles has two orders.
+        # `number` counts too: the same column in two streams has two orders.
         seeds = [
             [derive(self._seed, "shards", number, turn, content) for turn in turns[number]] for number, content in enumerate(self._contents)
         ]

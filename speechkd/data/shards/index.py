@@ -107,9 +107,9 @@ class ShardSet:
     @cached_property
     def table(self) -> pa.Table:
         """index.parquet whole: one row per sample, ordered by shard, then key. What grows with the corpus is better read by `columns`."""
-        return self.columns(None)
+        return self.read_index(None)
 
-    def columns(self, names: list[str] | None) -> pa.Table:
+    def read_index(self, names: list[str] | None) -> pa.Table:
         """Some columns of index.parquet, the file checked; text that repeats as a dictionary."""
         return read_columns(self.files, INDEX, names, ["split"])
 
@@ -138,7 +138,7 @@ class ShardSet:
 
     @cached_property
     def _splits(self) -> dict[str, int]:
-        counted = pc.value_counts(self.columns(["split"])["split"].combine_chunks()).to_pylist()
+        counted = pc.value_counts(self.read_index(["split"])["split"].combine_chunks()).to_pylist()
         return {entry["values"]: entry["counts"] for entry in counted}
 
     def check_splits(self, names: Iterable[str]) -> None:
@@ -151,7 +151,7 @@ class ShardSet:
         """Samples in row order, of one split or shard if asked. Raises InputError for a split that is not there."""
         if split is not None:  # only shards that hold the split are opened
             self.check_splits([split])
-            shard_N = self.columns(["shard", "split"]).filter(pc.field("split").cast("string") == split)["shard"].unique().to_pylist()
+            shard_N = self.read_index(["shard", "split"]).filter(pc.field("split").cast("string") == split)["shard"].unique().to_pylist()
             wanted = [number for number in shard_N if shard in (None, number)]
         else:
             wanted = list(range(self.shards)) if shard is None else [shard]

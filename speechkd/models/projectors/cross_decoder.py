@@ -1,7 +1,7 @@
 """Queries that read encoder states: the Transformer decoder of a Q-Former, layer for layer a Whisper decoder.
 
 Names and computation are those of transformers' Whisper decoder (pre-norm, GELU, keys without bias), so that its weights fit by name
-(`whisper_start`). Differences: self-attention may be bidirectional, and keys and values come from states of any width.
+(`whisper_init`). Differences: self-attention may be bidirectional, and keys and values come from states of any width.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from speechkd.models.projectors import Gated, Hint
 from speechkd.models.projectors.cross_decoder import CrossDecoder, DecoderConfig, query_bank
-from speechkd.models.projectors.gates import AttentionGate, ConvGate, forced_choice, forcing_probability, hard_choice, soft_choice
+from speechkd.models.projectors.language_gates import AttentionGate, ConvGate, forced_choice, forcing_probability, hard_choice, soft_choice
 
 GATES = {"attention": AttentionGate, "conv": ConvGate}
 

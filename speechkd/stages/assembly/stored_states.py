@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from speechkd.core.errors import InputError
 from speechkd.losses.base import LayerConfig
-from speechkd.models.model_folder import read_config, resolve
+from speechkd.models.model_folder import local_folder, read_config
 from speechkd.recipe import Recipe
-from speechkd.stages.method.live_models import depth
+from speechkd.stages.assembly.model_facts import depth
 from speechkd.train.distiller import StoredStates
 
 
@@ -16,9 +16,9 @@ def stored_states(recipe: Recipe, loss: str, config: LayerConfig) -> StoredState
     for role in recipe.train.roles:
         if "hidden" not in recipe.stored_signals(config, role):
             continue
-        teacher, store = recipe.teachers[role], recipe.teachers[role].stores().hidden
+        teacher, store = recipe.teachers[role], recipe.teachers[role].signals_config().hidden
         assert store is not None, "a recipe's losses have the signals that they need"
-        text = read_config(resolve(str(getattr(teacher, "model")), weights=False)).get_text_config()
+        text = read_config(local_folder(str(getattr(teacher, "model")), weights=False)).get_text_config()
         found[role] = StoredStates(layers=store.layers, depth=text.num_hidden_layers, width=teacher.state_width())
     if not found:
         raise InputError(f"loss `{loss}` counts no stream of regime `{recipe.train.regime}` whose column stores states")

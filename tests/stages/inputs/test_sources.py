@@ -11,9 +11,9 @@ from speechkd.core.errors import InputError
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
 from speechkd.recipe import Recipe, load_recipe
-from speechkd.stages.inputs import Corpus
+from speechkd.stages.inputs.corpora import Corpus
+from speechkd.stages.inputs.sources import TrainSource, make_schedule
 from speechkd.stages.shard import shard
-from speechkd.stages.supply import Supply, make_schedule
 from speechkd.stages.teach import teach
 from tests.data.corpus import write_card, write_echo, write_tones
 
@@ -35,20 +35,20 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_phases_and_corpora_weigh_together(corpora: list[Path]) -> None:
-    cards = "[{card: one, mix: {ift: 0.5}}, {card: two, mix: {kd: 2}}]"
-    made = recipe(f"data.corpora={cards}", "train.regime=mix", "train.regimes.mix=[{name: mix, steps: 7, mix: {kd: 1, ift: 3}}]")
-    supplies = []
+    cards = "[{card: one, weights: {ift: 0.5}}, {card: two, weights: {kd: 2}}]"
+    made = recipe(f"data.corpora={cards}", "train.regime=mix", "train.regimes.mix=[{name: mix, steps: 7, weights: {kd: 1, ift: 3}}]")
+    sources = []
     for role in ("kd", "ift"):
         for config, root in zip(made.data.corpora, corpora, strict=True):
             shards = open_shards(root)
             reader = Reader(shards, shards.column("echo"))
-            supplies.append(Supply(role, Corpus(config, shards.card, shards), reader, reader.source(role, "train")))
-    schedule = make_schedule(made, supplies)
+            sources.append(TrainSource(role, Corpus(config, shards.card, shards), reader, reader.source(role, "train")))
+    schedule = make_schedule(made, sources)
     (segment,) = schedule.segments
     assert [source.passes for source in segment.plan.sources] == [1, 2, 1.5, 3]
     assert schedule.steps == 7
     seen = Counter(ref.source for epoch in (0, 1) for step in segment.plan.epoch(epoch) for batch in step for ref in batch)
-    assert [seen[i] / len(supplies[i].source) for i in range(4)] == [2, 4, 3, 6]
+    assert [seen[i] / len(sources[i].source) for i in range(4)] == [2, 4, 3, 6]
 
 
 def test_a_role_at_zero_neither_reads_nor_teaches_a_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -56,12 +56,12 @@ def test_a_role_at_zero_neither_reads_nor_teaches_a_corpus(monkeypatch: pytest.M
     card = write_card(folder, write_tones(folder), tasks={})
     out = shard(card, tmp_path / "data", quiet=True)
     monkeypatch.chdir(ROOT)
-    made = recipe(f"data={{root: {tmp_path / 'data'}, corpora: [{{card: {card}, mix: {{kd: 0}}}}]}}", "train.regime=ift")
+    made = recipe(f"data={{root: {tmp_path / 'data'}, corpora: [{{card: {card}, weights: {{kd: 0}}}}]}}", "train.regime=ift")
     assert teach(made, roles=["kd"]) == [] and open_shards(out).column_names() == []
 
 
 def test_weights_are_of_known_roles_and_not_all_zero() -> None:
     with pytest.raises(InputError, match="unknown teacher role `kdd`.*did you mean `kd`"):
-        recipe("data.corpora=[{card: one, mix: {kdd: 1}}]")
+        recipe("data.corpora=[{card: one, weights: {kdd: 1}}]")
     with pytest.raises(InputError, match="`kd` of regime `kd` is at 0 in the mix of every corpus"):
-        recipe("data.corpora=[{card: one, mix: {kd: 0}}]")
+        recipe("data.corpora=[{card: one, weights: {kd: 0}}]")

@@ -10,7 +10,7 @@ from speechkd.core import dist
 from speechkd.core.errors import InputError
 from speechkd.core.log import say
 from speechkd.core.tensors import Stored, read_tensor
-from speechkd.models.model_folder import checkpoint_tensors, read_config, resolve
+from speechkd.models.model_folder import checkpoint_tensors, local_folder, read_config
 from speechkd.models.projectors.cross_decoder import CrossDecoder
 
 PREFIXES = ("model.decoder.", "decoder.")
@@ -32,7 +32,7 @@ def whisper_fit(decoder: CrossDecoder, path_or_id: str) -> Fit:
     A shallower decoder takes the first layers, one with fewer queries the first positions. Raises InputError where nothing fits, or where
     the heads differ, which shapes do not show.
     """
-    folder = resolve(path_or_id)
+    folder = local_folder(path_or_id)
     tensors = checkpoint_tensors(folder)
     prefix = next((p for p in PREFIXES if f"{p}layer_norm.weight" in tensors), None)
     if prefix is None:
@@ -70,7 +70,7 @@ def _fits(name: str, own: tuple[int, ...], there: tuple[int, ...]) -> bool:
 
 
 @torch.no_grad()
-def start_from_whisper(projector: Any) -> Fit | None:
+def init_from_whisper(projector: Any) -> Fit | None:
     """Fill a projector's decoder as its config's `init_from` says, before it is partitioned; None where it says nothing.
 
     Gives the same weights on every rank. Raises InputError as `whisper_fit`, DataError for torn files.

@@ -23,8 +23,8 @@ from speechkd.data.columns.column import Column
 from speechkd.data.storage.manifest import write_parquet
 from speechkd.evaluation.answers_page import Gate, Worst, write_answers_page
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs import Corpus
-from speechkd.teachers.gates import COMMON_VALUES, MEASURES_VERSION, Ground, Measures, dropped, measure, normalised
+from speechkd.stages.inputs.corpora import Corpus
+from speechkd.teachers.gates import COMMON_VALUES, MEASURES_VERSION, Measures, ReferenceFacts, dropped, measure, normalised
 
 SCHEMA = pa.schema(
     [
@@ -45,7 +45,7 @@ WORST = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class GateResult:
     """What the gates leave of a column, by row of its index."""
 
     keep_N: np.ndarray
@@ -62,7 +62,7 @@ class Kept:
         return f"kept {int(self.keep_N.sum()):,} of {len(self.keep_N):,} answers; dropped: {reasons}"
 
 
-def gate(recipe: Recipe, role: str, corpus: Corpus, column: Column) -> Kept:
+def gate(recipe: Recipe, role: str, corpus: Corpus, column: Column) -> GateResult:
     """Which whole answers of a column the recipe's gates keep. Raises InputError where the column is not measured yet."""
     path = quality_path(recipe, role, column)
     table = read_quality(path, column)
@@ -71,13 +71,13 @@ def gate(recipe: Recipe, role: str, corpus: Corpus, column: Column) -> Kept:
     return _judge(recipe, column, table)
 
 
-def assess(recipe: Recipe, role: str, corpus: Corpus, column: Column) -> Kept:
+def assess(recipe: Recipe, role: str, corpus: Corpus, column: Column) -> GateResult:
     """Measure a published column where that is not done yet, and write its page."""
     path = quality_path(recipe, role, column)
     table = read_quality(path, column)
     if table is None:
-        ground = _ground(recipe, role, corpus)
-        rows = progress(_measured(corpus, column, ground), f"gates {role}", total=len(column))
+        facts = _reference_facts(recipe, role, corpus)
+        rows = progress(_measured(corpus, column, facts), f"gates {role}", total=len(column))
         table = pa.Table.from_pylist(list(rows), schema=SCHEMA).replace_schema_metadata({"column": column.digest})
         write_parquet(path, table)
     kept = _judge(recipe, column, table)
@@ -103,7 +103,7 @@ def read_quality(path: Path, column: Column) -> pa.Table | None:
         raise DataError(f"{path}: {error}; remove it, it is made again") from None
     if (table.schema.metadata or {}).get(b"column") != column.digest.encode():
         return None
-    index = column.columns(["key", "turn"])
+    index = column.read_index(["key", "turn"])
     same = table.schema.names == SCHEMA.names and all(table[name].to_pylist() == index[name].to_pylist() for name in ("key", "turn"))
     if not same:
         raise DataError(f"{path}: does not belong to its column; remove it, it is made again")
@@ -116,10 +116,12 @@ def _fields(recipe: Recipe, role: str) -> list[str]:
     return fields
 
 
-def _ground(recipe: Recipe, role: str, corpus: Corpus) -> Ground:
+def _reference_facts(recipe: Recipe, role: str, corpus: Corpus) -> ReferenceFacts:
     gates, fields = recipe.gates, _fields(recipe, role)
     asr = None if gates.asr is None else (gates.asr.hypothesis, gates.asr.reference)
-    return Ground(fields, _classes(corpus, [*fields, *(task.field for task in corpus.card.tasks.values())]), asr, bool(gates.languages))
+    return ReferenceFacts(
+        fields, _classes(corpus, [*fields, *(task.field for task in corpus.card.tasks.values())]), asr, bool(gates.languages)
+    )
 
 
 def _classes(corpus: Corpus, fields: list[str]) -> dict[str, frozenset[str]]:
@@ -137,14 +139,14 @@ def _classes(corpus: Corpus, fields: list[str]) -> dict[str, frozenset[str]]:
     return {name: values for name, values in words.items() if 2 <= len(values) <= COMMON_VALUES}
 
 
-def _measured(corpus: Corpus, column: Column, ground: Ground) -> Iterator[dict[str, object]]:
+def _measured(corpus: Corpus, column: Column, facts: ReferenceFacts) -> Iterator[dict[str, object]]:
     texts = corpus.shards.table["metadata"]
     fields = {f"task-{name}": task.field for name, task in corpus.card.tasks.items()}
-    index = column.columns(["key", "turn", "sample"])
+    index = column.read_index(["key", "turn", "sample"])
     places = zip(index["key"].to_pylist(), index["turn"].to_pylist(), index["sample"].to_pylist(), strict=True)
     for row, (key, turn, sample) in enumerate(places):
         metadata: Metadata = json.loads(texts[sample].as_py())
-        found = measure(ground, column.read(row).text, metadata, fields.get(turn))
+        found = measure(facts, column.read(row).text, metadata, fields.get(turn))
         yield {"key": key, "turn": turn, **found._asdict()}
 
 
@@ -156,15 +158,15 @@ def _open(table: pa.Table) -> np.ndarray:
     return np.array([turn.startswith("open-") for turn in table["turn"].to_pylist()], dtype=bool)
 
 
-def _judge(recipe: Recipe, column: Column, table: pa.Table) -> Kept:
+def _judge(recipe: Recipe, column: Column, table: pa.Table) -> GateResult:
     """Failed and cut answers are no business of the gates: they are not trained on in any case."""
-    stop_N = np.array(column.columns(["stop"])["stop"].to_pylist(), dtype=object)
+    stop_N = np.array(column.read_index(["stop"])["stop"].to_pylist(), dtype=object)
     keep_N = np.asarray(stop_N == "eos")
     counts = {"failed": int((stop_N == "error").sum()), "cut": int((stop_N == "length").sum())}
     for reason, bad_N in dropped(recipe.gates, _arrays(table), _open(table)).items():
         counts[reason] = int((keep_N & bad_N).sum())
         keep_N = keep_N & ~bad_N
-    return Kept(keep_N, counts)
+    return GateResult(keep_N, counts)
 
 
 def _gates(recipe: Recipe, corpus: Corpus, column: Column, table: pa.Table) -> Iterator[Gate]:

@@ -14,7 +14,8 @@ from speechkd.data.cards import Card, list_items, load_card, open_source
 from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import CorpusConfig, Recipe
-from speechkd.stages.inputs import open_prompt, version_folder
+from speechkd.stages.inputs.corpora import version_folder
+from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers.base import Request, TeacherConfig
 from speechkd.teachers.prompts import reading, requests
 
@@ -123,7 +124,7 @@ def _budget(recipe: Recipe, role: str, corpus: _Samples, prompt: Prompt) -> Budg
     prompts += heard
     mean, basis = _response(role, config, corpus, prompt, sample)
     tokens = turns * mean
-    stored = config.stores()
+    stored = config.signals_config()
     signals: dict[str, float] = {"response": tokens * RESPONSE_BYTES_PER_TOKEN + turns * RESPONSE_BYTES_PER_TURN}
     vocabulary = max(len(prompt.tokenizer), config.output_width())
     if stored.topk is not None:
@@ -134,14 +135,14 @@ def _budget(recipe: Recipe, role: str, corpus: _Samples, prompt: Prompt) -> Budg
         signals["hidden"] = tokens * stored.hidden.row_bytes(config.state_width())
     if stored.attention is not None:
         signals["attention"] = turns * stored.attention.clip_bytes(heard)
-    scored, answered = bool(stored.names), not config.known()
+    scored, answered = bool(stored.names), not config.answers_from()
     return Budget(role, corpus.card.name, corpus.count, turns, turns * prompts, tokens, basis, signals, scored, answered)
 
 
 def _response(role: str, config: TeacherConfig, corpus: _Samples, prompt: Prompt, asked: Sequence[Request]) -> tuple[float, str]:
     """Mean response tokens a turn, and what is known of them: a column of the same role, the labels themselves, or the limit."""
     for name in corpus.shards.column_names() if corpus.shards is not None else ():
-        ours = name == config.known() if config.known() else name.startswith(f"{role}-")
+        ours = name == config.answers_from() if config.answers_from() else name.startswith(f"{role}-")
         if ours and corpus.shards is not None:
             totals = corpus.shards.column(name).manifest["totals"]
             return totals["tokens"] / max(totals["examples"], 1), f"as many a turn as column {name} has"

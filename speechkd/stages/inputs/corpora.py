@@ -1,4 +1,4 @@
-"""What several stages need of a recipe: its corpora as shards, its prompt, and the names of its teacher columns."""
+"""The corpora of a recipe: opened as shards, checked, and the questions that are asked about them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.core.files import digest
 from speechkd.data.cards import Card, load_card
-from speechkd.data.columns.spec import ColumnSpec
 from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.data.storage.store import Place, place
 from speechkd.evaluation.task import Question, questions
-from speechkd.models.exported import load_features, load_tokenizer
-from speechkd.models.model_folder import read_config, resolve
-from speechkd.models.prompt import Prompt, tokenizer_digest
+from speechkd.models.exported import load_features
 from speechkd.recipe import CorpusConfig, Recipe
 
 
@@ -57,7 +52,7 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
 
 
 def check_clips(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
-    """What would otherwise be found out late.
+    """Fail-fast checks on splits, tasks and clip length.
 
     Raises InputError for a split to train on that its corpus lacks, or one to evaluate that no corpus has, for a task that one of them does
     not have, and for clips, to train on or to ask about, that the encoder cannot hear whole. A corpus that no role reads trains nothing.
@@ -69,7 +64,7 @@ def check_clips(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
     window = load_features(recipe.student.encoder).window_seconds
     for corpus in corpora:
         train = train_splits(recipe, corpus)
-        base = corpus.shards.columns(["seconds", "split"])
+        base = corpus.shards.read_index(["seconds", "split"])
         train_N = pc.is_in(base["split"].cast("string"), value_set=pa.array(train, pa.string())).to_numpy()
         longest = float(base["seconds"].to_numpy()[train_N].max(initial=0.0))
         longest = max([longest, *(question.sample.seconds for question in evaluation_questions(recipe, corpus))])
@@ -101,70 +96,3 @@ def evaluation_questions(recipe: Recipe, corpus: Corpus) -> list[Question]:
         for name in names
         for question in questions(name, tasks[name], split, corpus.shards.samples(split), recipe.evaluation.limit)
     ]
-
-
-def open_prompt(recipe: Recipe) -> Prompt:
-    """The recipe's template with the student's tokenizer (teacher and student share it)."""
-    path = Path(recipe.prompt.template)
-    if not path.is_file():
-        raise InputError(f"no such file `{path}` (prompt.template)")
-    return Prompt(path.read_text(encoding="utf-8").rstrip("\n"), load_tokenizer(recipe.student.llm), str(path))
-
-
-def student_vocabulary(recipe: Recipe) -> int:
-    """Width of the student's output, from its configuration alone."""
-    width: int = read_config(resolve(recipe.student.llm, weights=False)).get_text_config().vocab_size
-    return width
-
-
-def other_column(corpus: Corpus, role: str, spec: ColumnSpec) -> str:
-    """One line on why a corpus has no column of this spec: what the nearest one of the same role was made with instead."""
-    found = []
-    for name in corpus.shards.column_names():
-        if name.startswith(f"{role}-"):
-            changes = corpus.shards.column(name).spec.differs_from(spec)
-            found.append((len(changes), name, changes))
-    todo = "run `speechkd teach` on this recipe"
-    if not found:
-        return f"corpus `{corpus.card.name}` lacks column `{spec.name}` of teacher `{role}`: {todo}"
-    _, name, changes = min(found)
-    return f"corpus `{corpus.card.name}` has column `{name}` of teacher `{role}`, made with {'; '.join(changes)}: {todo}, or change it back"
-
-
-def descriptions(corpus: Corpus, name: str, shard: int) -> dict[str, str]:
-    """Key -> the first whole answer that a published column has for it, in one shard: what another teacher wrote about the clip.
-
-    Raises InputError for a column that is not there.
-    """
-    column = corpus.shards.column(name)
-    index = column.columns(["key", "shard", "stop"])
-    found: dict[str, str] = {}
-    for row in np.flatnonzero(index["shard"].to_numpy() == shard).tolist():
-        key = index["key"][row].as_py()
-        if key not in found and index["stop"][row].as_py() == "eos":
-            found[key] = column.read(row).text
-    return found
-
-
-def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
-    """What the column of a teacher role is made of; its name ends in a digest of all of it, so other settings are another column."""
-    config = recipe.teachers[role]
-    identity = config.identity()
-    backend, signals = identity["backend"], config.stores()
-    teacher = {name: value for name, value in identity.items() if name != "signals"}
-    if (model := config.fingerprint()) is not None:
-        teacher["fingerprint"] = model
-    asked = recipe.prompt.identity()
-    for name in ("template", "text", "transcript"):  # the template's text counts, not its place; the others are the student's
-        asked.pop(name, None)
-    tokenizer = tokenizer_digest(prompt.tokenizer)
-    made_of = digest([teacher, signals.model_dump(mode="json"), asked, prompt.text, tokenizer])[:8]
-    return ColumnSpec(
-        name=f"{role}-{backend}-{Path(recipe.prompt.template).stem}-{made_of}",
-        teacher=teacher,
-        prompt=prompt.text,
-        tokenizer=tokenizer,
-        vocab_size=max(len(prompt.tokenizer), config.output_width()),
-        signals=signals,
-        settings=asked,
-    )

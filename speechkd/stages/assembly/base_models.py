@@ -10,7 +10,7 @@ from speechkd.core.files import sha256_file
 from speechkd.models.exported import MANIFEST
 from speechkd.models.model_folder import fingerprint
 from speechkd.recipe import Recipe
-from speechkd.stages.method.live_models import is_speech_llm
+from speechkd.stages.assembly.model_facts import is_speech_llm
 from speechkd.teachers.live_config import SpeechConfig, TextLlmConfig
 
 
@@ -41,6 +41,6 @@ def _other_bases(recipe: Recipe) -> dict[str, str]:
         elif isinstance(config, SpeechConfig):
             whole = is_speech_llm(recipe, config)
             found[f"live teacher {name}"] = fingerprint(config.model) if whole else sha256_file(Path(config.model) / MANIFEST)
-    if recipe.student.start:
-        found["start"] = sha256_file(Path(recipe.student.start) / MANIFEST)
+    if recipe.student.init_from:
+        found["init_from"] = sha256_file(Path(recipe.student.init_from) / MANIFEST)
     return found

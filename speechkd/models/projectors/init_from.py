@@ -1,4 +1,4 @@
-"""Where a projector's weights start: as made, from a Whisper decoder (`whisper_start`), or from the projector of a speech LLM.
+"""Where a projector's weights start: as made, from a Whisper decoder (`whisper_init`), or from the projector of a speech LLM.
 
 A `linear` projector that starts from the speech LLM whose encoder and language model the student has is that speech LLM: it hears from
 the first step on (Qwen2-Audio, Qwen2.5-Omni; the student of arXiv 2509.18579).
@@ -12,8 +12,8 @@ import torch
 
 from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored, read_tensor
-from speechkd.models.model_folder import checkpoint_tensors, resolve
-from speechkd.models.projectors.whisper_start import start_from_whisper, whisper_fit
+from speechkd.models.model_folder import checkpoint_tensors, local_folder
+from speechkd.models.projectors.whisper_init import init_from_whisper, whisper_fit
 
 SPEECH_PREFIXES = (
     "multi_modal_projector.linear.",
@@ -25,7 +25,7 @@ SPEECH_PREFIXES = (
 """Where a speech LLM's own projector stands"""
 
 
-def check_start(projector: Any, path_or_id: str) -> None:
+def check_init_from(projector: Any, path_or_id: str) -> None:
     """Raises InputError where a projector cannot start from a checkpoint; reads headers alone."""
     if hasattr(projector, "decoder"):
         whisper_fit(projector.decoder, path_or_id)
@@ -34,13 +34,13 @@ def check_start(projector: Any, path_or_id: str) -> None:
 
 
 @torch.no_grad()
-def start(projector: Any) -> None:
+def init_projector(projector: Any) -> None:
     """Fill a projector as its config's `init_from` says, if it does, before it is partitioned: the same weights on every rank."""
     source = getattr(projector, "init_from", None)
     if source is None:
         return
     if hasattr(projector, "decoder"):
-        start_from_whisper(projector)
+        init_from_whisper(projector)
         return
     fit = _speech_fit(projector, source)
     for name, param in _own(projector).items():
@@ -53,7 +53,7 @@ def _own(projector: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def _speech_fit(projector: Any, path_or_id: str) -> dict[str, Stored]:
-    tensors = checkpoint_tensors(resolve(path_or_id))
+    tensors = checkpoint_tensors(local_folder(path_or_id))
     prefix = next((p for p in SPEECH_PREFIXES if f"{p}weight" in tensors and f"{p}bias" in tensors), None)
     if prefix is None:
         raise InputError(f"`{path_or_id}` is no speech LLM with a projector to start from (projector.init_from)")

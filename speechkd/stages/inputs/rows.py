@@ -21,7 +21,7 @@ def compared_with(recipe: Recipe, stream: str) -> list[str]:
     named = [
         name
         for config in recipe.losses.values()
-        if not config.roles or stream in config.roles
+        if not config.streams or stream in config.streams
         for name in (teacher_of(config), getattr(config, "negative", ""))
     ]
     return [name for name in dict.fromkeys(named) if name]
@@ -63,7 +63,7 @@ class RowMaker:
             example.tokens,
             samples_T,
             signals=example.signals,
-            role=stream,
+            stream=stream,
             language=self._languages.index(language) if language in self._languages else -1,
             words=self.prompt.words(str(metadata.get(self.recipe.prompt.transcript, ""))) if self._words else (),
             reads={name: self._reads(name, question, example, described or {}) for name in self._readers[stream]},

@@ -8,7 +8,7 @@ from typing import Any
 from speechkd.core.errors import InputError
 from speechkd.models.architectures import meta_causal_lm
 from speechkd.models.exported import MANIFEST, TOKENIZER, llm_of, load_tokenizer, read_manifest
-from speechkd.models.model_folder import HUB_ID, config_home, read_config, resolve
+from speechkd.models.model_folder import HUB_ID, config_home, local_folder, read_config
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
 from speechkd.teachers.live_config import SpeechConfig, TextLlmConfig
@@ -53,7 +53,7 @@ def vocabulary_width(recipe: Recipe, teacher: str) -> int:
 
 
 def _text_config(recipe: Recipe, teacher: str) -> Any:
-    return read_config(resolve(config_home(llm_behind(recipe, teacher), recipe.student.config_root), weights=False)).get_text_config()
+    return read_config(local_folder(config_home(llm_behind(recipe, teacher), recipe.student.config_root), weights=False)).get_text_config()
 
 
 def teacher_prompts(recipe: Recipe, prompt: Prompt) -> dict[str, Prompt]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from speechkd.core.errors import InputError
 from speechkd.models.model_folder import config_home
 from speechkd.recipe import Recipe
-from speechkd.stages.method.live_models import llm_behind, tokenizer_behind, vocabulary_width
+from speechkd.stages.assembly.model_facts import llm_behind, tokenizer_behind, vocabulary_width
 
 
 def shared_ids(recipe: Recipe, teacher: str) -> Tensor | None:

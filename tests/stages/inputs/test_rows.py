@@ -11,8 +11,8 @@ from speechkd.data.reader import Example
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import load_recipe
-from speechkd.stages.method.live_models import teacher_prompts
-from speechkd.stages.rows import RowMaker
+from speechkd.stages.assembly.model_facts import teacher_prompts
+from speechkd.stages.inputs.rows import RowMaker
 
 ROOT = Path(__file__).parents[2]
 METADATA = {"language": "german", "gender": "male", "rate": "slow", "transcript": "eins <AUDIO> zwei"}

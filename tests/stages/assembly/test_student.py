@@ -9,8 +9,8 @@ import pytest
 from speechkd.losses.base import LayerConfig
 from speechkd.models.lora import lora_layers
 from speechkd.recipe import load_recipe
-from speechkd.stages.method.check import check_method
-from speechkd.stages.method.student import meta_student
+from speechkd.stages.assembly.preflight import check_method
+from speechkd.stages.assembly.student import meta_student
 
 ROOT = Path(__file__).parents[3]
 

@@ -14,14 +14,14 @@ from speechkd.engine.zero import local_device
 from speechkd.models.encoder import layer_mix
 from speechkd.models.encoder_families import SPEECH_LLMS
 from speechkd.models.exported import llm_of, projector_config, read_manifest, trained_tensors
-from speechkd.models.model_folder import config_home, fingerprint, read_config, resolve
+from speechkd.models.model_folder import config_home, fingerprint, local_folder, read_config
 from speechkd.models.projectors import PROJECTORS
+from speechkd.models.projectors.init_from import init_projector
 from speechkd.models.projectors.linear import LinearConfig, LinearProjector
-from speechkd.models.projectors.start import start
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
-from speechkd.stages.method.live_models import is_speech_llm
-from speechkd.teachers.live import Hearer
+from speechkd.stages.assembly.model_facts import is_speech_llm
+from speechkd.teachers.live import AudioTeacher
 from speechkd.teachers.live_config import SpeechConfig
 
 OWN_PROJECTOR = LinearConfig(pool=1)
@@ -47,7 +47,7 @@ def check_speech(recipe: Recipe, teacher: str) -> None:
 
 
 def _check_speech_llm(recipe: Recipe, teacher: str, config: SpeechConfig) -> None:
-    kind = read_config(resolve(config_home(config.model, recipe.student.config_root), weights=False)).model_type
+    kind = read_config(local_folder(config_home(config.model, recipe.student.config_root), weights=False)).model_type
     if kind not in SPEECH_LLMS:
         raise InputError(
             f"`{config.model}` is neither an export nor a speech LLM ({', '.join(SPEECH_LLMS)}), but `{kind}` (live.{teacher}.model)"
@@ -69,15 +69,15 @@ def _same_positions(recipe: Recipe, teacher: str, config: SpeechConfig, other: A
         raise InputError(f"`{config.model}` makes another number of audio positions than the student's projector (live.{teacher}.model)")
 
 
-def load_hearer(recipe: Recipe, name: str, student: Student, load_llm: Callable[[str], nn.Module]) -> Hearer:
+def load_audio_teacher(recipe: Recipe, name: str, student: Student, load_llm: Callable[[str], nn.Module]) -> AudioTeacher:
     """A speech teacher on this rank, from an export or a whole speech LLM; it hears what the student's encoder heard."""
     if is_speech_llm(recipe, SpeechConfig(model=name)):
         whole: Any = load_llm(name)
         whole.set_attn_implementation("eager")
         config = OWN_PROJECTOR.model_copy(update={"init_from": name})
         own = LinearProjector(config, student.encoder.width, whole.config.get_text_config().hidden_size)
-        start(own)
-        return Hearer(layer_mix("last", student.encoder.layers, False), own, whole).to(local_device())
+        init_projector(own)
+        return AudioTeacher(layer_mix("last", student.encoder.layers, False), own, whole).to(local_device())
     folder, manifest = Path(name), read_manifest(Path(name))
     config = projector_config(folder, manifest)
     llm: Any = load_llm(llm_of(folder, manifest))
@@ -87,4 +87,4 @@ def load_hearer(recipe: Recipe, name: str, student: Student, load_llm: Callable[
     for prefix, part in (("mix.", mix), ("projector.", projector)):
         tensors = {n.removeprefix(prefix): t for n, t in trained_tensors(folder, manifest).items() if n.startswith(prefix)}
         part.load_state_dict(tensors)
-    return Hearer(mix, projector, llm).to(local_device())
+    return AudioTeacher(mix, projector, llm).to(local_device())

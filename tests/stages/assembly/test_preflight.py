@@ -93,10 +93,10 @@ WRONG = {
     ),
     "a snapshot of nothing learned": (
         {"live": {"old": {"kind": "snapshot"}}, "losses": {"acoustic_snapshot": {"teacher": "old"}}},
-        ["live teacher `old` (snapshot)", "set `student.start`"],
+        ["live teacher `old` (snapshot)", "set `student.init_from`"],
     ),
     "stored signals at audio": (
-        {"teachers": {"kd": {"signals": {"topk": {"k": 8}}}}, "losses": {"topk_kl": {"at": "audio", "roles": ["kd"]}}},
+        {"teachers": {"kd": {"signals": {"topk": {"k": 8}}}}, "losses": {"topk_kl": {"at": "audio", "streams": ["kd"]}}},
         ["loss `topk_kl`", "audio positions", "losses.topk_kl.at"],
     ),
     "response tokens at audio": (
@@ -104,7 +104,7 @@ WRONG = {
         ["loss `cross_modal`", "the response's tokens", "losses.cross_modal.at"],
     ),
     "another k than the column's": (
-        {"teachers": {"kd": {"signals": {"topk": {"k": 8}}}}, "losses": {"topk_kl": {"k": 16, "roles": ["kd"]}}},
+        {"teachers": {"kd": {"signals": {"topk": {"k": 8}}}}, "losses": {"topk_kl": {"k": 16, "streams": ["kd"]}}},
         ["loss `topk_kl` has k 16", "stores 8 ids", "teachers.kd.signals.topk.k"],
     ),
     "a place for a loss on clips": ({"losses": {"attn_cka": {"at": "audio"}}}, ["key `at`"]),
@@ -118,18 +118,18 @@ WRONG = {
         ["divergence `jsd` does not use `alpha`", "skew_kl, skew_reverse_kl"],
     ),
     "stored states through the logit lens": (
-        {"teachers": {"kd": {"signals": {"hidden": {"layers": [2, 4]}}}}, "losses": {"layer_wise": {"roles": ["kd"]}}},
+        {"teachers": {"kd": {"signals": {"hidden": {"layers": [2, 4]}}}}, "losses": {"layer_wise": {"streams": ["kd"]}}},
         ["loss `layer_wise` needs a live teacher", "losses.layer_wise.teacher"],
     ),
     "a layer that is not stored": (
         {
             "teachers": {"kd": {"signals": {"hidden": {"layers": [2, 3]}}}},
-            "losses": {"layer_wise": {"representation": "cka", "every": 2, "roles": ["kd"]}},
+            "losses": {"layer_wise": {"representation": "cka", "every": 2, "streams": ["kd"]}},
         },
         ["teacher `kd` stores layers 2, 3, not 4", "signals.hidden.layers", "losses.layer_wise"],
     ),
     "stored states at audio": (
-        {"teachers": {"kd": {"signals": {"hidden": {"layers": [4]}}}}, "losses": {"acoustic_snapshot": {"every": 4, "roles": ["kd"]}}},
+        {"teachers": {"kd": {"signals": {"hidden": {"layers": [4]}}}}, "losses": {"acoustic_snapshot": {"every": 4, "streams": ["kd"]}}},
         ["loss `acoustic_snapshot` cannot be at audio positions", "losses.acoustic_snapshot.at"],
     ),
     "states that no loss reads": (
@@ -159,10 +159,10 @@ WRONG = {
         {"student": {"projector": {"kind": "linear", "init_from": str(ROOT / "standins/llm")}}},
         ["no speech LLM with a projector", "projector.init_from"],
     ),
-    "a scale for layers that are not mixed": ({"student": {"mix": "last"}}, ["`mix: last`", "normalise_layers"]),
+    "a scale for layers that are not mixed": ({"student": {"encoder_states": "last"}}, ["`encoder_states: last`", "normalise_layers"]),
     "an unknown stream": (
-        {"losses": {"response_ce": {"roles": ["kdd"]}}},
-        ["stream `kdd`", "did you mean `kd`", "losses.response_ce.roles"],
+        {"losses": {"response_ce": {"streams": ["kdd"]}}},
+        ["stream `kdd`", "did you mean `kd`", "losses.response_ce.streams"],
     ),
     "a channel that there is not": (
         {"train": {"regime": "x", "regimes": {"x": [{"name": "x", "steps": 1, "mix": {"kd/txt": 1}}]}}},

@@ -12,12 +12,12 @@ from speechkd.data.shards.index import open_shards
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import load_recipe
-from speechkd.stages.described import Described
-from speechkd.stages.inputs import Corpus
-from speechkd.stages.method.live_models import teacher_prompts
-from speechkd.stages.rows import RowMaker, compared_with
+from speechkd.stages.assembly.model_facts import teacher_prompts
+from speechkd.stages.inputs.columns import ColumnText
+from speechkd.stages.inputs.corpora import Corpus
+from speechkd.stages.inputs.rows import RowMaker, compared_with
+from speechkd.stages.inputs.sources import TrainSource
 from speechkd.stages.shard import shard
-from speechkd.stages.supply import Supply
 from tests.data.corpus import write_card, write_echo, write_tones
 
 ROOT = Path(__file__).parents[2]
@@ -41,18 +41,18 @@ def test_every_example_is_read_the_words_about_its_own_clip(corpus: Corpus, monk
     prompt = Prompt((ROOT / "shards/prompts/meta_prompt.j2").read_text().rstrip("\n"), load_tokenizer("standins/llm"))
     make = RowMaker(recipe, prompt, teacher_prompts(recipe, prompt))
     reader = Reader(corpus.shards, corpus.shards.column("echo"))
-    supply = Supply("kd", corpus, reader, reader.source("kd"), described={"echo": Described(corpus, "echo")})
-    read = [supply.source.row(i) for i in range(len(supply.source))]
+    train_source = TrainSource("kd", corpus, reader, reader.source("kd"), column_texts={"echo": ColumnText(corpus, "echo", "here")})
+    read = [train_source.plan_source.row(i) for i in range(len(train_source.plan_source))]
     assert len(read) > corpus.shards.shards, "more than one shard, more than one turn a clip"
     for row in read:
         example = reader.read(row, hear=False)
-        said = prompt.tokenizer.decode(make(0, example, supply.words(row)).reads["reader"])
+        said = prompt.tokenizer.decode(make(0, example, train_source.words(row)).reads["reader"])
         assert f"it is {example.key}" in said and example.question in said
 
 
 def test_clips_without_words_are_left_out_and_the_plan_knows_whose_words(corpus: Corpus) -> None:
     reader = Reader(corpus.shards, corpus.shards.column("echo"))
-    described, source = Described(corpus, "echo"), reader.source("kd")
+    described, source = ColumnText(corpus, "echo", "here"), reader.source("kd")
     kept = described.keep(source, reader, "here")
     assert len(kept) == len(source) and kept.digest != source.digest
     described._row_N[:2] = -1
@@ -67,7 +67,7 @@ def test_clips_without_words_are_left_out_and_the_plan_knows_whose_words(corpus:
 
 def test_a_column_that_is_not_there_is_told_with_those_that_are(corpus: Corpus) -> None:
     with pytest.raises(InputError, match="corpus `tones` has no column `ecco`.*it has: echo"):
-        Described(corpus, "ecco")
+        ColumnText(corpus, "ecco", "here")
 
 
 @pytest.mark.parametrize("reads", ["{form: column}", "{form: json, column: echo}"])

@@ -6,11 +6,11 @@ from speechkd.core.errors import InputError
 from speechkd.losses import LOSSES, LayerLoss
 from speechkd.losses.base import LayerConfig, teacher_of
 from speechkd.recipe import Recipe
-from speechkd.stages.method.live_models import depth
-from speechkd.stages.method.speech_teacher import check_speech
-from speechkd.stages.method.stored_states import stored_states
-from speechkd.stages.method.student import check_export_start, check_projector_start, meta_student
-from speechkd.stages.method.vocabulary import shared_ids, tokenizer_not_here
+from speechkd.stages.assembly.audio_teacher import check_speech
+from speechkd.stages.assembly.model_facts import depth
+from speechkd.stages.assembly.stored_states import stored_states
+from speechkd.stages.assembly.student import check_init_export, check_init_projector, meta_student
+from speechkd.stages.assembly.vocabulary import shared_ids, tokenizer_not_here
 
 
 def check_method(recipe: Recipe, dry: bool = False) -> list[str]:
@@ -23,8 +23,8 @@ def check_method(recipe: Recipe, dry: bool = False) -> list[str]:
     notes = []
     if recipe.student.lora is not None:
         meta_student(recipe)
-    check_export_start(recipe)
-    check_projector_start(recipe)
+    check_init_export(recipe)
+    check_init_projector(recipe)
     for name in recipe.live:
         if dry and (missing := tokenizer_not_here(recipe, name)) is not None:
             notes.append(f"vocabulary of live teacher `{name}`: the tokenizer of `{missing}` is not on this machine")

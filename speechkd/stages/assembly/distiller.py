@@ -12,10 +12,10 @@ from speechkd.engine.loading import load_causal_lm
 from speechkd.losses.base import LayerConfig, teacher_of
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
-from speechkd.stages.method.speech_teacher import load_hearer
-from speechkd.stages.method.stored_states import stored_states
-from speechkd.stages.method.vocabulary import shared_ids
-from speechkd.teachers.live import Hearer, build_live
+from speechkd.stages.assembly.audio_teacher import load_audio_teacher
+from speechkd.stages.assembly.stored_states import stored_states
+from speechkd.stages.assembly.vocabulary import shared_ids
+from speechkd.teachers.live import AudioTeacher, build_live
 from speechkd.train.distiller import Method
 
 
@@ -28,8 +28,8 @@ def build_method(recipe: Recipe, student: Student) -> Method:
     def load_llm(name: str) -> nn.Module:
         return load_causal_lm(name, dtype, split, memory)
 
-    def load_speech(name: str) -> Hearer:
-        return load_hearer(recipe, name, student, load_llm)
+    def load_speech(name: str) -> AudioTeacher:
+        return load_audio_teacher(recipe, name, student, load_llm)
 
     live = {name: build_live(name, config, student, load_llm, load_speech) for name, config in recipe.live.items()}
     shared = {name: shared_ids(recipe, name) for name in recipe.live}
