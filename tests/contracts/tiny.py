@@ -20,7 +20,7 @@ from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
-from speechkd.teachers.live import AudioTeacher, Reader, build_live
+from speechkd.teachers.live import AudioTeacher, TextTeacher, build_live
 from speechkd.teachers.live_config import SelfConfig, SnapshotConfig
 from speechkd.train.distiller import Distiller, Method, StoredStates
 
@@ -105,14 +105,14 @@ def student_of(case: Case) -> Student:
     return Student(encoder(case.encoder), llm(), config, False, lora, case.encoder_states)
 
 
-def live_of(name: str, case: Case, student: Student) -> Reader | AudioTeacher:
+def live_of(name: str, case: Case, student: Student) -> TextTeacher | AudioTeacher:
     """By name: `self`, `nothing` (self, unread), `snapshot`, `wider` (a text LLM of other depth, width and vocabulary), `hearing`."""
     if name in ("self", "nothing"):
         return build_live(name, SelfConfig(), student, llm, _never)
     if name == "snapshot":
         return build_live(name, SnapshotConfig(), student, llm, _never)
     if name == "wider":
-        return Reader(name, llm(U, E, 3))
+        return TextTeacher(name, llm(U, E, 3))
     assert name == "hearing"
     config = PROJECTORS.get(case.projector["kind"]).Config.model_validate(case.projector)
     projector: Any = PROJECTORS.get(case.projector["kind"])(config, 16, E)

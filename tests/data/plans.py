@@ -16,13 +16,13 @@ Step = list[list[ExampleRef]]
 
 
 def source(
-    count: int, shards: int, seed: int = 0, passes: float = 1.0, role: str = "kd", digest: str = "d", sort: bool = True, text: bool = False
+    count: int, shards: int, seed: int = 0, passes: float = 1.0, stream: str = "kd", digest: str = "d", sort: bool = True, text: bool = False
 ) -> PlanSource:
     """`count` examples over `shards` shards; `text`: without audio."""
     draw = np.random.default_rng(seed)
     shard_N, seconds_N = draw.integers(0, shards, count), np.round(draw.uniform(0, 12, count), 2)
     tokens_N = draw.integers(1, 200, count)
-    return PlanSource(role, digest, np.sort(shard_N) if sort else shard_N, seconds_N * (not text), tokens_N, passes)
+    return PlanSource(stream, digest, np.sort(shard_N) if sort else shard_N, seconds_N * (not text), tokens_N, passes)
 
 
 def divisors(count: int) -> list[int]:

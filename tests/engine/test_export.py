@@ -42,12 +42,12 @@ def exported(out: Path, tensors: dict[str, torch.Tensor], projector: Any, mix: E
     return write_export(out, tensors=tensors, mix=mix, **(settings | changes))
 
 
-@pytest.mark.parametrize("mix", ["all", "last"])
+@pytest.mark.parametrize("mix", ["weighted_sum", "last"])
 def test_the_mix_is_part_of_an_export(tmp_path: Path, mix: EncoderStates) -> None:
     torch.manual_seed(0)
     config = PROJECTORS.get("linear").Config.model_validate({"kind": "linear", "pool": 5})
     student = Student(load_encoder(ENCODER, torch.float32), load_causal_lm(LLM, torch.float32), config, mix=mix)
-    if mix == "all":
+    if mix == "weighted_sum":
         student.mix.logits_L.data.normal_()
     exported(tmp_path / "out", {name: p.detach().clone() for name, p in student.trainable()}, config, mix)
     written = tmp_path / "out" / MANIFEST
@@ -56,7 +56,7 @@ def test_the_mix_is_part_of_an_export(tmp_path: Path, mix: EncoderStates) -> Non
     back = load_student(tmp_path / "out").student
     states = tuple(torch.randn(1, 20, student.encoder.width) for _ in range(student.encoder.layers))
     torch.testing.assert_close(back.projector(back.mix(states)), student.projector(student.mix(states)))
-    assert any(name.startswith("mix.") for name, _ in back.trainable()) == (mix == "all")
+    assert any(name.startswith("mix.") for name, _ in back.trainable()) == (mix == "weighted_sum")
 
 
 @torch.no_grad()

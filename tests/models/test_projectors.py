@@ -99,8 +99,8 @@ def test_state_round_trip_and_seeds(kind: str) -> None:
 def test_every_parameter_learns(kind: str) -> None:
     projector, batch = make(kind), states(2, 7).requires_grad_()
     project(projector, batch).square().sum().backward()
-    dead = [name for name, p in projector.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not dead
+    dead = {name for name, p in projector.named_parameters() if p.grad is None or not p.grad.any()}
+    assert dead <= {"gate.score.bias"}, "a softmax over frames cancels this one: its gradient is 0 but for rounding"
     assert batch.grad is not None and batch.grad[:, -1].any()
 
 

@@ -76,7 +76,7 @@ def test_stored_and_live_teachers_give_the_same_loss_and_gradient(k: int) -> Non
     for (name, ours), (_, theirs) in zip(first.student.trainable(), second.student.trainable(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
     if k == V:  # nothing is cut off: it is the whole divergence
-        dense = Case({"kl": KL["kl"] | {"temperature": 1.5, "t2_scale": False, "roles": block["streams"]}})
+        dense = Case({"kl": KL["kl"] | {"temperature": 1.5, "t2_scale": False, "streams": block["streams"]}})
         third = distiller_of(dense)
         whole: Any = third(collator(third, dense)(found))
         torch.testing.assert_close(one["topk"].total, whole["kl"].total, rtol=1e-4, atol=1e-5)

@@ -1,1 +1,1 @@
-"""A recipe's method as parts of a run: its student, losses and live teachers, checked from configurations and tokenizers, then built."""
+"""What a run is built from: the recipe's student, losses and live teachers, checked from configuration files, then built."""

@@ -20,7 +20,7 @@ from speechkd.stages.inputs.sources import TrainSource
 from speechkd.stages.shard import shard
 from tests.data.corpus import write_card, write_echo, write_tones
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 READS = "live.reader={kind: text_llm, model: standins/llm, reads: {form: column, column: echo}}"
 
 

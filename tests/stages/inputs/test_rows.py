@@ -14,7 +14,7 @@ from speechkd.recipe import load_recipe
 from speechkd.stages.assembly.model_facts import teacher_prompts
 from speechkd.stages.inputs.rows import RowMaker
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 METADATA = {"language": "german", "gender": "male", "rate": "slow", "transcript": "eins <AUDIO> zwei"}
 
 

@@ -17,7 +17,7 @@ from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from tests.data.corpus import write_card, write_echo, write_tones
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def recipe(*sets: str) -> Recipe:
@@ -36,7 +36,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_phases_and_corpora_weigh_together(corpora: list[Path]) -> None:
     cards = "[{card: one, weights: {ift: 0.5}}, {card: two, weights: {kd: 2}}]"
-    made = recipe(f"data.corpora={cards}", "train.regime=mix", "train.regimes.mix=[{name: mix, steps: 7, weights: {kd: 1, ift: 3}}]")
+    made = recipe(f"data.corpora={cards}", "train.regime=mix", "train.regimes.mix=[{name: mix, steps: 7, mix: {kd: 1, ift: 3}}]")
     sources = []
     for role in ("kd", "ift"):
         for config, root in zip(made.data.corpora, corpora, strict=True):
@@ -48,7 +48,7 @@ def test_phases_and_corpora_weigh_together(corpora: list[Path]) -> None:
     assert [source.passes for source in segment.plan.sources] == [1, 2, 1.5, 3]
     assert schedule.steps == 7
     seen = Counter(ref.source for epoch in (0, 1) for step in segment.plan.epoch(epoch) for batch in step for ref in batch)
-    assert [seen[i] / len(sources[i].source) for i in range(4)] == [2, 4, 3, 6]
+    assert [seen[i] / len(sources[i].plan_source) for i in range(4)] == [2, 4, 3, 6]
 
 
 def test_a_role_at_zero_neither_reads_nor_teaches_a_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,5 +63,5 @@ def test_a_role_at_zero_neither_reads_nor_teaches_a_corpus(monkeypatch: pytest.M
 def test_weights_are_of_known_roles_and_not_all_zero() -> None:
     with pytest.raises(InputError, match="unknown teacher role `kdd`.*did you mean `kd`"):
         recipe("data.corpora=[{card: one, weights: {kdd: 1}}]")
-    with pytest.raises(InputError, match="`kd` of regime `kd` is at 0 in the mix of every corpus"):
+    with pytest.raises(InputError, match="`kd` of regime `kd` has weight 0 in every corpus"):
         recipe("data.corpora=[{card: one, weights: {kd: 0}}]")
