@@ -18,7 +18,6 @@ from speechkd.data.columns.signals import SignalsConfig
 from speechkd.data.plan.plan import PlanConfig
 from speechkd.evaluation.task import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
-from speechkd.losses.base import teacher_of
 from speechkd.models.encoder import EncoderStates
 from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
@@ -163,9 +162,9 @@ class Recipe(Config):
         for loss in choices[name]:
             if loss not in losses:
                 raise ValueError(unknown_name("loss", str(loss), losses, f"objectives.{name}"))
-        _AllLosses(losses=losses)  # a misspelt one is not just left out
+        blocks = _AllLosses(losses=losses).losses  # a misspelt one is not just left out
         kept = {loss: block for loss, block in losses.items() if loss in choices[name]}
-        named = {str(block.get(key)) for block in kept.values() if isinstance(block, dict) for key in ("teacher", "negative")}
+        named = {teacher for loss in kept for teacher in blocks[loss].live_teachers().values()}
         live = {teacher: block for teacher, block in (data.get("live") or {}).items() if teacher in named}
         return {**data, "losses": kept, "live": live, "objectives": {name: choices[name]}}
 
@@ -205,7 +204,7 @@ class Recipe(Config):
                 )
         for name, config in self.losses.items():
             kind = self.student.projector.kind  # type: ignore[attr-defined]
-            if "gate" in LOSSES.get(config.kind).NEED.student and not _gated(kind):
+            if "gate" in config.needs().student and not _gated(kind):
                 others = ", ".join(other for other in PROJECTORS if _gated(other)) or "none"
                 raise ValueError(f"loss `{name}` needs a projector with a language gate, `{kind}` has none; those that have: {others}")
         for role in self.train.roles:
@@ -233,7 +232,7 @@ class Recipe(Config):
             needs = self.stored_signals(config, role)
             missing = needs - given
             if missing:
-                others = sorted(n for n in LOSSES if not LOSSES.get(n).NEED.signals - given)
+                others = sorted(n for n in LOSSES if not LOSSES.get(n).Config().needs().stored - given)
                 declare = f"; it can store {quoted(missing & can)}: set `teachers.{role}.signals`" if missing & can else ""
                 raise ValueError(
                     f"loss `{name}` needs {quoted(missing)}, but teacher `{role}` ({backend}) gives {quoted(given)}{declare}; "
@@ -249,12 +248,8 @@ class Recipe(Config):
             )
 
     def stored_signals(self, config: LossConfig, role: str) -> frozenset[str]:
-        """What a loss needs of a role's column: nothing if it counts none of its examples, only the response if its teacher is live."""
-        if config.streams and not any(stream.partition("/")[0] == role for stream in config.streams):
-            return frozenset()
-        needs = LOSSES.get(config.kind).NEED.signals
-        stored = needs & {"response"} if teacher_of(config) else needs
-        return stored | {"attention"} if getattr(config, "attention", False) == "stored" else stored
+        """What a loss needs of a role's column: nothing if it counts none of its examples."""
+        return config.needs().stored if config.counts_role(role) else frozenset()
 
     @property
     def run_dir(self) -> Path:
@@ -283,9 +278,9 @@ def _gated(projector: str) -> bool:
 
 def _same_temperature(role: str, stored: SignalsConfig, loss: str, config: LossConfig, needs: frozenset[str]) -> None:
     """Stored log-probs are at the capture temperature already; the student's must be at the same one."""
-    for signal in sorted(needs & stored.names):
-        captured, wanted = getattr(getattr(stored, signal), "temperature", None), getattr(config, "temperature", None)
-        if captured is not None and wanted is not None and captured != wanted:
+    wanted = config.needs().temperature
+    for signal, captured in stored.temperatures().items():
+        if signal in needs and wanted is not None and captured != wanted:
             raise ValueError(
                 f"loss `{loss}` has temperature {wanted:g}, but teacher `{role}` stores `{signal}` at {captured:g}: "
                 f"set `losses.{loss}.temperature` or `teachers.{role}.signals.{signal}.temperature`"
@@ -294,7 +289,7 @@ def _same_temperature(role: str, stored: SignalsConfig, loss: str, config: LossC
 
 def _same_k(role: str, stored: SignalsConfig, loss: str, config: LossConfig, needs: frozenset[str]) -> None:
     """How many ids are stored is the column's to say."""
-    wanted = getattr(config, "k", None)
+    wanted = config.needs().k
     if "topk" in needs and stored.topk is not None and wanted is not None and wanted != stored.topk.k:
         raise ValueError(
             f"loss `{loss}` has k {wanted}, but teacher `{role}` stores {stored.topk.k} ids: "

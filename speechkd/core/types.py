@@ -1,4 +1,4 @@
-"""The words that all rooms share.
+"""Types that all rooms share: the batch, teacher signals, what a loss needs and returns.
 
 Shape suffixes, in names and docstrings: B utterance, F encoder frame, Q projected audio position, T supervised text position,
 V vocabulary, U teacher vocabulary, K kept logits, N sampled tokens, L layer, D student width, E teacher width.
@@ -6,7 +6,7 @@ V vocabulary, U teacher vocabulary, K kept logits, N sampled tokens, L layer, D 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 Scalar = str | int | float | bool
 Metadata = Mapping[str, Scalar]
 """A flat JSON object; the field's names: transcript, language, gender, age, emotion, ...; unknown keys are kept."""
-
-
-class ExampleKey(NamedTuple):
-    """The unit of training: one clip may have many turns (instructions, tasks, prompts)."""
-
-    key: str
-    turn: str
 
 
 class LossOut(NamedTuple):
@@ -60,142 +53,127 @@ class Origin:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """The teacher's answer; `tokens` ends with the stop token where the teacher stopped by itself."""
-
-    tokens: Tensor
-    origin: Origin
+SIGNALS: tuple[str, ...] = ("response", "topk", "sampled", "dense", "hidden", "projected", "attention", "audio")
+"""What a teacher can give, as recipes name it and losses need it (`Needs`). `audio`: its states at audio positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopK:
-    """The K most probable tokens at each response position; `tail_logp_T` is the log of the mass outside them."""
+class TeacherSignals:
+    """A teacher's signals for one example or one micro-batch, stored or live. None: the teacher gives no such signal.
 
-    ids_TK: Tensor
-    logp_TK: Tensor
-    tail_logp_T: Tensor | None
-    origin: Origin
+    T supervised tokens, K kept ids, N sampled ids, L stored layers, E teacher width, C clips (1 for an example), Q audio positions.
+    """
 
+    ids_TK: Tensor | None = None
+    """topk: the K likeliest ids of each token, int64 or int32, different within a row"""
+    logp_TK: Tensor | None = None
+    """topk: their log-probs at the capture temperature, float32"""
+    tail_logp_T: Tensor | None = None
+    """topk: log of the probability of all other ids, float32"""
+    sampled_ids_TN: Tensor | None = None
+    """sampled (arXiv 2503.16870): ids that were drawn, int32, different within a row; an empty slot has weight 0"""
+    sampled_weights_TN: Tensor | None = None
+    """sampled: importance weights, float32"""
+    hidden_TLE: Tensor | None = None
+    """hidden: states of the layers that the column's settings name, in their order, in the stored dtype"""
+    attention_CQ: Tensor | None = None
+    """attention: of the response to each audio position, float32; only ratios within a clip matter"""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
-    """Random-sampling KD (arXiv 2503.16870): N ids drawn per position with importance weights; unbiased."""
-
-    ids_TN: Tensor
-    weights_TN: Tensor
-    origin: Origin
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dense:
-    """Full teacher logits, from a live teacher."""
-
-    logits_TU: Tensor
-    origin: Origin
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hidden:
-    """Hidden states of chosen layers at response positions."""
-
-    states_TE: Mapping[int, Tensor]
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Field name and tensor of each signal that is there."""
+        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return ((name, tensor) for name, tensor in pairs if tensor is not None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Projected:
-    """Projector output of an audio teacher and its last-layer attention of the response over audio positions."""
+class Needs(NamedTuple):
+    """What a loss needs, by its own settings. A dry run proves that teacher, shards and student supply it before a GPU is touched."""
 
-    states_QE: Tensor
-    attention_Q: Tensor
-
-
-TeacherSignal = Response | TopK | Sampled | Dense | Hidden | Projected
-
-SIGNALS: tuple[str, ...] = ("response", "topk", "sampled", "dense", "hidden", "projected", "attention")
-"""Names of the signals, as a recipe writes them and as a loss declares its need."""
-
-
-class Need(NamedTuple):
-    """What a loss needs; a dry run proves that teacher, shards and student supply it before a GPU is touched."""
-
-    signals: frozenset[str] = frozenset()
-    """subset of SIGNALS that the teacher column or live teacher must give"""
+    stored: frozenset[str] = frozenset()
+    """names in SIGNALS that the example's column must hold"""
+    live: frozenset[str] = frozenset()
+    """names in SIGNALS that the live teacher must show in its pass"""
     student: frozenset[str] = frozenset()
     """subset of {"head", "hidden", "projected", "gate", "words"} that the student must expose; words: embeddings of the transcript"""
+    temperature: float | None = None
+    """at which stored log-probs must have been captured; None: the loss reads none"""
+    k: int | None = None
+    """how many ids a stored top-k row must have; None: as many as there are"""
 
 
 @dataclass(slots=True, kw_only=True)
 class View:
-    """The same responses after another prompt: what a live text teacher reads. Rows are those examples that have such a prompt."""
+    """The same responses behind another prompt: what a live text teacher reads. Rows [B] are the examples that have such a prompt."""
 
     ids_BS: Tensor
+    """int64; token ids, 0 at padding"""
     mask_BS: Tensor
+    """int64; 1 at real positions"""
     response_T: Tensor
-    """flat positions in this view's own [B * S], of the supervised tokens of its examples, in the order of the batch"""
+    """int64; flat positions in this view's own [B * S] of its examples' supervised tokens, in the order of the batch"""
     to_T: Tensor
-    """which of the batch's T positions they are"""
+    """int64; which of the batch's T tokens they are"""
 
 
 @dataclass(slots=True, kw_only=True)
 class ClipTable:
-    """What is known of the clips of a batch. A batch without audio has one dummy clip without a valid position."""
+    """The clips of a batch, one row each. A batch without audio has one dummy clip without a valid position."""
 
     stream_C: Tensor
-    """stream (below) of the clip's example"""
+    """int64; stream of the clip's example"""
     frames_C: Tensor
-    """encoder frames of the clip itself; what follows in its features is silence"""
+    """int64; encoder frames of the clip itself; silence fills the rest of its features"""
     mask_CQ: Tensor
-    """boolean; valid projected positions, a prefix of each row"""
+    """bool; valid projected positions, a prefix of each row"""
     language_C: Tensor
-    """index in the projector's languages, -1 where unknown"""
+    """int64; index in the projector's languages, -1 where unknown"""
     words_CN: Tensor
-    """ids of the transcript, where a loss needs it; 0 beyond its end"""
+    """int64; token ids of the transcript, where a loss needs it; 0 beyond its end"""
     words_mask_CN: Tensor
-    """boolean"""
+    """bool; valid transcript tokens"""
 
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """One collated micro-batch, on one device. An empty micro-batch is a dummy clip and a dummy token whose mask is 0.
 
-    Roles and channels are rows, not passes: an example of stream `kd` has audio, one of `kd/text` has text in its place, and all go through
-    the student together. So the sequence of module calls does not depend on what a batch holds; losses pick their rows by masks.
+    B examples, S positions of an example, T supervised tokens of the batch, A audio positions of the batch, C clips, Q positions of a clip.
+    A stream (`kd`, `kd/text`) is rows, not a pass of its own: examples that hear and examples that read text go through the student
+    together, and losses pick their rows by masks. So the sequence of module calls does not depend on what a batch holds.
 
     Text and audio share one sequence of S positions per example, padded on the right: prompt | audio | prompt | response.
     """
 
     features_BMT: Tensor
-    """log-mels of the clips [clips >= 1, M, T], or their waveforms [clips >= 1, T]; of a dummy clip where no example has audio"""
+    """float32; log-mels of the clips [C, M, T], or their waveforms [C, T]; of a dummy clip where no example has audio"""
     ids_BS: Tensor
-    """token ids; 0 at audio positions and padding"""
+    """int64; token ids, 0 at audio positions and padding"""
     mask_BS: Tensor
-    """1 at real positions"""
+    """int64; 1 at real positions"""
     audio_to_A: Tensor
-    """flat positions in [B * S] that hold audio"""
+    """int64; flat positions in [B * S] that hold audio"""
     audio_from_A: Tensor
-    """flat positions in [clips * Q] that they come from"""
+    """int64; flat positions in [C * Q] that they come from"""
     response_T: Tensor
-    """flat positions in [B * S] of the supervised tokens themselves (`losses/positions.py` shifts them)"""
+    """int64; flat positions in [B * S] of the supervised tokens themselves (`losses/positions.py` shifts them)"""
     mask_T: Tensor
-    """boolean; False at a dummy"""
+    """bool; False at the dummy token"""
     stream_T: Tensor
-    """stream of each supervised token: its number in the run's list of streams"""
+    """int64; stream of each supervised token: its number in the run's list of streams"""
     first_T: Tensor
-    """boolean; the first supervised token of its example"""
+    """bool; the first supervised token of its example"""
     stream_A: Tensor
-    """stream of each audio position"""
+    """int64; stream of each audio position"""
     clips: ClipTable
     views: Mapping[str, View]
-    """by live teacher"""
+    """by name of the live teacher that reads the view"""
     progress: float = 0.0
     """share of the run's steps that are done, for schedules inside the student"""
-    signals: Mapping[str, Tensor]
-    """tensors of stored teacher signals, aligned with T; `attention_CQ` with the clips"""
+    signals: TeacherSignals
+    """stored signals, aligned with T (`attention_CQ` with the clips); zeros in rows whose column has none"""
     examples: int
-    """real examples"""
+    """number of real examples"""
     seconds: float
-    """real audio seconds"""
+    """seconds of real audio"""
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on `device`, copied without waiting."""
@@ -204,7 +182,7 @@ class Batch:
 
 def _moved(value: object, device: str | torch.device) -> object:
     """`value` with every tensor in it on `device`."""
-    if isinstance(value, (Batch, View, ClipTable)):
+    if isinstance(value, (Batch, View, ClipTable, TeacherSignals)):
         moved: dict[str, Any] = {f.name: _moved(getattr(value, f.name), device) for f in fields(value)}
         return type(value)(**moved)
     if isinstance(value, Mapping):

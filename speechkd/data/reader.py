@@ -6,22 +6,18 @@ import json
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import digest
-from speechkd.core.types import Metadata
+from speechkd.core.types import Metadata, TeacherSignals
 from speechkd.data.audio.flac import decode_flac
 from speechkd.data.columns.column import Column
 from speechkd.data.plan.plan import PlanSource
 from speechkd.data.shards.index import ShardSet, tar_path
 from speechkd.data.storage.tar import Member
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Example:
     text: str
     tokens: list[int]
     stop: str
-    signals: dict[str, Tensor]
+    signals: TeacherSignals
     """at the predicting positions, one row per token; names are fields of `losses.Supervision`"""
 
 

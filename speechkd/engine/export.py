@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import fsync_folder, publishing, sha256_file, write_json, write_text
-from speechkd.core.types import Batch, ClipTable
+from speechkd.core.types import Batch, ClipTable, TeacherSignals
 from speechkd.models.encoder import EncoderStates
 from speechkd.models.exported import (
     FORMAT,
@@ -206,7 +206,7 @@ def probe_batch(saved: Mapping[str, Tensor]) -> Batch:
     """The batch stored beside the probe's logits."""
     tensors: dict[str, Any] = {name: saved[name] for name in PROBE_TENSORS}
     clips = ClipTable(**{name: saved[name] for name in PROBE_CLIPS})
-    return Batch(**tensors, clips=clips, views={}, signals={}, examples=int(saved["ids_BS"].shape[0]), seconds=0.0)
+    return Batch(**tensors, clips=clips, views={}, signals=TeacherSignals(), examples=int(saved["ids_BS"].shape[0]), seconds=0.0)
 
 
 def save_probe(path: Path, batch: Batch, predict_T: Tensor, logits_TV: Tensor) -> None:

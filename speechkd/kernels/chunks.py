@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from speechkd.kernels.logits import soft_cap, wide
+from speechkd.kernels.logits import Head, soft_cap, wide
 
 RowLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
 """(logits_CV, which rows, want gradient) -> (value_C, d value / d logits [C, V] or None).
@@ -62,8 +62,8 @@ class _FrozenHead(torch.autograd.Function):
         return grad_TD * grad_total.to(grad_TD.dtype), None, None, None, None, None
 
 
-def frozen_head_total(hidden_TD: Tensor, weight_VD: Tensor, mask_T: Tensor, rows: RowLoss, softcap: float | None) -> Tensor:
-    """Sum of a row loss over the rows of the mask, differentiable in `hidden_TD` only. Masked-out hidden rows must be finite."""
-    want_grad = hidden_TD.requires_grad and torch.is_grad_enabled()
-    total: Tensor = _FrozenHead.apply(hidden_TD, weight_VD.detach(), mask_T, rows, softcap, want_grad)
+def frozen_head_total(head: Head, mask_T: Tensor, rows: RowLoss) -> Tensor:
+    """Sum of a row loss over the rows of the mask, differentiable in the hidden states only. Masked-out hidden rows must be finite."""
+    want_grad = head.hidden_TD.requires_grad and torch.is_grad_enabled()
+    total: Tensor = _FrozenHead.apply(head.hidden_TD, head.weight_VD.detach(), mask_T, rows, head.softcap, want_grad)
     return total

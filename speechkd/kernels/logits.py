@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +56,82 @@ def head_logits(hidden_TD: Tensor, weight_VD: Tensor, softcap: float | None) -> 
     logits_TV = torch.nn.functional.linear(hidden_TD, weight_VD)
     # a float64 hidden state stays float64 through the product, a half-precision one is widened after it
     return soft_cap(wide(logits_TV), softcap)
+
+
+class Logits(Protocol):
+    """Logits of T rows: a `Head` makes them when they are asked for, `Plain` holds them."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the logits are made of."""
+
+    def logits(self, part: slice = slice(None)) -> Tensor:
+        """Logits of some rows, wide, soft-capped."""
+
+    def masked(self, mask_T: Tensor, name: str) -> Logits:
+        """The same with masked-out rows zeroed. Raises InputError, about `name`, for another number of rows."""
+
+
+class Head(NamedTuple):
+    """Hidden states and the language-model head that reads them; [T, V] logits exist a few rows at a time."""
+
+    hidden_TD: Tensor
+    weight_VD: Tensor
+    softcap: float | None = None
+    """Gemma 2's final logit soft-capping"""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return self.weight_VD.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states."""
+        return self.hidden_TD.dtype
+
+    def logits(self, part: slice = slice(None)) -> Tensor:
+        """Logits of some rows, wide, soft-capped."""
+        return head_logits(self.hidden_TD[part], self.weight_VD, self.softcap)
+
+    def masked(self, mask_T: Tensor, name: str) -> Head:
+        """The same with masked-out rows zeroed. Raises InputError for another number of rows, and for a bad soft cap."""
+        check_rows(mask_T, {f"{name} hidden states": self.hidden_TD})
+        check_softcap(self.softcap)
+        return self._replace(hidden_TD=masked_rows(self.hidden_TD, mask_T))
+
+    def frozen(self) -> Head:
+        """The same without gradient: a teacher's."""
+        return Head(self.hidden_TD.detach(), self.weight_VD.detach(), self.softcap)
+
+
+class Plain(NamedTuple):
+    """Logits that are there already, [T, V]."""
+
+    logits_TV: Tensor
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return self.logits_TV.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the logits."""
+        return self.logits_TV.dtype
+
+    def logits(self, part: slice = slice(None)) -> Tensor:
+        """Logits of some rows, wide."""
+        return wide(self.logits_TV[part])
+
+    def masked(self, mask_T: Tensor, name: str) -> Plain:
+        """The same with masked-out rows zeroed. Raises InputError for another number of rows."""
+        check_rows(mask_T, {f"{name} logits": self.logits_TV})
+        return Plain(masked_rows(self.logits_TV, mask_T))
 
 
 def shared_vocabulary(student_TV: Tensor, teacher_TU: Tensor, shared_W: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One file per method: paper, equation, shapes, a pure function. `LOSSES` names those that a recipe can use."""
+"""Losses: one file per method, with paper, equation, shapes and a pure function. `LOSSES` names those that a recipe can use."""
 
 from speechkd.core.table import Table
 from speechkd.losses.base import ClipLoss, HeadLoss, LayerLoss, Loss, LossConfig, Supervision

@@ -1,4 +1,4 @@
-"""Acoustic distillation from the student's own frozen snapshot (P4, arXiv 2509.18579): text supervision must not cost it its hearing.
+"""Acoustic distillation from the student's own frozen snapshot (arXiv 2509.18579): text supervision must not cost it its hearing.
 
     L_ac = mean over layers and audio positions of D( h_snapshot^l, h_S^l ),   weighted by alpha_ac = 0.05 in L_joint
 Reconstructed: the digest says "D over audio-token positions and layers". D's representation is not stated; default softmax over the hidden
@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from speechkd.core.types import LossOut, Need
+from speechkd.core.types import LossOut
 from speechkd.losses.base import LayerConfig, LayerLoss, Layers, Positions
 from speechkd.losses.layer_wise import Reduction, layer_map, layer_states
 
@@ -47,15 +47,9 @@ class Config(LayerConfig):
         """Every `every`-th layer with itself. Raises InputError where the student has none such."""
         return list(layer_map(student_layers, teacher_layers, self.every))
 
-    @property
-    def lens(self) -> bool:
-        """Never: states as they are."""
-        return False
-
 
 def _loss(student: Layers, teacher: Layers, mask_A: Tensor, shared_W: Tensor | None, config: Config, part: nn.Module | None) -> LossOut:
     return acoustic_snapshot(student.states, teacher.states, mask_A, config.distance, config.reduction)
 
 
-NEED = Need(signals=frozenset({"hidden"}), student=frozenset({"hidden"}))
-LOSS = LayerLoss(NEED=NEED, Config=Config, loss=_loss)
+LOSS = LayerLoss(Config=Config, loss=_loss)

@@ -14,29 +14,10 @@ from typing import Literal
 from pydantic import model_validator
 from torch import Tensor
 
-from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut, Need
+from speechkd.core.types import LossOut, Needs
 from speechkd.kernels import weighted_cka
 from speechkd.kernels.logits import wide
-from speechkd.losses.base import ClipFacts, ClipLoss, Clips, TaughtConfig, given
-
-
-def audio_attention(attention_BHRQ: Tensor, response_mask_BR: Tensor, audio_mask_BQ: Tensor) -> Tensor:
-    """w of each utterance, [B, Q], wide: how much the teacher's response attends to each audio position; sums to 1 over valid positions.
-
-    Args:
-        attention_BHRQ: last-layer attention, H heads, rows the response tokens, columns the audio positions.
-        response_mask_BR, audio_mask_BQ: boolean, False for padding, whatever stands there.
-    0 everywhere for an utterance without response or audio. Raises InputError for shapes.
-    """
-    B, _, R, Q = attention_BHRQ.shape
-    if response_mask_BR.shape != (B, R) or audio_mask_BQ.shape != (B, Q):
-        given = [list(t.shape) for t in (attention_BHRQ, response_mask_BR, audio_mask_BQ)]
-        raise InputError(f"attention_BHRQ, response_mask_BR and audio_mask_BQ must agree in B, R and Q, have shapes {given}")
-    valid_BRQ = response_mask_BR.unsqueeze(2) & audio_mask_BQ.unsqueeze(1)
-    summed_BQ = wide(attention_BHRQ.detach()).masked_fill(~valid_BRQ.unsqueeze(1), 0.0).sum(dim=(1, 2))
-    # the mean over heads and rows differs from this sum by a factor that the normalisation takes out
-    return summed_BQ / summed_BQ.sum(dim=1, keepdim=True).clamp(min=1e-30)
+from speechkd.losses.base import ClipFacts, ClipLoss, Clips, TeacherLossConfig, given
 
 
 def attention_weighted_cka(student_BTD: Tensor, teacher_BTE: Tensor, weights_BT: Tensor, mask_BT: Tensor, mode: str = "pre_w") -> Tensor:
@@ -68,14 +49,21 @@ def comparable(mask_BT: Tensor) -> Tensor:
     return mask_BT.sum(dim=1) >= 2
 
 
-class Config(TaughtConfig):
+class Config(TeacherLossConfig):
     """Recipe block of `attn_cka`."""
+
+    WITHOUT = {"attention": "set `attention: false`, or `attention: stored` where a column has it"}
 
     mode: Literal["pre_w", "pre_sqrt_w", "weighted_hsic"] | None = None
     """with attention only: how it weighs; pre_w"""
     attention: bool | Literal["stored"] = True
     """weigh positions by the teacher's attention; False is plain CKA, the paper's ablation; `stored`: by the attention that the column's
     audio-hearing teacher had (`signals.attention`), while the states are the live teacher's"""
+
+    def needs(self) -> Needs:
+        """What a live teacher's projector makes of the clips, and its attention or a stored one."""
+        attention = [] if self.attention is not True else ["attention"]
+        return self._from_teacher("projected", *attention, stored=["attention"] if self.attention == "stored" else [], student="projected")
 
     @model_validator(mode="after")
     def _nothing_to_weigh_by(self) -> Config:
@@ -95,5 +83,4 @@ def _keeps(facts: ClipFacts, config: Config) -> Tensor:
     return facts.keep_C & comparable(facts.mask_CQ)
 
 
-NEED = Need(signals=frozenset({"projected"}), student=frozenset({"projected"}))
-LOSS = ClipLoss(NEED=NEED, Config=Config, loss=_loss, keeps=_keeps)
+LOSS = ClipLoss(Config=Config, loss=_loss, keeps=_keeps)

@@ -11,79 +11,41 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_kl
+from speechkd.core.types import LossOut, Needs
+from speechkd.kernels.linear_kl import divergence_from
+from speechkd.kernels.linear_kl.divergence import Divergence
+from speechkd.kernels.logits import Head, Logits
 from speechkd.losses.base import HeadLoss, KernelConfig, Positions, PositionsConfig, Supervision, given
-from speechkd.losses.divergences import forward_kl
-
-TEMPERATURE = 2.0
-
-
-def audio_kl(
-    student_logits_AV: Tensor,
-    teacher_logits_AU: Tensor,
-    mask_A: Tensor,
-    temperature: float = TEMPERATURE,
-    t2_scale: bool = False,
-    shared_W: Tensor | None = None,
-) -> LossOut:
-    """Sum over kept audio positions of KL(teacher || student) in nats; arguments and errors as `divergences.forward_kl`."""
-    return forward_kl(student_logits_AV, teacher_logits_AU, mask_A, temperature, t2_scale, shared_W)
-
-
-def linear_audio_kl(
-    hidden_AD: Tensor,
-    weight_VD: Tensor,
-    teacher_hidden_AE: Tensor,
-    teacher_weight_UE: Tensor,
-    mask_A: Tensor,
-    temperature: float = TEMPERATURE,
-    t2_scale: bool = False,
-    shared_W: Tensor | None = None,
-    softcap: float | None = None,
-    teacher_softcap: float | None = None,
-    impl: str = "auto",
-) -> LossOut:
-    """The same from hidden states and heads, logits never whole; arguments and errors as `kernels.linear_kl`."""
-    return linear_kl(
-        hidden_AD,
-        weight_VD,
-        teacher_hidden_AE,
-        teacher_weight_UE,
-        mask_A,
-        temperature=temperature,
-        t2_scale=t2_scale,
-        shared_W=shared_W,
-        softcap=softcap,
-        teacher_softcap=teacher_softcap,
-        impl=impl,
-    )
 
 
 class Config(PositionsConfig, KernelConfig):
-    """Recipe block of `audio_kl`."""
+    """Recipe block of `audio_kl`, with the paper's values."""
 
     weight: float = Field(default=0.8, ge=0.0, allow_inf_nan=False)
     at: Positions = "audio"
-    temperature: float = Field(default=TEMPERATURE, gt=0.0, allow_inf_nan=False)
+    temperature: float = Field(default=2.0, gt=0.0, allow_inf_nan=False)
     t2_scale: bool = False
 
-
-def _loss(hidden_AD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
-    return linear_audio_kl(
-        hidden_AD,
-        weight_VD,
-        given(supervision.teacher_TE, "audio_kl", "dense"),
-        given(supervision.teacher_weight_UE, "audio_kl", "dense"),
-        supervision.mask_T,
-        temperature=config.temperature,
-        t2_scale=config.t2_scale,
-        shared_W=supervision.shared_W,
-        softcap=softcap,
-        teacher_softcap=supervision.teacher_softcap,
-        impl=config.impl,
-    )
+    def needs(self) -> Needs:
+        """The whole distribution of a live teacher that hears the clip."""
+        return self._from_teacher("dense", student="head")
 
 
-NEED = Need(signals=frozenset({"dense"}), student=frozenset({"head"}))
-LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)
+def audio_kl(student: Logits, teacher: Logits, mask_A: Tensor, config: Config, shared_W: Tensor | None = None) -> LossOut:
+    """Sum over kept audio positions of KL(teacher || student), in nats; the teacher gets no gradient.
+
+    Args:
+        student, teacher: at the batch's A audio positions.
+        mask_A: bool; False for padding and for the positions of a dummy clip.
+        shared_W: see `kernels.logits.shared_vocabulary`; needed where the vocabularies differ.
+    Raises InputError for shapes and vocabularies that differ without `shared_W`.
+    """
+    how = Divergence(name="forward_kl", temperature=config.temperature, t2_scale=config.t2_scale, shared_W=shared_W)
+    return divergence_from(student, teacher, mask_A, how, config.impl)
+
+
+def _loss(student: Head, supervision: Supervision, config: Config) -> LossOut:
+    return audio_kl(student, given(supervision.teacher, "audio_kl", "dense"), supervision.mask_T, config, supervision.shared_W)
+
+
+LOSS = HeadLoss(Config=Config, loss=_loss)

@@ -1,41 +1,87 @@
-"""What a loss is to the distiller: its block in the recipe, what it needs, and a pure function of what student and teacher show.
+"""The loss interface: config block, declared needs, pure function.
 
-Three kinds, by where they look:
+Three kinds, by what they read:
     HeadLoss    rows of positions through the LM head: cross-entropy, KL to a teacher, live or stored, at response or audio positions
     LayerLoss   the same rows in pairs of hidden layers, as they are or through the logit lens (final norm, then head)
     ClipLoss    whole clips: projector output, its language gate, the transcript's embeddings
-All run inside the modules that hold the heads' weights, so that ZeRO-3 has them whole exactly there; none is ever given logits. A loss
+All run inside the modules that hold the heads' weights, so that ZeRO-3 has them whole exactly there; none is given [T, V] logits. A loss
 never knows whether its teacher is a stored column or a pass of this very step: both arrive in the same fields.
+
+What a loss needs, and which live teachers it names, its config block answers (`LossConfig`); nobody else looks into the block.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut, Need
+from speechkd.core.types import LossOut, Needs, TeacherSignals
+from speechkd.kernels.logits import Head
 
 Positions = Literal["response", "prompt_end", "audio"]
-"""Which rows a loss on positions sees: those that predict the response; only the first of them, where the prompt ends; audio positions."""
+"""Which rows a loss on positions reads: those that predict the response; only the first of them, where the prompt ends; audio positions."""
+
+LIVE_ONLY = frozenset({"dense", "projected", "audio"})
+"""Signals that no column stores"""
 
 
 class LossConfig(Config):
-    """Keys that every loss has."""
+    """Keys that every loss has, and what a loss answers about itself."""
 
     RENAMED = {"roles": "`streams`"}
+    WITHOUT: ClassVar[Mapping[str, str]] = {}
+    """signal -> what a user can set where the teacher does not give it"""
+
     kind: str = ""
     """name in the table of losses; the block's own name where it is not given, so that one recipe may use a loss twice"""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """factor in the sum of losses"""
     streams: list[str] = []
     """streams (`kd`, `kd/text`) whose examples count; empty: all"""
+
+    def needs(self) -> Needs:
+        """What these settings need of column, live teacher and student."""
+        return Needs()
+
+    def live_teachers(self) -> dict[str, str]:
+        """Live teachers that the block names: key -> name. The first is the one that the loss compares with."""
+        return {}
+
+    def check_teachers(self, models: Mapping[str, str]) -> None:
+        """Raises ValueError where the named live teachers do not fit together. `models`: live teacher -> its kind and model."""
+
+    def positions(self) -> Positions:
+        """Which rows the loss reads."""
+        return "response"
+
+    def pairs(self, student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+        """(student layer, teacher layer), 1-based, of a loss on layers. Raises InputError for a layer that one of them does not have."""
+        return []
+
+    def counts(self, stream: str) -> bool:
+        """Whether examples of a stream count."""
+        return not self.streams or stream in self.streams
+
+    def counts_role(self, role: str) -> bool:
+        """Whether examples of some stream of a teacher role count."""
+        return not self.streams or any(stream.partition("/")[0] == role for stream in self.streams)
+
+    @property
+    def teacher_name(self) -> str:
+        """The live teacher that the loss compares with; empty: stored signals, or none."""
+        return next(iter(self.live_teachers().values()), "")
+
+    @property
+    def autograd_through_head(self) -> bool:
+        """Whether backward reads the head's weight again, which under ZeRO-3 is partitioned by then."""
+        return False
 
 
 class KernelConfig(LossConfig):
@@ -44,18 +90,41 @@ class KernelConfig(LossConfig):
     impl: str = "auto"
     """which implementation of the kernel runs"""
 
+    @property
+    def autograd_through_head(self) -> bool:
+        """Only `reference` leaves the gradient to autograd."""
+        return self.impl == "reference"
 
-class TaughtConfig(LossConfig):
+
+class TeacherLossConfig(LossConfig):
     """Keys of a loss that compares with a teacher."""
 
     teacher: str = ""
     """name of a live teacher (recipe block `live`); empty: the signals stored with the example"""
 
+    def live_teachers(self) -> dict[str, str]:
+        """The one teacher, where it is live."""
+        return {"teacher": self.teacher} if self.teacher else {}
 
-class PositionsConfig(TaughtConfig):
+    def _from_teacher(
+        self, *signals: str, student: str, stored: Sequence[str] = (), temperature: float | None = None, k: int | None = None
+    ) -> Needs:
+        """`signals` of the live teacher where the block names one, else of the column; `stored` are of the column in any case."""
+        wanted = frozenset(signals)
+        if self.teacher:
+            live = wanted | ({"audio"} if self.positions() == "audio" else set())
+            return Needs(stored=frozenset(stored), live=live, student=frozenset({student}))
+        return Needs(stored=wanted.union(stored), student=frozenset({student}), temperature=temperature, k=k)
+
+
+class PositionsConfig(TeacherLossConfig):
     """Keys of a loss that compares with a teacher at rows of positions."""
 
     at: Positions = "response"
+
+    def positions(self) -> Positions:
+        """As the block says."""
+        return self.at
 
 
 class LayerConfig(PositionsConfig, ABC):
@@ -66,46 +135,40 @@ class LayerConfig(PositionsConfig, ABC):
         """(student layer, teacher layer), 1-based. Raises InputError for a layer that one of them does not have."""
 
     @property
-    @abstractmethod
     def lens(self) -> bool:
-        """Whether the loss reads `Layers.lens` and the head."""
+        """Whether the loss reads `Layers.lens` and the head, which stored states do not have beside them."""
+        return False
+
+    def needs(self) -> Needs:
+        """States; through the lens the teacher's head too."""
+        return self._from_teacher("hidden", *(["dense"] if self.lens else []), student="hidden")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supervision:
-    """What stands at the T rows of a HeadLoss, on the device; a field is None where the teacher has no such signal."""
+    """What stands at the T rows of a HeadLoss, on the device; a field is None where the teacher gives no such signal."""
 
     mask_T: Tensor
-    """boolean; False rows count nothing"""
+    """bool; False rows count nothing"""
     targets_T: Tensor | None = None
-    """the response token that each position predicts (signal `response`)"""
-    ids_TK: Tensor | None = None
-    logp_TK: Tensor | None = None
-    """signal `topk`, at the capture temperature"""
-    tail_logp_T: Tensor | None = None
-    sampled_ids_TN: Tensor | None = None
-    sampled_weights_TN: Tensor | None = None
-    """signal `sampled`: different ids in a row; a slot of weight 0 is empty"""
-    hidden_TLE: Tensor | None = None
-    """signal `hidden`, as stored: layers in the order of the column's settings; losses on layers read it, as they are (no logit lens)"""
-    teacher_TE: Tensor | None = None
-    teacher_weight_UE: Tensor | None = None
-    """signal `dense`: the teacher's final hidden states and its head; its logits are rebuilt chunk by chunk"""
-    teacher_softcap: float | None = None
+    """int64; the response token that each position predicts (signal `response`)"""
+    signals: TeacherSignals = field(default_factory=TeacherSignals)
+    """stored with the examples, or made of a live teacher's pass in the same form"""
+    teacher: Head | None = None
+    """signal `dense`: the live teacher's final hidden states [T, E] and its head; no gradient"""
+    negative: Head | None = None
+    """the same of a second pass of the same teacher, for contrastive targets"""
     shared_W: Tensor | None = None
-    """which ids both vocabularies share; None where they are one"""
-    negative_TE: Tensor | None = None
-    """final hidden states of a second pass of the same teacher, for contrastive targets"""
+    """bool; which ids both vocabularies share; None where they are one"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadLoss:
-    """A loss on the LM head's output, never given logits."""
+    """A loss on the output of the LM head."""
 
-    NEED: Need
     Config: type[LossConfig]
-    loss: Callable[[Tensor, Tensor, Supervision, Any, float | None], LossOut]
-    """(hidden_TD, weight_VD, supervision, config, softcap) -> LossOut; runs inside the module that holds the head's weight"""
+    loss: Callable[[Head, Supervision, Any], LossOut]
+    """(student's states and head, supervision, config) -> LossOut; runs inside the module that holds the head's weight"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +177,8 @@ class Layers:
 
     states: Sequence[Tensor]
     """N x [T, D]; the last layer's is after the final norm, as transformers gives it"""
-    lens: Sequence[Tensor] = ()
-    """the same through the model's own final norm, where the config asks for it"""
-    weight_VD: Tensor | None = None
-    softcap: float | None = None
+    lens: Sequence[Head] = ()
+    """the same after the model's own final norm, with its head, where the config asks for the logit lens"""
     owner_T: Tensor | None = None
     """a number for each row's example (any rising numbers below T), for similarities within an utterance"""
 
@@ -126,7 +187,6 @@ class Layers:
 class LayerLoss:
     """A loss on pairs of layers; its value is a mean over rows, and a mean or sum over pairs as its config says."""
 
-    NEED: Need
     Config: type[LayerConfig]
     loss: Callable[[Layers, Layers, Tensor, Tensor | None, Any, nn.Module | None], LossOut]
     """(student, teacher, mask_T, shared_W, config, part) -> LossOut, count = kept rows; the teacher gets no gradient"""
@@ -147,20 +207,21 @@ class Clips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFacts:
-    """What is known of the C clips."""
+    """What the batch says of the C clips."""
 
     keep_C: Tensor
-    """boolean; the clips that count"""
+    """bool; the clips that count"""
     mask_CQ: Tensor
-    """boolean; valid audio positions, a prefix of each row"""
+    """bool; valid audio positions, a prefix of each row"""
     language_C: Tensor | None = None
-    """index in the gate's languages, -1 where unknown"""
+    """int64; index in the gate's languages, -1 where unknown"""
     words_CND: Tensor | None = None
     """the LLM's embeddings of the transcript's tokens"""
     words_mask_CN: Tensor | None = None
+    """bool; valid transcript tokens"""
 
 
-def _all_of_them(facts: ClipFacts, config: Any) -> Tensor:
+def _keep_all(facts: ClipFacts, config: Any) -> Tensor:
     return facts.keep_C
 
 
@@ -168,29 +229,21 @@ def _all_of_them(facts: ClipFacts, config: Any) -> Tensor:
 class ClipLoss:
     """A loss on whole clips; count = clips that `keeps` keeps of those with audio and of the loss's streams."""
 
-    NEED: Need
     Config: type[LossConfig]
     loss: Callable[[Clips, Clips | None, ClipFacts, Any], LossOut]
     """(student, teacher, facts, config) -> LossOut"""
-    keeps: Callable[[ClipFacts, Any], Tensor] = _all_of_them
-    """(facts, config) -> boolean [C]; from the batch alone, never from a model"""
+    keeps: Callable[[ClipFacts, Any], Tensor] = _keep_all
+    """(facts, config) -> bool [C]; from the batch alone, never from a model"""
 
 
 Loss = HeadLoss | LayerLoss | ClipLoss
 
 
-def positions_of(config: LossConfig) -> Positions:
-    """Where a loss's rows stand."""
-    return config.at if isinstance(config, PositionsConfig) else "response"
+T = TypeVar("T")
 
 
-def teacher_of(config: LossConfig) -> str:
-    """The live teacher that a loss names; empty for stored signals and for none."""
-    return config.teacher if isinstance(config, TaughtConfig) else ""
-
-
-def given(tensor: Tensor | None, loss: str, signal: str) -> Tensor:
-    """`tensor`, which the loss needs. Raises InputError if the batch lacks it."""
-    if tensor is None:
+def given(value: T | None, loss: str, signal: str) -> T:
+    """`value`, which the loss needs. Raises InputError if the batch lacks it."""
+    if value is None:
         raise InputError(f"loss `{loss}` needs the signal `{signal}`, which this batch does not carry")
-    return tensor
+    return value

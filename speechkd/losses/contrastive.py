@@ -8,138 +8,117 @@ mean, and no tau^2 factor. alpha = 1 was best for accuracy, 2 for the "shift" me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut, Need
-from speechkd.kernels.linear_kl import frozen_logits
+from speechkd.core.types import LossOut, Needs
+from speechkd.kernels.linear_cross_entropy import cross_entropy_from
+from speechkd.kernels.linear_kl import divergence_from
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.linear_kl.reference import Logits
-from speechkd.kernels.logits import FLOOR, masked_rows, wide
+from speechkd.kernels.logits import FLOOR, Head, Logits, wide
 from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
-from speechkd.losses.ce_and_kl import ce_and_kl, joined
-from speechkd.losses.divergences import forward_kl
-from speechkd.losses.response_ce import response_ce
-
-ALPHA, KL_WEIGHT, TEMPERATURE = 1.0, 0.7, 2.0
 
 
-def contrastive_target(positive_TU: Tensor, negative_TU: Tensor, alpha: float = ALPHA) -> Tensor:
+class Config(PositionsConfig, KernelConfig):
+    """Recipe block of `contrastive`, with the paper's values."""
+
+    negative: str = ""
+    """name of the live teacher that is not told the metadata: the same model, nothing read"""
+    alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    kl_weight: float = Field(default=0.7, ge=0.0, le=1.0)
+    """lambda; the rest is the weight of the CE"""
+    temperature: float = Field(default=2.0, gt=0.0, allow_inf_nan=False)
+
+    def needs(self) -> Needs:
+        """The answer's tokens, and the whole distributions of both live passes."""
+        return self._from_teacher("dense", stored=["response"], student="head")
+
+    def live_teachers(self) -> dict[str, str]:
+        """The pass that reads the metadata, and the one that does not."""
+        return super().live_teachers() | ({"negative": self.negative} if self.negative else {})
+
+    def check_teachers(self, models: Mapping[str, str]) -> None:
+        """Raises ValueError unless both passes are there and are of one model."""
+        if not self.negative:
+            raise ValueError("needs a second pass: set `negative` to a live teacher that reads nothing")
+        if models[self.negative] != models[self.teacher]:
+            raise ValueError(
+                f"compares two passes of one model: `negative` (`{self.negative}`: {models[self.negative]}) must be of the same kind and "
+                f"model as `teacher` (`{self.teacher}`: {models[self.teacher]})"
+            )
+
+
+def contrastive_target(positive_TU: Tensor, negative_TU: Tensor, alpha: float) -> Tensor:
     """z_pos + alpha (z_pos - z_neg), wide, without gradient; alpha = 0 is the plain teacher.
 
-    An id that z_pos rules out (-inf) stays ruled out; one that only z_neg rules out is not pushed. Raises InputError for shapes and a
-    negative alpha.
+    An id that z_pos rules out (-inf) stays ruled out; one that only z_neg rules out is not pushed. Raises InputError for shapes.
     """
-    if not alpha >= 0.0:
-        raise InputError(f"alpha must be at least 0, given {alpha}")
     if positive_TU.shape != negative_TU.shape:
-        raise InputError(f"both paths must have one shape, have {list(positive_TU.shape)} and {list(negative_TU.shape)}")
+        raise InputError(f"both passes must have one shape, have {list(positive_TU.shape)} and {list(negative_TU.shape)}")
     positive_TU, negative_TU = wide(positive_TU.detach()), wide(negative_TU.detach())
     ruled_out_TU = positive_TU <= FLOOR
     apart_TU = (positive_TU - negative_TU.clamp(min=FLOOR)).masked_fill(ruled_out_TU | (negative_TU <= FLOOR), 0.0)
     return (positive_TU + alpha * apart_TU).clamp(min=FLOOR)
 
 
-def contrastive_kd(
-    student_logits_TV: Tensor,
-    positive_logits_TU: Tensor,
-    negative_logits_TU: Tensor,
-    targets_T: Tensor,
-    mask_T: Tensor,
-    alpha: float = ALPHA,
-    kl_weight: float = KL_WEIGHT,
-    temperature: float = TEMPERATURE,
-    shared_W: Tensor | None = None,
-) -> LossOut:
-    """Sum over kept rows of lambda KL + (1 - lambda) CE, in nats.
-
-    Args:
-        positive_logits_TU, negative_logits_TU: teacher's, at the positions that predict Y*.
-        targets_T: tokens of Y*; anything in rows that `mask_T` (boolean) leaves out.
-    Raises InputError for shapes, alpha, a weight outside [0, 1], temperature, and vocabularies that differ unsaid.
-    """
-    check_share(kl_weight)
-    target_TU = contrastive_target(masked_rows(positive_logits_TU, mask_T), masked_rows(negative_logits_TU, mask_T), alpha)
-    kl = forward_kl(student_logits_TV, target_TU, mask_T, temperature, shared_W=shared_W)
-    ce = response_ce(student_logits_TV, targets_T, mask_T)
-    return joined(ce, kl, 1.0 - kl_weight, kl_weight)
-
-
 class Contrast(NamedTuple):
-    """A teacher that heard and one that did not, as one: logits of a few rows at a time."""
+    """Logits of the contrastive target, made of both passes a few rows at a time."""
 
     positive: Logits
     negative: Logits
     alpha: float
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return self.positive.vocabulary
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the positive pass."""
+        return self.positive.dtype
+
     def logits(self, part: slice = slice(None)) -> Tensor:
         """z^ of some rows."""
         return contrastive_target(self.positive.logits(part), self.negative.logits(part), self.alpha)
 
+    def masked(self, mask_T: Tensor, name: str) -> Contrast:
+        """The same with masked-out rows zeroed. Raises InputError for another number of rows."""
+        return self._replace(positive=self.positive.masked(mask_T, name), negative=self.negative.masked(mask_T, name))
 
-def linear_contrastive_kd(
-    hidden_TD: Tensor,
-    weight_VD: Tensor,
-    positive_hidden_TE: Tensor,
-    negative_hidden_TE: Tensor,
-    teacher_weight_UE: Tensor,
+
+def contrastive_kd(
+    student: Logits,
+    positive: Logits,
+    negative: Logits,
     targets_T: Tensor,
     mask_T: Tensor,
-    alpha: float = ALPHA,
-    kl_weight: float = KL_WEIGHT,
-    temperature: float = TEMPERATURE,
+    config: Config,
     shared_W: Tensor | None = None,
-    softcap: float | None = None,
-    teacher_softcap: float | None = None,
-    impl: str = "auto",
 ) -> LossOut:
-    """The same from hidden states and heads, logits never whole; errors as there and as `kernels.linear_kl`."""
-    check_share(kl_weight)
-    heard = frozen_logits(positive_hidden_TE, teacher_weight_UE, mask_T, teacher_softcap)
-    unheard = frozen_logits(negative_hidden_TE, teacher_weight_UE, mask_T, teacher_softcap)
-    how = Divergence(name="forward_kl", temperature=temperature, shared_W=shared_W)
-    target = Contrast(heard, unheard, alpha)
-    return ce_and_kl(hidden_TD, weight_VD, target, targets_T, mask_T, how, 1.0 - kl_weight, kl_weight, softcap, impl)
+    """Sum over kept rows of lambda KL + (1 - lambda) CE, in nats; the teacher gets no gradient.
+
+    Args:
+        student, positive, negative: at the positions that predict Y*; `positive` after the metadata, `negative` without.
+        targets_T: tokens of Y*; anything in rows that `mask_T` (bool) leaves out.
+        shared_W: see `kernels.logits.shared_vocabulary`; needed where the vocabularies differ.
+    Raises InputError for shapes and vocabularies that differ without `shared_W`.
+    """
+    how = Divergence(name="forward_kl", temperature=config.temperature, shared_W=shared_W)
+    ce = cross_entropy_from(student, targets_T, mask_T, config.impl)
+    kl = divergence_from(student, Contrast(positive, negative, config.alpha), mask_T, how, config.impl)
+    return LossOut((1.0 - config.kl_weight) * ce.total + config.kl_weight * kl.total, ce.count)
 
 
-def check_share(kl_weight: float) -> None:
-    """Raises InputError unless the KL's share lies in [0, 1]."""
-    if not 0.0 <= kl_weight <= 1.0:
-        raise InputError(f"kl_weight must be between 0 and 1, given {kl_weight}")
+def _loss(student: Head, supervision: Supervision, config: Config) -> LossOut:
+    positive, negative = (given(head, "contrastive", "dense") for head in (supervision.teacher, supervision.negative))
+    targets_T = given(supervision.targets_T, "contrastive", "response")
+    return contrastive_kd(student, positive, negative, targets_T, supervision.mask_T, config, supervision.shared_W)
 
 
-class Config(PositionsConfig, KernelConfig):
-    """Recipe block of `contrastive`."""
-
-    negative: str = ""
-    """the live teacher's pass without the metadata: same model, nothing read"""
-    alpha: float = Field(default=ALPHA, ge=0.0, allow_inf_nan=False)
-    kl_weight: float = Field(default=KL_WEIGHT, ge=0.0, le=1.0)
-    """share of the KL; the rest is the CE's"""
-    temperature: float = Field(default=TEMPERATURE, gt=0.0, allow_inf_nan=False)
-
-
-def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
-    return linear_contrastive_kd(
-        hidden_TD,
-        weight_VD,
-        given(supervision.teacher_TE, "contrastive", "dense"),
-        given(supervision.negative_TE, "contrastive", "dense"),
-        given(supervision.teacher_weight_UE, "contrastive", "dense"),
-        given(supervision.targets_T, "contrastive", "response"),
-        supervision.mask_T,
-        alpha=config.alpha,
-        kl_weight=config.kl_weight,
-        temperature=config.temperature,
-        shared_W=supervision.shared_W,
-        softcap=softcap,
-        teacher_softcap=supervision.teacher_softcap,
-        impl=config.impl,
-    )
-
-
-NEED = Need(signals=frozenset({"response", "dense"}), student=frozenset({"head"}))
-LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)
+LOSS = HeadLoss(Config=Config, loss=_loss)

@@ -5,9 +5,9 @@ in the argument list, no gradient to the teacher. `beta` weighs the teacher; bet
 where both are equal. The formulas stand in `kernels/linear_kl/divergence.py`, below both this file and the fused form that shares them.
 
 Common arguments: student_logits_TV [T, V] and teacher_logits_TU [T, U] at the predicting positions; mask_T boolean, False rows change
-neither total nor count and get a zero gradient; t2_scale multiplies by temperature squared (Hinton et al.; off in GKD and P5);
+neither total nor count and get a zero gradient; t2_scale multiplies by temperature squared (Hinton et al.; off in GKD and PL-Distill);
 shared_W boolean [min(V, U)] says which ids both tokenizers share and is required where V and U differ (all else counts as -inf).
-All raise InputError for shapes, temperature, beta or alpha out of range and vocabularies that differ unsaid.
+All raise InputError for shapes, temperature, beta or alpha out of range and vocabularies that differ without `shared_W`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from speechkd.core.types import LossOut, Need
-from speechkd.kernels.linear_kl import divergence_from, frozen_logits
+from speechkd.core.types import LossOut, Needs
+from speechkd.kernels.linear_kl import divergence_from
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
+from speechkd.kernels.logits import Head, Plain
 from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
-
-
-def _total(student_logits_TV: Tensor, teacher_logits_TU: Tensor, mask_T: Tensor, how: Divergence) -> LossOut:
-    check_rows(mask_T, {"student_logits_TV": student_logits_TV, "teacher_logits_TU": teacher_logits_TU})
-    return sum_rows(how.rows(masked_rows(student_logits_TV, mask_T), masked_rows(teacher_logits_TU, mask_T)), mask_T)
 
 
 def forward_kl(
@@ -39,7 +34,7 @@ def forward_kl(
 ) -> LossOut:
     """KL(p || q): the student covers all that the teacher does (Hinton et al. 2015, arXiv 1503.02531)."""
     how = Divergence(name="forward_kl", temperature=temperature, t2_scale=t2_scale, shared_W=shared_W)
-    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+    return divergence_from(Plain(student_logits_TV), Plain(teacher_logits_TU), mask_T, how)
 
 
 def reverse_kl(
@@ -52,7 +47,7 @@ def reverse_kl(
 ) -> LossOut:
     """KL(q || p): the student stays where the teacher is likely (MiniLLM, arXiv 2306.08543, here per token)."""
     how = Divergence(name="reverse_kl", temperature=temperature, t2_scale=t2_scale, shared_W=shared_W)
-    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+    return divergence_from(Plain(student_logits_TV), Plain(teacher_logits_TU), mask_T, how)
 
 
 def jsd(
@@ -64,12 +59,12 @@ def jsd(
     t2_scale: bool = False,
     shared_W: Tensor | None = None,
 ) -> LossOut:
-    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649; beta = 0.5: P4, arXiv 2509.18579).
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649; beta = 0.5: arXiv 2509.18579).
 
     The ends are GKD's by convention, not by continuity: near 0 the value is about beta times the forward KL.
     """
     how = Divergence(name="jsd", temperature=temperature, beta=beta, t2_scale=t2_scale, shared_W=shared_W)
-    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+    return divergence_from(Plain(student_logits_TV), Plain(teacher_logits_TU), mask_T, how)
 
 
 def skew_kl(
@@ -83,7 +78,7 @@ def skew_kl(
 ) -> LossOut:
     """KL(p || alpha p + (1 - alpha) q) (DistiLLM, arXiv 2402.03898); alpha = 0 is the forward KL."""
     how = Divergence(name="skew_kl", temperature=temperature, alpha=alpha, t2_scale=t2_scale, shared_W=shared_W)
-    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+    return divergence_from(Plain(student_logits_TV), Plain(teacher_logits_TU), mask_T, how)
 
 
 def skew_reverse_kl(
@@ -103,7 +98,7 @@ def skew_reverse_kl(
     how = Divergence(
         name="skew_reverse_kl", temperature=temperature, alpha=alpha, t2_scale=t2_scale, shared_W=shared_W, detach_mixture=detach_mixture
     )
-    return _total(student_logits_TV, teacher_logits_TU, mask_T, how)
+    return divergence_from(Plain(student_logits_TV), Plain(teacher_logits_TU), mask_T, how)
 
 
 BETA, ALPHA = 0.5, 0.1
@@ -132,8 +127,12 @@ class Config(PositionsConfig, KernelConfig):
                 raise ValueError(f"divergence `{self.name}` does not use `{key}`; those that do: {', '.join(names)}")
         return self
 
+    def needs(self) -> Needs:
+        """The whole distribution, which only a live teacher has."""
+        return self._from_teacher("dense", student="head")
 
-def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
+
+def _loss(student: Head, supervision: Supervision, config: Config) -> LossOut:
     how = Divergence(
         name=config.name,
         temperature=config.temperature,
@@ -143,14 +142,8 @@ def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config
         shared_W=supervision.shared_W,
         detach_mixture=config.detach_mixture,
     )
-    teacher = frozen_logits(
-        given(supervision.teacher_TE, "divergence", "dense"),
-        given(supervision.teacher_weight_UE, "divergence", "dense"),
-        supervision.mask_T,
-        supervision.teacher_softcap,
-    )
-    return divergence_from(hidden_TD, weight_VD, teacher, supervision.mask_T, how, softcap, config.impl)
+    teacher = given(supervision.teacher, "divergence", "dense")
+    return divergence_from(student, teacher, supervision.mask_T, how, config.impl)
 
 
-NEED = Need(signals=frozenset({"dense"}), student=frozenset({"head"}))
-LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)
+LOSS = HeadLoss(Config=Config, loss=_loss)

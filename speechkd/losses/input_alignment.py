@@ -1,4 +1,4 @@
-"""Input alignment: the last projected positions should be the transcript's token embeddings (DiVA, arXiv 2410.02678; P2, arXiv 2603.07025).
+"""Input alignment: the last projected positions should be the transcript's token embeddings (DiVA, arXiv 2410.02678; arXiv 2603.07025).
 
     L_IN = (1 / N) sum_{j=1..N} | S_{L-N+j} - E(y_j) |_2
 S: the L projected positions, y: the N transcript tokens, E: the LLM's input embeddings. Aligned at the right end, because a causal
@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.core.types import LossOut, Need
+from speechkd.core.types import LossOut, Needs
 from speechkd.losses.base import ClipFacts, ClipLoss, Clips, LossConfig, given
 from speechkd.losses.states import distance_rows
 
@@ -76,6 +76,10 @@ class Config(LossConfig):
 
     overlong: Overlong = Field(default="truncate")
 
+    def needs(self) -> Needs:
+        """The transcript; no teacher."""
+        return Needs(student=frozenset({"projected", "words"}))
+
 
 def _loss(student: Clips, teacher: Clips | None, facts: ClipFacts, config: Config) -> LossOut:
     words_CND = given(facts.words_CND, "input_alignment", "transcript")
@@ -88,5 +92,4 @@ def _keeps(facts: ClipFacts, config: Config) -> Tensor:
     return facts.keep_C & comparable(facts.mask_CQ, mask_CN, config.overlong)
 
 
-NEED = Need(student=frozenset({"projected", "words"}))
-LOSS = ClipLoss(NEED=NEED, Config=Config, loss=_loss, keeps=_keeps)
+LOSS = ClipLoss(Config=Config, loss=_loss, keeps=_keeps)

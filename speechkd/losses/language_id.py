@@ -1,4 +1,4 @@
-"""Language identification by the gate of a language-aware query bank (P2, arXiv 2603.07025).
+"""Language identification by the gate of a language-aware query bank (arXiv 2603.07025).
 
     L_LID = CE(g, language),   g: the gate's logits over the bank's K languages;   L = L_IN + L_OUT + lambda_LID L_LID
 The weights of the sum are not given; all are 1 here (reconstructed).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from speechkd.core.types import LossOut, Need
+from speechkd.core.types import LossOut, Needs
 from speechkd.kernels.linear_cross_entropy.reference import cross_entropy_rows
 from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
 from speechkd.losses.base import ClipFacts, ClipLoss, Clips, LossConfig, given
@@ -30,6 +30,10 @@ def language_id(gate_logits_BK: Tensor, language_B: Tensor, mask_B: Tensor) -> L
 class Config(LossConfig):
     """Recipe block of `language_id`; needs a projector with a language gate."""
 
+    def needs(self) -> Needs:
+        """The gate's logits; no teacher."""
+        return Needs(student=frozenset({"projected", "gate"}))
+
 
 def _loss(student: Clips, teacher: Clips | None, facts: ClipFacts, config: Config) -> LossOut:
     gate_CK = given(student.gate_CK, "language_id", "gate")
@@ -40,5 +44,4 @@ def _keeps(facts: ClipFacts, config: Config) -> Tensor:
     return facts.keep_C & (given(facts.language_C, "language_id", "language") >= 0)
 
 
-NEED = Need(student=frozenset({"projected", "gate"}))
-LOSS = ClipLoss(NEED=NEED, Config=Config, loss=_loss, keeps=_keeps)
+LOSS = ClipLoss(Config=Config, loss=_loss, keeps=_keeps)

@@ -1,4 +1,4 @@
-"""Layer-wise distillation from a text teacher of another depth and width (P4, arXiv 2509.18579).
+"""Layer-wise distillation from a text teacher of another depth and width (arXiv 2509.18579).
 
     g(i)      = round(i L_T / L_S)                                            their eq. 4: proportional to depth, layers counted from 1
     L_layer,i = (1 / |R|) sum_{t in R} D( f(h_T^{g(i)}), f(h_S^{i}) )         R: the response positions, the same tokens on both sides
@@ -21,8 +21,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_kl
+from speechkd.core.types import LossOut
+from speechkd.kernels.linear_kl import divergence_from
+from speechkd.kernels.linear_kl.divergence import Divergence
+from speechkd.kernels.logits import Logits
 from speechkd.losses.base import KernelConfig, LayerConfig, LayerLoss, Layers, given
 from speechkd.losses.flat_cka import flat_cka
 from speechkd.losses.states import state_distance
@@ -54,44 +56,23 @@ def check_layer_map(pairs: Sequence[tuple[int, int]], student_layers: int, teach
 
 
 def logit_lens(
-    student_LTD: Sequence[Tensor],
-    weight_VD: Tensor,
-    teacher_LTE: Sequence[Tensor],
-    teacher_weight_UE: Tensor,
+    student: Sequence[Logits],
+    teacher: Sequence[Logits],
     mask_T: Tensor,
-    divergence: str = "jsd",
-    temperature: float = 1.0,
-    shared_W: Tensor | None = None,
-    softcap: float | None = None,
-    teacher_softcap: float | None = None,
+    divergence: Divergence,
     reduction: Reduction = "sum",
     impl: str = "auto",
 ) -> LossOut:
     """Divergence of what both models' heads read in mapped pairs of layers; count is rows, so the value is the sum (or mean) of L_layer,i.
 
     Args:
-        student_LTD, teacher_LTE: states of the mapped layers, pair by pair, AFTER each model's own final norm. transformers' last entry of
-            `hidden_states` is normed already, the others are not.
-        weight_VD, teacher_weight_UE: the heads, gathered; the rest as `kernels.linear_kl`, which never makes the [T, V] logits whole.
-    Raises InputError for lists of different or no length, and as `linear_kl`.
+        student, teacher: the mapped layers, pair by pair, each with its model's head. A head's states stand AFTER the model's own final
+            norm; transformers' last entry of `hidden_states` is normed already, the others are not. The teacher gets no gradient.
+        mask_T: bool; False rows change neither total nor count.
+    Raises InputError for lists of different or no length, and as `kernels.linear_kl`.
     """
-    _check_pairs(student_LTD, teacher_LTE)
-    outs = [
-        linear_kl(
-            student_TD,
-            weight_VD,
-            teacher_TE,
-            teacher_weight_UE,
-            mask_T,
-            divergence=divergence,
-            temperature=temperature,
-            shared_W=shared_W,
-            softcap=softcap,
-            teacher_softcap=teacher_softcap,
-            impl=impl,
-        )
-        for student_TD, teacher_TE in zip(student_LTD, teacher_LTE, strict=True)
-    ]
+    _check_pairs(student, teacher)
+    outs = [divergence_from(s, t, mask_T, divergence, impl) for s, t in zip(student, teacher, strict=True)]
     return _over_layers(outs, reduction)
 
 
@@ -125,7 +106,7 @@ class LayerBridges(nn.Module):
         return [bridge(states_TD) for bridge, states_TD in zip(self.bridges, student_LTD, strict=True)]
 
 
-def _check_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+def _check_pairs(student: Sequence[object], teacher: Sequence[object]) -> None:
     if not student or len(student) != len(teacher):
         raise InputError(f"layers must come in pairs, given {len(student)} of the student and {len(teacher)} of the teacher")
 
@@ -187,20 +168,9 @@ class Config(LayerConfig, KernelConfig):
 
 def _loss(student: Layers, teacher: Layers, mask_T: Tensor, shared_W: Tensor | None, config: Config, part: nn.Module | None) -> LossOut:
     if config.representation == "logit_lens":
-        return logit_lens(
-            student.lens,
-            given(student.weight_VD, "layer_wise", "hidden"),
-            teacher.lens,
-            given(teacher.weight_VD, "layer_wise", "hidden"),
-            mask_T,
-            divergence=config.divergence or "jsd",
-            temperature=config.temperature or 1.0,
-            shared_W=shared_W,
-            softcap=student.softcap,
-            teacher_softcap=teacher.softcap,
-            reduction=config.reduction,
-            impl=config.impl,
-        )
+        how = Divergence(name=config.divergence or "jsd", temperature=config.temperature or 1.0, shared_W=shared_W)
+        lens = given(teacher.lens or None, "layer_wise", "dense")
+        return logit_lens(student.lens, lens, mask_T, how, config.reduction, config.impl)
     if config.representation == "cka":
         owner_T = given(student.owner_T, "layer_wise", "hidden")
         return layer_cka(student.states, teacher.states, mask_T, owner_T, config.reduction)
@@ -212,5 +182,4 @@ def _part(config: Config, pairs: int, width_in: int, width_out: int) -> nn.Modul
     return LayerBridges(pairs, width_in, width_out) if config.representation == "linear" else None
 
 
-NEED = Need(signals=frozenset({"hidden"}), student=frozenset({"hidden"}))
-LOSS = LayerLoss(NEED=NEED, Config=Config, loss=_loss, part=_part)
+LOSS = LayerLoss(Config=Config, loss=_loss, part=_part)

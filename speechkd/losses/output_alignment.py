@@ -1,6 +1,6 @@
 """Output alignment: where the answer begins, hearing should leave the LLM in the state that reading does.
 
-    L_OUT = | h(prefix, S, suffix)_last - h(prefix, y, suffix)_last |_2                  DiVA, arXiv 2410.02678; P2, arXiv 2603.07025
+    L_OUT = | h(prefix, S, suffix)_last - h(prefix, y, suffix)_last |_2                  DiVA, arXiv 2410.02678; arXiv 2603.07025
 h: the LLM's final hidden state (after its last norm), last: the last position of the prompt. With the output matrix frozen, equal states
 give equal next-token distributions, so this is a cheap stand-in for the KL: distance 0 means KL 0, and no more than that. The norm is not
 squared and the last position alone counts, as in DiVA's released code.
@@ -11,8 +11,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import LossOut, Need
-from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
+from speechkd.core.types import LossOut, Needs
+from speechkd.kernels.logits import Head, check_rows, masked_rows, sum_rows
 from speechkd.losses.base import HeadLoss, Positions, PositionsConfig, Supervision, given
 from speechkd.losses.states import distance_rows
 
@@ -36,10 +36,14 @@ class Config(PositionsConfig):
 
     at: Positions = "prompt_end"
 
+    def needs(self) -> Needs:
+        """Final states of a live teacher."""
+        return self._from_teacher("dense", student="head")
 
-def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
-    return output_alignment(hidden_TD, given(supervision.teacher_TE, "output_alignment", "dense"), supervision.mask_T)
+
+def _loss(student: Head, supervision: Supervision, config: Config) -> LossOut:
+    teacher = given(supervision.teacher, "output_alignment", "dense")
+    return output_alignment(student.hidden_TD, teacher.hidden_TD, supervision.mask_T)
 
 
-NEED = Need(signals=frozenset({"dense"}), student=frozenset({"head"}))
-LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)
+LOSS = HeadLoss(Config=Config, loss=_loss)

@@ -9,31 +9,34 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_cross_entropy
-from speechkd.kernels.linear_cross_entropy.reference import cross_entropy_rows
-from speechkd.kernels.logits import check_rows, masked_rows, sum_rows
+from speechkd.core.types import LossOut, Needs
+from speechkd.kernels.linear_cross_entropy import cross_entropy_from
+from speechkd.kernels.logits import Head, Logits
 from speechkd.losses.base import HeadLoss, KernelConfig, Supervision, given
 
 
-def response_ce(student_logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor) -> LossOut:
+def response_ce(student: Logits, targets_T: Tensor, mask_T: Tensor, impl: str = "auto") -> LossOut:
     """Sum over kept rows of - log softmax(logits)[target], in nats.
 
-    student_logits_TV stands at the predicting positions (`positions`); targets_T may hold anything in rows that mask_T (boolean) leaves
-    out. Raises InputError for shapes.
+    Args:
+        student: at the positions that predict the response (`positions`).
+        targets_T: the response's tokens; anything in rows that `mask_T` (bool) leaves out.
+        impl: of the kernel (`kernels.linear_cross_entropy`).
+    Raises InputError for shapes and `impl`.
     """
-    check_rows(mask_T, {"student_logits_TV": student_logits_TV, "targets_T": targets_T})
-    return sum_rows(cross_entropy_rows(masked_rows(student_logits_TV, mask_T), masked_rows(targets_T, mask_T)), mask_T)
+    return cross_entropy_from(student, targets_T, mask_T, impl)
 
 
 class Config(KernelConfig):
     """Recipe block of `response_ce`."""
 
+    def needs(self) -> Needs:
+        """The answer's tokens."""
+        return Needs(stored=frozenset({"response"}), student=frozenset({"head"}))
 
-def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
-    targets_T = given(supervision.targets_T, "response_ce", "response")
-    return linear_cross_entropy(hidden_TD, weight_VD, targets_T, supervision.mask_T, impl=config.impl, softcap=softcap)
+
+def _loss(student: Head, supervision: Supervision, config: Config) -> LossOut:
+    return response_ce(student, given(supervision.targets_T, "response_ce", "response"), supervision.mask_T, config.impl)
 
 
-NEED = Need(signals=frozenset({"response"}), student=frozenset({"head"}))
-LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)
+LOSS = HeadLoss(Config=Config, loss=_loss)

@@ -11,11 +11,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_topk_kl
-from speechkd.kernels.linear_topk_kl.reference import topk_kl_rows
-from speechkd.kernels.linear_topk_kl.target import teacher_target
-from speechkd.kernels.logits import FLOOR, check_rows, check_temperature, masked_rows, sum_rows, wide
+from speechkd.core.types import LossOut, Needs
+from speechkd.kernels.linear_topk_kl import topk_kl_from
+from speechkd.kernels.logits import FLOOR, Head, Logits, check_rows, masked_rows, wide
 from speechkd.losses.base import HeadLoss, KernelConfig, Supervision, given
 
 
@@ -31,22 +29,23 @@ def _entropy(weights_TN: Tensor, mask_T: Tensor) -> Tensor:
     return -(wide(weights_TN.detach()) * _logs(weights_TN)).sum()
 
 
-def sampled_ce(student_logits_TV: Tensor, ids_TN: Tensor, weights_TN: Tensor, mask_T: Tensor, temperature: float = 1.0) -> LossOut:
+def sampled_ce(
+    student: Logits, ids_TN: Tensor, weights_TN: Tensor, mask_T: Tensor, temperature: float = 1.0, impl: str = "auto"
+) -> LossOut:
     """Sum over kept rows of the cross-entropy against the sampled teacher, in nats.
 
     Args:
-        student_logits_TV: at the predicting positions, not yet divided by `temperature`.
+        student: at the predicting positions, not yet divided by `temperature`.
         ids_TN: different ids within a row, in [0, V); a slot of weight 0 is empty and its id is not looked at.
         weights_TN: importance weights, not negative.
-        mask_T: boolean; False rows change neither total nor count and get a zero gradient, whatever stands in them.
+        mask_T: bool; False rows change neither total nor count and get a zero gradient, whatever stands in them.
         temperature: divides the student's logits; must equal the temperature at which the teacher was sampled.
-    Raises InputError for shapes and temperature.
+    Raises InputError for shapes, temperature and `impl`.
     """
-    check_rows(mask_T, {"student_logits_TV": student_logits_TV, "ids_TN": ids_TN, "weights_TN": weights_TN})
-    check_temperature(temperature)
+    check_rows(mask_T, {"weights_TN": weights_TN})
+    # The top-k kernel with its tail ignored is sum w (log w - log q), with the gradient wanted here: (sum w) q - w.
     logw_TN = _logs(masked_rows(weights_TN, mask_T))
-    target = teacher_target(ids_TN, logw_TN, None, mask_T, "ignore", student_logits_TV.shape[1], student_logits_TV.dtype)
-    out = sum_rows(topk_kl_rows(masked_rows(student_logits_TV, mask_T), target, temperature), mask_T)
+    out = topk_kl_from(student, ids_TN, logw_TN, mask_T, None, temperature, "ignore", impl)
     return LossOut(out.total + _entropy(weights_TN, mask_T).to(out.total.dtype), out.count)
 
 
@@ -58,19 +57,16 @@ class Config(KernelConfig):
     t2_scale: bool = False
     """multiply by temperature squared"""
 
-
-def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
-    ids_TN = given(supervision.sampled_ids_TN, "sampled_kd", "sampled")
-    weights_TN = given(supervision.sampled_weights_TN, "sampled_kd", "sampled")
-    mask_T = supervision.mask_T
-    # The top-k kernel with its tail ignored is sum w (log w - log q), with the gradient wanted here: (sum w) q - w.
-    logw_TN = _logs(masked_rows(weights_TN, mask_T))
-    out = linear_topk_kl(
-        hidden_TD, weight_VD, ids_TN, logw_TN, mask_T, temperature=config.temperature, impl=config.impl, tail="ignore", softcap=softcap
-    )
-    total = out.total + _entropy(weights_TN, mask_T).to(out.total.dtype)
-    return LossOut(total * config.temperature**2 if config.t2_scale else total, out.count)
+    def needs(self) -> Needs:
+        """Stored draws; no live teacher is sampled."""
+        return Needs(stored=frozenset({"response", "sampled"}), student=frozenset({"head"}), temperature=self.temperature)
 
 
-NEED = Need(signals=frozenset({"response", "sampled"}), student=frozenset({"head"}))
-LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)
+def _loss(student: Head, supervision: Supervision, config: Config) -> LossOut:
+    ids_TN = given(supervision.signals.sampled_ids_TN, "sampled_kd", "sampled")
+    weights_TN = given(supervision.signals.sampled_weights_TN, "sampled_kd", "sampled")
+    out = sampled_ce(student, ids_TN, weights_TN, supervision.mask_T, config.temperature, config.impl)
+    return LossOut(out.total * config.temperature**2, out.count) if config.t2_scale else out
+
+
+LOSS = HeadLoss(Config=Config, loss=_loss)

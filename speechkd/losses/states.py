@@ -1,9 +1,9 @@
 """Distances between two models' hidden states at the same positions: what layer-wise and snapshot distillation choose from.
 
-    jsd     JSD(softmax(s), softmax(t)) over the hidden dimension     bounded, no parameters (the reconstructed default of P4's L_ac)
+    jsd     JSD(softmax(s), softmax(t)) over the hidden dimension     bounded, no parameters (reconstructed default of L_ac)
     mse     |s - t|^2 / D                                             mean over the width, so that the value does not grow with the model
     cosine  1 - <s, t> / (|s| |t|)                                    direction alone
-No paper of ours prints these forms: P4 (arXiv 2509.18579) names D and JSD and leaves the representation open.
+The paper does not print these forms: arXiv 2509.18579 names D and JSD and leaves the representation open.
 """
 
 from __future__ import annotations

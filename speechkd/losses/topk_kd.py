@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from speechkd.core.types import LossOut, Need
-from speechkd.kernels import linear_topk_kl
-from speechkd.kernels.linear_topk_kl.reference import topk_kl_rows
-from speechkd.kernels.linear_topk_kl.target import teacher_target
-from speechkd.kernels.logits import check_rows, check_temperature, masked_rows, sum_rows
+from speechkd.core.types import LossOut, Needs, TeacherSignals
+from speechkd.kernels.chunks import rows_per_chunk
+from speechkd.kernels.linear_topk_kl import topk_kl_from
+from speechkd.kernels.logits import Head, Plain
 from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
 
 
@@ -30,14 +30,29 @@ def topk_kl(
     tail: str = "bucket",
 ) -> LossOut:
     """Sum over kept rows of KL(teacher || student) in nats; arguments and errors as `kernels.linear_topk_kl`, on full logits [T, V]."""
-    signals = {"student_logits_TV": student_logits_TV, "ids_TK": ids_TK, "logp_TK": logp_TK}
-    check_rows(mask_T, signals if tail_logp_T is None else {**signals, "tail_logp_T": tail_logp_T})
-    check_temperature(temperature)
-    target = teacher_target(ids_TK, logp_TK, tail_logp_T, mask_T, tail, student_logits_TV.shape[1], student_logits_TV.dtype)
-    return sum_rows(topk_kl_rows(masked_rows(student_logits_TV, mask_T), target, temperature), mask_T)
+    return topk_kl_from(Plain(student_logits_TV), ids_TK, logp_TK, mask_T, tail_logp_T, temperature, tail)
 
 
 LIVE_K = 64
+
+
+@torch.no_grad()
+def topk_of(teacher: Head, k: int, temperature: float, shared_W: Tensor | None) -> TeacherSignals:
+    """What a column would have stored of a live teacher's rows: K likeliest ids, their log-probs and the tail's.
+
+    Ids that the student does not share are part of the tail. A few rows at a time, so that [T, U] logits never exist.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    rows, step = len(teacher.hidden_TD), rows_per_chunk(teacher.vocabulary, teacher.hidden_TD.device)
+    for start in range(0, max(rows, 1), step):
+        logp_CU = torch.log_softmax(teacher.logits(slice(start, start + step)) / temperature, dim=1)
+        kept_CW = logp_CU if shared_W is None else logp_CU[:, : len(shared_W)].masked_fill(~shared_W, -torch.inf)
+        top = kept_CW.topk(min(k, kept_CW.shape[1]), dim=1)
+        # where fewer than K ids are shared, the last slots name ids that are not: empty, and their mass stays in the tail
+        rest_CK = logp_CU.gather(1, top.indices).masked_fill(top.values.isfinite(), -torch.inf)
+        parts.append((top.indices, top.values, logp_CU.scatter(1, top.indices, rest_CK).logsumexp(1)))
+    ids_TK, logp_TK, tail_T = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return TeacherSignals(ids_TK=ids_TK, logp_TK=logp_TK, tail_logp_T=tail_T)
 
 
 class Config(PositionsConfig, KernelConfig):
@@ -51,27 +66,19 @@ class Config(PositionsConfig, KernelConfig):
     """multiply by temperature squared"""
     tail: Literal["bucket", "renormalise", "ignore"] = "bucket"
 
-    @property
-    def live_k(self) -> int:
-        """Ids kept of a live teacher."""
-        return LIVE_K if self.k is None else self.k
+    def needs(self) -> Needs:
+        """Stored rows must have the loss's temperature, and its k where it says one."""
+        return self._from_teacher("topk", student="head", temperature=self.temperature, k=self.k)
 
 
-def _loss(hidden_TD: Tensor, weight_VD: Tensor, supervision: Supervision, config: Config, softcap: float | None = None) -> LossOut:
-    out = linear_topk_kl(
-        hidden_TD,
-        weight_VD,
-        given(supervision.ids_TK, "topk_kl", "topk"),
-        given(supervision.logp_TK, "topk_kl", "topk"),
-        supervision.mask_T,
-        tail_logp_T=supervision.tail_logp_T,
-        temperature=config.temperature,
-        impl=config.impl,
-        tail=config.tail,
-        softcap=softcap,
-    )
+def _loss(student: Head, supervision: Supervision, config: Config) -> LossOut:
+    signals, mask_T = supervision.signals, supervision.mask_T
+    if supervision.teacher is not None:
+        k = LIVE_K if config.k is None else config.k
+        signals = topk_of(supervision.teacher, k, config.temperature, supervision.shared_W)
+    ids_TK, logp_TK = given(signals.ids_TK, "topk_kl", "topk"), given(signals.logp_TK, "topk_kl", "topk")
+    out = topk_kl_from(student, ids_TK, logp_TK, mask_T, signals.tail_logp_T, config.temperature, config.tail, config.impl)
     return LossOut(out.total * config.temperature**2, out.count) if config.t2_scale else out
 
 
-NEED = Need(signals=frozenset({"topk"}), student=frozenset({"head"}))
-LOSS = HeadLoss(NEED=NEED, Config=Config, loss=_loss)
+LOSS = HeadLoss(Config=Config, loss=_loss)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.core.types import Batch, ClipTable, View
+from speechkd.core.types import Batch, ClipTable, TeacherSignals, View
 from speechkd.models.encoder_families import Hearing
 
 
@@ -23,8 +23,8 @@ class Row:
     response: Sequence[int]
     samples_T: np.ndarray | None
     """16 kHz mono float32; None for a text-only example"""
-    signals: Mapping[str, Tensor] = field(default_factory=dict)
-    """teacher signals by `losses.Supervision` field, one row per response token"""
+    signals: TeacherSignals = TeacherSignals()
+    """of the example's column, one row per response token"""
     stream: int = 0
     """stream of the example"""
     language: int = -1
@@ -43,7 +43,7 @@ class Collator:
     """the encoder's: samples -> frames, and back"""
     positions: Callable[[int], int]
     sample_rate: int = 16_000
-    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    signals: TeacherSignals = TeacherSignals()
     """of each signal that batches carry, one row [1, ...] of zeros: stands in where a batch, or an example in it, has none"""
     attention: bool = False
     """whether batches carry a stored teacher's attention over the clips, `attention_CQ`"""
@@ -65,11 +65,10 @@ class Collator:
         clip = np.cumsum([n > 0 for n in spots]) - 1
         audio = [(index, n) for index, n in enumerate(spots) if n]
         supervised = sum(len(row.response) for row in rows)
-        signals = {name: _signal(name, zero, rows) for name, zero in self.signals.items()}
+        signals = TeacherSignals(**{name: _signal(name, zero, rows) for name, zero in self.signals.items()})
         if self.attention:
-            signals["attention_CQ"] = _attention(
-                heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q
-            )
+            heard_spots = [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None]
+            signals = replace(signals, attention_CQ=_attention(heard, heard_spots, window_Q))
         return Batch(
             features_BMT=self.features(clips, self.hearing.samples(self.hearing.features_of(frames))),
             ids_BS=ids_BS,
@@ -148,9 +147,9 @@ def _attention(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> Ten
     """
     attention_CQ = torch.zeros(max(1, len(heard)), window_Q)
     for index, (row, count) in enumerate(zip(heard, spots, strict=True)):
-        weights_Q = row.signals.get("attention_Q")
-        if weights_Q is None:
+        if row.signals.attention_CQ is None:
             continue
+        weights_Q = row.signals.attention_CQ[0]
         if abs(len(weights_Q) - count) > 1:
             raise InputError(
                 f"stored attention is over {len(weights_Q)} audio positions of a clip of which the student's projector makes {count}: "
@@ -163,7 +162,8 @@ def _attention(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> Ten
 
 def _signal(name: str, zero: Tensor, rows: Sequence[Row]) -> Tensor:
     """Rows of all examples under each other, narrower ones (fewer sampled ids) filled up with zeros."""
-    parts = [row.signals.get(name, zero.expand(len(row.response), *zero.shape[1:])) for row in rows if row.response]
+    found = [(row, dict(row.signals.items())) for row in rows if row.response]
+    parts = [signals.get(name, zero.expand(len(row.response), *zero.shape[1:])) for row, signals in found]
     if not parts:
         return zero
     if zero.dim() == 1:

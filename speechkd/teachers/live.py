@@ -1,10 +1,11 @@
 """Teachers that run inside the training step, under no gradient, on the very responses that the student is trained on.
 
     self       the student's own LLM with LoRA off, reading text where the student hears audio (BLSP, wong26a's setting); no second copy
-    snapshot   the student as it was before training, hearing the same clips (P4's acoustic teacher): frozen copies of mix and projector
-    text_llm   another text LLM, of any depth and width, on a vocabulary that agrees (P3, P4's textual teacher)
-    speech     another distilled student (an export), hearing the same clips through the same encoder (P5)
-What they show has the type of what the student shows, so a loss never knows where its teacher ran.
+    snapshot   the student as it was before training, hearing the same clips (arXiv 2509.18579): frozen copies of layer mix and projector
+    text_llm   another text LLM, of any depth and width, on a vocabulary that agrees (arXiv 2509.14930; textual teacher of arXiv 2509.18579)
+    speech     another distilled student (an export), hearing the same clips through the same encoder (arXiv 2602.01547)
+Their outputs have the type of the student's, so a loss never knows where its teacher ran. A pass is a method (`outputs`), not the
+module's forward: DeepSpeed's hooks on a forward read its result and know tensors and tuples only.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechkd.core.types import Batch, View
+from speechkd.core.types import Batch
+from speechkd.losses.base import Positions
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.student import Student, hear, place_audio
@@ -25,7 +27,7 @@ from speechkd.models.student import Student, hear, place_audio
 
 @dataclass(slots=True, kw_only=True)
 class ModelOutputs:
-    """What one model showed of a micro-batch: its states, and where in them the rows of losses stand."""
+    """The outputs of one model for a micro-batch: its hidden states, and where in them the rows of losses stand."""
 
     llm: LanguageModel
     states: tuple[Tensor, ...]
@@ -33,25 +35,28 @@ class ModelOutputs:
     predict_T: Tensor
     """flat positions that predict the response"""
     to_T: Tensor | None
-    """which of the batch's T positions they are; None: all, in order"""
+    """which of the batch's T tokens they are; None: all, in order"""
     audio_A: Tensor | None
-    """flat audio positions; None for a reader"""
+    """flat audio positions; None for a model that reads text in place of audio"""
     audio_CQE: Tensor | None = None
+    """projected audio"""
     attention_CQ: Tensor | None = None
+    """attention of each clip's response to its audio positions"""
     gate_CK: Tensor | None = None
+    """logits of a language gate"""
 
-    def final(self, at: str, rows: int) -> Tensor:
-        """Final states [rows, width] at response or audio positions; rows that this model did not see are zero: losses mask them."""
-        return self._at(self.states[-1], at, rows)
+    def final(self, positions: Positions, rows: int) -> Tensor:
+        """Final states [rows, width] at response or audio positions; rows of examples that this model did not read are zero."""
+        return self._at(self.states[-1], positions, rows)
 
-    def layer(self, number: int, at: str, rows: int) -> Tensor:
+    def layer(self, number: int, positions: Positions, rows: int) -> Tensor:
         """States of layer `number` (1 is the first block's output)."""
         assert len(self.states) > number, "layers were not asked for"
-        return self._at(self.states[number], at, rows)
+        return self._at(self.states[number], positions, rows)
 
-    def _at(self, states_XE: Tensor, at: str, rows: int) -> Tensor:
-        if at == "audio":
-            assert self.audio_A is not None, "a reader has no audio positions"
+    def _at(self, states_XE: Tensor, positions: Positions, rows: int) -> Tensor:
+        if positions == "audio":
+            assert self.audio_A is not None, "a text teacher has no audio positions"
             return states_XE[self.audio_A]
         picked_TE = states_XE[self.predict_T]
         if self.to_T is None:
@@ -60,18 +65,21 @@ class ModelOutputs:
 
 
 class TextTeacher(nn.Module):
-    """A text LLM on the view that was collated for it: the student's own (`own` is None, LoRA off), or another."""
+    """A text LLM on the view that was collated for it: the student's own (`own_llm` is None, LoRA off), or another."""
 
-    def __init__(self, name: str, own: nn.Module | None) -> None:
+    def __init__(self, name: str, own_llm: nn.Module | None) -> None:
         super().__init__()
         self.name = name
-        self.own = None if own is None else LanguageModel(own)
+        self.own = None if own_llm is None else LanguageModel(own_llm)
+
+    def llm(self, student: Student) -> LanguageModel:
+        """The language model that it runs."""
+        return student.llm if self.own is None else self.own
 
     @torch.no_grad()
-    def look(self, student: Student, batch: Batch, states_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> ModelOutputs:
-        """One pass."""
-        llm = student.llm if self.own is None else self.own
-        view: View = batch.views[self.name]
+    def outputs(self, student: Student, batch: Batch, encoded_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> ModelOutputs:
+        """One pass over the view."""
+        llm, view = self.llm(student), batch.views[self.name]
         with llm.switch.set(off=True):
             states = llm.states(llm.embed(view.ids_BS), view.mask_BS, every_layer)
         flat = tuple(s.flatten(0, 1) for s in states)
@@ -79,22 +87,26 @@ class TextTeacher(nn.Module):
 
 
 class AudioTeacher(nn.Module):
-    """A mix and projector of its own on the student's encoder states, before the student's LLM (LoRA off) or another."""
+    """A layer mix and projector of its own on the student's encoder states, before the student's LLM (LoRA off) or another."""
 
-    def __init__(self, mix: nn.Module, projector: nn.Module, own: nn.Module | None) -> None:
+    def __init__(self, mix: nn.Module, projector: nn.Module, own_llm: nn.Module | None) -> None:
         super().__init__()
         self.mix, self.projector = mix.requires_grad_(False), projector.requires_grad_(False)
-        self.own = None if own is None else LanguageModel(own)
+        self.own = None if own_llm is None else LanguageModel(own_llm)
+
+    def llm(self, student: Student) -> LanguageModel:
+        """The language model that it runs."""
+        return student.llm if self.own is None else self.own
 
     def train(self, mode: bool = True) -> AudioTeacher:
         """Stays in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
-    def look(self, student: Student, batch: Batch, states_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> ModelOutputs:
+    def outputs(self, student: Student, batch: Batch, encoded_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> ModelOutputs:
         """One pass over the student's own rows."""
-        llm = student.llm if self.own is None else self.own
-        audio_CQE = hear(self.mix, self.projector, states_LCFD, batch).audio_CQD
+        llm = self.llm(student)
+        audio_CQE = hear(self.mix, self.projector, encoded_LCFD, batch).audio_CQD
         with llm.switch.set(off=True), _recorded(llm, attention) as record:
             states = llm.states(place_audio(llm.embed(batch.ids_BS), batch, audio_CQE), batch.mask_BS, every_layer)
         return ModelOutputs(

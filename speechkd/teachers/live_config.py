@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import unknown_name
-from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, LossConfig
-from speechkd.losses.base import LayerConfig, positions_of, teacher_of
+from speechkd.losses import LossConfig
+from speechkd.losses.base import LIVE_ONLY
 from speechkd.models.prompt import Reading
 
 
@@ -69,67 +69,47 @@ class SpeechConfig(Config):
 LiveConfig = Annotated[SelfConfig | SnapshotConfig | TextLlmConfig | SpeechConfig, Field(discriminator="kind")]
 
 READS = frozenset({"response", "dense", "topk", "hidden"})
-SHOWS: Mapping[str, frozenset[str]] = {
-    "self": READS,
-    "text_llm": READS,
-    "snapshot": READS | {"projected"},
-    "speech": READS | {"projected"},
-}
-"""By kind: the signals that a pass of it gives. Those that give `projected` hear the clip; the others read a text in its place."""
+HEARS = READS | {"projected", "audio"}
+SHOWS: Mapping[str, frozenset[str]] = {"self": READS, "text_llm": READS, "snapshot": HEARS, "speech": HEARS | {"attention"}}
+"""By kind: the signals that a pass of it gives. Those that give `audio` hear the clip; the others read a text in its place."""
 
 
 def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) -> None:
-    """Whether the live teachers that a loss names are there and can show what it looks at. Raises ValueError, one line."""
-    part, teacher = LOSSES.get(config.kind), teacher_of(config)
-    for key in ("teacher", "negative"):
-        named = getattr(config, key, "")
-        if named and named not in live:
-            raise ValueError(unknown_name("live teacher", named, live, f"losses.{name}.{key}"))
-    if hasattr(config, "negative") and not config.negative:
-        raise ValueError(f"loss `{name}` needs a second pass: set `losses.{name}.negative` to a live teacher that reads nothing")
-    lens = isinstance(config, LayerConfig) and config.lens  # stored states have neither the teacher's norm nor its head beside them
-    if not teacher and ("dense" in part.NEED.signals or lens):
+    """Raises ValueError (one line) where the live teachers that a loss names are missing, or cannot show what it reads."""
+    for key, teacher in config.live_teachers().items():
+        if teacher not in live:
+            raise ValueError(unknown_name("live teacher", teacher, live, f"losses.{name}.{key}"))
+    needs = config.needs()
+    if needs.stored & LIVE_ONLY:
         raise ValueError(f"loss `{name}` needs a live teacher: set `losses.{name}.teacher` (`live` has: {', '.join(live) or 'none'})")
-    if not teacher or "response" in part.NEED.signals:
-        _response_rows(name, config)
-    if not teacher:
-        return
-    kind = live[teacher].kind
-    negative = getattr(config, "negative", "")
-    if negative and _model(live[negative]) != _model(live[teacher]):
-        raise ValueError(
-            f"loss `{name}` compares two passes of one model: `losses.{name}.negative` (`{negative}`: {_said(live[negative])}) must be of "
-            f"the same kind and model as `losses.{name}.teacher` (`{teacher}`: {_said(live[teacher])})"
-        )
-    missing = part.NEED.signals - SHOWS[kind]
-    if missing:
-        raise ValueError(f"loss `{name}` needs `{min(missing)}`, which live teacher `{teacher}` ({kind}) cannot show")
-    if getattr(config, "attention", False) is True and kind != "speech":
-        raise ValueError(
-            f"loss `{name}` weighs by attention, which live teacher `{teacher}` ({kind}) cannot show: set `attention: false`, or "
-            "`attention: stored` where a column has it"
-        )
-    if (positions_of(config) == "audio" or isinstance(part, ClipLoss)) and "projected" not in SHOWS[kind]:
-        raise ValueError(
-            f"loss `{name}` looks at audio, which live teacher `{teacher}` ({kind}) does not hear; kinds that do: snapshot, speech"
-        )
-
-
-def _response_rows(name: str, config: LossConfig) -> None:
-    """Raises ValueError for a loss at audio rows whose tokens or stored signals stand at response rows."""
-    if positions_of(config) == "audio" and isinstance(LOSSES.get(config.kind), (HeadLoss, LayerLoss)):
-        what = "the response's tokens" if "response" in LOSSES.get(config.kind).NEED.signals else "signals stored with the example"
+    if config.positions() == "audio" and needs.stored:
+        what = "the response's tokens" if "response" in needs.stored else "signals stored with the example"
         raise ValueError(f"loss `{name}` cannot be at audio positions: {what} stand at response positions (losses.{name}.at)")
+    for key, teacher in config.live_teachers().items():
+        _check_shown(name, config, needs.live - SHOWS[live[teacher].kind], f"{teacher}` ({live[teacher].kind})")
+    if config.teacher_name:
+        try:
+            config.check_teachers({teacher: _kind_and_model(block) for teacher, block in live.items()})
+        except ValueError as error:
+            raise ValueError(f"loss `{name}` {error} (losses.{name})") from None
+
+
+def _check_shown(name: str, config: LossConfig, missing: frozenset[str], teacher: str) -> None:
+    if not missing:
+        return
+    if missing & {"audio", "projected"}:
+        hearing = ", ".join(kind for kind, shown in SHOWS.items() if "audio" in shown)
+        raise ValueError(f"loss `{name}` looks at audio, which live teacher `{teacher} does not hear; kinds that do: {hearing}")
+    signal = min(missing)
+    able = ", ".join(kind for kind, shown in SHOWS.items() if signal in shown)
+    instead = config.WITHOUT.get(signal) or f"kinds that can: {able or 'none'}"
+    raise ValueError(f"loss `{name}` needs `{signal}`, which live teacher `{teacher} cannot show; {instead}")
 
 
 def column_of(config: LiveConfig) -> str:
-    """The column whose answers a live teacher reads, or nothing."""
+    """The column whose answers a live teacher reads; empty if it reads none."""
     return config.reads.column if isinstance(config, (SelfConfig, TextLlmConfig)) else ""
 
 
-def _model(config: LiveConfig) -> tuple[str, str]:
-    return config.kind, getattr(config, "model", "")
-
-
-def _said(config: LiveConfig) -> str:
-    return " ".join(part for part in _model(config) if part)
+def _kind_and_model(config: LiveConfig) -> str:
+    return config.kind if isinstance(config, (SelfConfig, SnapshotConfig)) else f"{config.kind} {config.model}"

@@ -41,7 +41,7 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """Everything one run needs; `run` does the steps that `fed` yields."""
+    """Everything one run needs; `run` does the steps that `step_batches` yields."""
 
     engine: Engine
     distiller: Distiller
@@ -57,19 +57,19 @@ class Loop:
     preemption: PreemptionFlag
     watchdog: Watchdog
 
-    def run(self, fed: Iterator[StepBatches]) -> Outcome:
+    def run(self, step_batches: Iterator[StepBatches]) -> Outcome:
         """Train to the end or to a preemption, whichever comes first; saves in both cases."""
         meter = Meter(self._kinds(), self.device)
-        for item in fed:
+        for item in step_batches:
             step, enter = item.step, self.watchdog.enter
             meter.add("train/data_wait_ratio", item.waited)
             batches = [batch.to(self.device) for batch in item.batches]
             # One all-reduce a step: each loss's count over all ranks, and whether any rank was told to stop.
             counts = torch.stack([self.distiller.counts(batch) for batch in batches]).sum(0)
             enter(step, "all_reduce")
-            agreed = torch.cat([counts, counts.new_full((1,), float(self.preemption.raised))])
-            dist.sum_over_ranks(agreed)
-            told = dist.ToHost(agreed[-1:])
+            global_counts = torch.cat([counts, counts.new_full((1,), float(self.preemption.raised))])
+            dist.sum_over_ranks(global_counts)
+            stop_flag = dist.ToHost(global_counts[-1:])
             self.engine.set_lr(learning_rate(self.optim, step, self.steps))
             for index, batch in enumerate(batches):
                 batch.progress = step / self.steps
@@ -77,7 +77,7 @@ class Loop:
                 enter(step, "forward")
                 out = self.engine.forward(batch)
                 enter(step, "backward")
-                self.engine.backward(self._loss(out, agreed[:-1]) * dist.world_size())
+                self.engine.backward(self._loss(out, global_counts[:-1]) * dist.world_size())
                 enter(step, "optimizer")
                 self.engine.step()
                 self._measure(meter, out, batch)
@@ -85,8 +85,8 @@ class Loop:
                 raise Diverged(f"{self.engine.skipped_in_a_row} steps in a row had a non-finite loss or gradient (last: step {step})")
             done = step + 1
             enter(step, "device")
-            # Before the forward of this step was queued, `told` was: reading it never drains the device.
-            last, stop = done == self.steps, told.read()[0] > 0
+            # Before the forward of this step was queued, `stop_flag` was: reading it never drains the device.
+            last, stop = done == self.steps, stop_flag.read()[0] > 0
             if self.journal is not None:
                 self._tell_kernels(self.journal)
             enter(step, "report")
@@ -123,7 +123,7 @@ class Loop:
         meter.add("train/audio_seconds_per_s", batch.seconds)
         meter.add("train/tokens_per_s", real)
         meter.add("train/padding_ratio", batch.mask_BS.numel() - real, batch.mask_BS.numel())
-        tail_T = batch.signals.get("tail_logp_T")
+        tail_T = batch.signals.tail_logp_T
         if tail_T is not None:
             stored_T = batch.mask_T & (tail_T < 0)  # rows of streams without such a signal hold zeros; some mass is always kept
             meter.add(TOPK_MASS, ((1 - tail_T.exp()) * stored_T).sum(), stored_T.sum())

@@ -45,7 +45,7 @@ def _block(kind: str) -> dict[str, Any]:
 
 
 def _losses() -> dict[str, Case]:
-    gated = {kind for kind in LOSSES if "gate" in LOSSES.get(kind).NEED.student}
+    gated = {kind for kind in LOSSES if "gate" in LOSSES.get(kind).Config().needs().student}
     plain = {f"loss-{kind}": Case({kind: _block(kind)}) for kind in LOSSES if kind not in gated}
     return plain | {f"loss-{kind}": Case({kind: _block(kind)}, projector=GATED) for kind in gated}
 

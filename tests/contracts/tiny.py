@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechkd.core.types import Batch
+from speechkd.core.types import Batch, TeacherSignals
 from speechkd.losses import LOSSES
-from speechkd.losses.base import teacher_of
 from speechkd.models.architectures import encoder_from
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import EncoderStates, LayerMix
@@ -85,7 +84,7 @@ class Case:
     @property
     def attention(self) -> bool:
         """Whether a loss weighs by stored attention."""
-        return any(getattr(config, "attention", False) == "stored" for config in self.configs().values())
+        return any("attention" in config.needs().stored for config in self.configs().values())
 
     def positions(self, samples: int) -> int:
         """Audio positions of a clip."""
@@ -95,8 +94,7 @@ class Case:
         return count
 
     def teachers(self) -> list[str]:
-        named = [n for c in self.configs().values() for n in (teacher_of(c), getattr(c, "negative", ""))]
-        return [n for n in dict.fromkeys(named) if n]
+        return list(dict.fromkeys(name for config in self.configs().values() for name in config.live_teachers().values()))
 
 
 def student_of(case: Case) -> Student:
@@ -157,7 +155,7 @@ def frames(samples: int) -> int:
 
 def collator(distiller: Distiller, case: Case) -> Collator:
     """The real one; signals as a column with K of V stored would give them."""
-    needs = {signal for name, c in case.configs().items() if not teacher_of(c) for signal in LOSSES.get(c.kind).NEED.signals}
+    needs = {signal for config in case.configs().values() for signal in config.needs().stored}
     zeros: dict[str, Tensor] = {}
     if "topk" in needs:
         zeros |= {"ids_TK": torch.zeros(1, K, dtype=torch.long), "logp_TK": torch.zeros(1, K), "tail_logp_T": torch.zeros(1)}
@@ -170,7 +168,7 @@ def collator(distiller: Distiller, case: Case) -> Collator:
         waveforms if case.encoder in WAVEFORM else features,
         student.encoder.hearing,
         student.projector.positions,
-        signals=zeros,
+        signals=TeacherSignals(**zeros),
         attention=case.attention,
         views=tuple(distiller.views()),
     )
@@ -201,7 +199,7 @@ def rows(case: Case, seed: int, without: str) -> list[Row]:
         }
         clip = generator.normal(size=int(generator.integers(3_000, 20_000))).astype(np.float32)
         if case.attention:
-            signals["attention_Q"] = torch.from_numpy(generator.dirichlet(np.ones(case.positions(clip.size)))).float()
+            signals["attention_CQ"] = torch.from_numpy(generator.dirichlet(np.ones(case.positions(clip.size)))).float()[None]
         readers = [name for name in case.teachers() if name in ("self", "nothing", "wider")]
         out.append(
             Row(
@@ -209,7 +207,7 @@ def rows(case: Case, seed: int, without: str) -> list[Row]:
                 ids(2),
                 response,
                 clip if heard else None,
-                signals=signals if stream != "ift" else {},
+                signals=TeacherSignals(**signals) if stream != "ift" else TeacherSignals(),
                 stream=STREAMS.index(stream),
                 language=index % 3 - 1,
                 words=ids(4),

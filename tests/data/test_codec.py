@@ -94,13 +94,13 @@ def test_topk_comes_back_sorted_by_id(bits: int, T: int, k: int, vocabulary: int
     assert packed.shape == (T, store.row_bytes(vocabulary)) and packed.dtype == torch.uint8
     out = decode(SignalsConfig(topk=store), {"topk"}, {"topk": packed}, T, vocabulary)
     sorted_TK, order_TK = ids_TK.sort(1)
-    assert torch.equal(out["ids_TK"].long(), sorted_TK)
+    assert torch.equal(out.ids_TK.long(), sorted_TK)
     error_TK = torch.from_numpy(codec.logp_error(logp_TK.gather(1, order_TK).numpy(), bits))
-    assert ((out["logp_TK"].double() - logp_TK.gather(1, order_TK)).abs() <= error_TK).all()
+    assert ((out.logp_TK.double() - logp_TK.gather(1, order_TK)).abs() <= error_TK).all()
     if k == vocabulary:
-        assert (out["tail_logp_T"] == -torch.inf).all()
+        assert (out.tail_logp_T == -torch.inf).all()
     else:
-        assert ((out["tail_logp_T"] - tail_T).abs() <= (0 if bits == 32 else 2**-11 * tail_T.abs() + 2**-24)).all()
+        assert ((out.tail_logp_T - tail_T).abs() <= (0 if bits == 32 else 2**-11 * tail_T.abs() + 2**-24)).all()
 
 
 @pytest.mark.parametrize("proposal", [1.0, 0.7])
@@ -113,10 +113,10 @@ def test_draws_come_back_as_different_ids_with_their_weights(draws: int, proposa
     packed = encode_sampled(store, ids_TN, ratio_TN, QWEN)
     out = decode(SignalsConfig(sampled=store), {"sampled"}, {"sampled": packed}, 6, QWEN)
     dense_TV = torch.zeros(6, QWEN).scatter_add_(1, ids_TN, ratio_TN / draws)
-    back_TV = torch.zeros(6, QWEN).scatter_add_(1, out["sampled_ids_TN"].long(), out["sampled_weights_TN"])
+    back_TV = torch.zeros(6, QWEN).scatter_add_(1, out.sampled_ids_TN.long(), out.sampled_weights_TN)
     torch.testing.assert_close(back_TV, dense_TV, rtol=0 if proposal == 1.0 else 2**-10, atol=1e-6)
     different = [len(set(row)) for row in ids_TN.tolist()]
-    assert out["sampled_ids_TN"].shape == (6, max(different))
+    assert out.sampled_ids_TN.shape == (6, max(different))
     assert abs(len(packed) - 6 * store.row_bytes(QWEN, sum(different) / 6)) < 2
 
 
@@ -139,7 +139,7 @@ def test_a_stored_distribution_stays_within_its_bytes() -> None:
 def test_states_come_back_and_must_be_what_is_declared() -> None:
     signals = SignalsConfig(hidden=HiddenStore(layers=[0, 3]))
     states = torch.randn(4, 2, 8).bfloat16()
-    assert torch.equal(decode(signals, {"hidden"}, {"hidden": states}, 4, 9)["hidden_TLE"], states)
+    assert torch.equal(decode(signals, {"hidden"}, {"hidden": states}, 4, 9).hidden_TLE, states)
     for wrong in (states.float(), states[:3], states[:, :1]):
         with pytest.raises(DataError, match="`hidden` must be"):
             decode(signals, {"hidden"}, {"hidden": wrong}, 4, 9)
@@ -151,10 +151,10 @@ def test_states_come_back_and_must_be_what_is_declared() -> None:
 
 def test_attention_comes_back_and_must_be_one() -> None:
     signals, weights_Q = SignalsConfig(attention=AttentionStore()), torch.rand(19) / 19
-    assert torch.equal(decode(signals, {"attention"}, {"attention": weights_Q}, 4, 9)["attention_Q"], weights_Q)
+    assert torch.equal(decode(signals, {"attention"}, {"attention": weights_Q}, 4, 9).attention_CQ[0], weights_Q)
     half = SignalsConfig(attention=AttentionStore(dtype="float16"))
     torch.testing.assert_close(
-        decode(half, {"attention"}, {"attention": weights_Q.half()}, 4, 9)["attention_Q"], weights_Q, atol=1e-4, rtol=1e-3
+        decode(half, {"attention"}, {"attention": weights_Q.half()}, 4, 9).attention_CQ[0], weights_Q, atol=1e-4, rtol=1e-3
     )
     for wrong in (weights_Q.half(), weights_Q[None], -weights_Q, 2 + weights_Q, weights_Q * torch.nan):
         with pytest.raises(DataError, match="attention"):
@@ -174,6 +174,6 @@ def test_any_bytes_are_refused_or_are_a_valid_signal(data: bytes, tokens: int, n
         out = decode(signals, {name}, {name: tensor}, tokens, 300)
     except DataError:
         return
-    ids = out["ids_TK" if name == "topk" else "sampled_ids_TN"]
+    ids = out.ids_TK if name == "topk" else out.sampled_ids_TN
     assert ids.numel() == 0 or (0 <= ids.min() and ids.max() < 300)
-    assert not any(values.isnan().any() for values in out.values())
+    assert not any(values.isnan().any() for _, values in out.items())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from speechkd.core.errors import DataError, InputError
+from speechkd.core.types import TeacherSignals
 from speechkd.data.column_writer import ColumnWriter
 from speechkd.data.columns.signals import SignalsConfig, TopKStore
 from speechkd.data.columns.spec import Turn
@@ -34,8 +35,9 @@ def test_turns_and_tensors_come_back(tones_root: Path) -> None:
         assert (example.key, example.turn, example.question) == (key, turn.turn, turn.question)
         assert (example.tokens, example.stop) == (turn.tokens, turn.stop)
         assert (example.samples_T is None) == (key == "text")
-        assert set(example.signals) == {"hidden_TLE"} and Reader(shards, column, frozenset()).read(row).signals == {}
-        assert torch.equal(example.signals["hidden_TLE"], torch.full((len(turn.tokens), 1, 2), float(sample)))
+        assert dict(example.signals.items()).keys() == {"hidden_TLE"}
+        assert Reader(shards, column, frozenset()).read(row).signals == TeacherSignals()
+        assert torch.equal(example.signals.hidden_TLE, torch.full((len(turn.tokens), 1, 2), float(sample)))
     with tarfile.open(column.root / "000000.tar") as tar:
         assert tar.getnames() == [f"c0{i}.{suffix}" for i in range(3) for suffix in ("response.json", "signals.safetensors")]
 
@@ -114,7 +116,7 @@ def test_a_plan_source_holds_what_was_asked_for(tones_root: Path) -> None:
     assert source.seconds_N.tolist() == [0 if e.samples_T is None else e.samples_T.size / 16_000 for e in read]
     assert len(reader.source("kd", stops=("eos",))) == 9
     assert len(reader.source("kd", ["test", "train"])) == len(reader.source("kd")) > len(reader.source("kd", ["train"]))
-    with pytest.raises(InputError, match="no examples for role `ift`"):
+    with pytest.raises(InputError, match="no examples for stream `ift`"):
         reader.source("ift", stops=("error",))
     with pytest.raises(InputError, match="unknown split `dev`"):
         reader.source("ift", split="dev")

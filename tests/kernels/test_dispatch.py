@@ -9,23 +9,23 @@ from speechkd.core.errors import InputError
 from speechkd.kernels import dispatch
 
 X = torch.zeros(1, 1)
-FAST_FIRST = {"fast": lambda h, w: "no such device here", "plain": dispatch.anything}
+FAST_FIRST = {"fast": lambda given: "no such device here", "plain": dispatch.anything}
 
 
 def test_auto_takes_the_first_that_can_and_knows_why_not_the_others() -> None:
-    choice = dispatch.choose("op", "auto", FAST_FIRST, X, X)
+    choice = dispatch.choose("op", "auto", FAST_FIRST, X)
     assert choice == ("plain", ("not fast: no such device here",))
-    assert dispatch.choose("op", "auto", {"fast": dispatch.anything, **{"plain": dispatch.anything}}, X, X).name == "fast"
+    assert dispatch.choose("op", "auto", {"fast": dispatch.anything, **{"plain": dispatch.anything}}, X).name == "fast"
 
 
 def test_a_name_is_obeyed_or_refused_never_replaced() -> None:
-    assert dispatch.choose("op", "plain", FAST_FIRST, X, X).name == "plain"
+    assert dispatch.choose("op", "plain", FAST_FIRST, X).name == "plain"
     with pytest.raises(InputError, match="`fast` of `op` cannot run: no such device here"):
-        dispatch.choose("op", "fast", FAST_FIRST, X, X)
+        dispatch.choose("op", "fast", FAST_FIRST, X)
     with pytest.raises(InputError, match="did you mean `plain`"):
-        dispatch.choose("op", "plane", FAST_FIRST, X, X)
+        dispatch.choose("op", "plane", FAST_FIRST, X)
     with pytest.raises(InputError, match="no implementation"):
-        dispatch.choose("op", "auto", {"fast": FAST_FIRST["fast"]}, X, X)
+        dispatch.choose("op", "auto", {"fast": FAST_FIRST["fast"]}, X)
 
 
 def test_the_choice_is_news_once_and_nobody_who_does_not_ask_hears_it(
@@ -35,7 +35,7 @@ def test_the_choice_is_news_once_and_nobody_who_does_not_ask_hears_it(
     monkeypatch.setattr(dispatch, "_news", [])
     table = {"fast": (max, FAST_FIRST["fast"]), "plain": (min, dispatch.anything)}
     for _ in range(3):
-        assert dispatch.pick("op", "auto", table, X, X) is min
+        assert dispatch.pick("op", "auto", table, X) is min
     [(op, choice)] = dispatch.news()
     assert (op, str(choice)) == ("op", "plain (not fast: no such device here)") and not dispatch.news()
     assert not any(capsys.readouterr())

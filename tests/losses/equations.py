@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -51,3 +52,17 @@ def cka(x: Array, y: Array, w: Array, mode: str) -> float:
         half = (np.eye(n) - np.ones((n, n)) / n) @ np.diag(w if mode == "pre_w" else np.sqrt(w))
     k, m = half @ x @ x.T @ half.T, half @ y @ y.T @ half.T
     return float(np.sum(k * m) / np.sqrt(np.sum(k * k) * np.sum(m * m)))
+
+
+def audio_attention(attention_BHRQ: Tensor, response_mask_BR: Tensor, audio_mask_BQ: Tensor) -> Tensor:
+    """w of each utterance, [B, Q]: how much the teacher's response attends to each audio position; sums to 1 over valid positions.
+
+    Args:
+        attention_BHRQ: last-layer attention, H heads, rows the response tokens, columns the audio positions.
+        response_mask_BR, audio_mask_BQ: boolean, False for padding, whatever stands there.
+    0 everywhere for an utterance without response or audio.
+    """
+    valid_BRQ = response_mask_BR.unsqueeze(2) & audio_mask_BQ.unsqueeze(1)
+    summed_BQ = attention_BHRQ.detach().masked_fill(~valid_BRQ.unsqueeze(1), 0.0).sum(dim=(1, 2))
+    # the mean over heads and rows differs from this sum by a factor that the normalisation takes out
+    return summed_BQ / summed_BQ.sum(dim=1, keepdim=True).clamp(min=1e-30)

@@ -9,14 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechkd.core.types import LossOut
+from speechkd.core.types import LossOut, TeacherSignals
+from speechkd.kernels.linear_kl.divergence import Divergence
+from speechkd.kernels.logits import Head, Plain
 from speechkd.losses import divergences
 from speechkd.losses.acoustic_snapshot import acoustic_snapshot
 from speechkd.losses.attn_cka import attn_cka_loss
-from speechkd.losses.audio_kl import audio_kl, linear_audio_kl
+from speechkd.losses.audio_kl import Config as AudioKl
+from speechkd.losses.audio_kl import audio_kl
 from speechkd.losses.base import Supervision
-from speechkd.losses.contrastive import contrastive_kd, linear_contrastive_kd
-from speechkd.losses.cross_modal import cross_modal_kd, linear_cross_modal_kd
+from speechkd.losses.contrastive import Config as Contrastive
+from speechkd.losses.contrastive import contrastive_kd
+from speechkd.losses.cross_modal import Config as CrossModal
+from speechkd.losses.cross_modal import cross_modal_kd
 from speechkd.losses.input_alignment import input_alignment
 from speechkd.losses.language_id import language_id
 from speechkd.losses.layer_wise import layer_cka, layer_states, logit_lens
@@ -161,14 +166,16 @@ def stored_tail(g: Given, tau: float) -> Tensor:
 
 def stored_cross_modal(hidden_TD: Tensor, head_VD: Tensor, supervision: Supervision) -> LossOut:
     """The two losses of a recipe that together are cross-modal distillation from stored log-probs."""
-    ce = RESPONSE_CE.loss(hidden_TD, head_VD, supervision, RESPONSE_CE.Config(), None)
-    kl = TOPK_KL.loss(hidden_TD, head_VD, supervision, TOPK_KL.Config(temperature=2.0, t2_scale=True), None)
+    student = Head(hidden_TD, head_VD)
+    ce = RESPONSE_CE.loss(student, supervision, RESPONSE_CE.Config())
+    kl = TOPK_KL.loss(student, supervision, TOPK_KL.Config(temperature=2.0, t2_scale=True))
     return LossOut(ce.total + 0.5 * kl.total, ce.count)
 
 
 def topk_cross_modal(x: Tensor, g: Given) -> LossOut:
     ids, logp = stored(g, 2.0)
-    given = Supervision(mask_T=flat(g.mask), targets_T=flat(g.targets), ids_TK=ids, logp_TK=logp, tail_logp_T=stored_tail(g, 2.0))
+    signals = TeacherSignals(ids_TK=ids, logp_TK=logp, tail_logp_T=stored_tail(g, 2.0))
+    given = Supervision(mask_T=flat(g.mask), targets_T=flat(g.targets), signals=signals)
     return stored_cross_modal(flat(x), HEAD.to(x), given)
 
 
@@ -206,7 +213,8 @@ def owner(x: Tensor) -> Tensor:
 def lens(x: Tensor, g: Given, impl: str) -> LossOut:
     own, other, shared = heads(x)
     teacher = [flat(g.hidden), flat(g.other_hidden)]
-    return logit_lens(two_layers(x), own, teacher, other, flat(g.mask), shared_W=shared, impl=impl)
+    how = Divergence(name="jsd", shared_W=shared)
+    return logit_lens([Head(h, own) for h in two_layers(x)], [Head(h, other) for h in teacher], flat(g.mask), how, impl=impl)
 
 
 def distance_of(name: str, a: Array, b: Array) -> float:
@@ -272,14 +280,23 @@ def first_rows(g: Given) -> Given:
 def cases() -> dict[str, Case]:
     out = {
         "cross_modal": Case(
-            (B, S, V), lambda x, g: cross_modal_kd(flat(x), flat(g.logits), flat(g.targets), flat(g.mask)), per_row(cross_modal_row)
+            (B, S, V),
+            lambda x, g: cross_modal_kd(Plain(flat(x)), Plain(flat(g.logits)), flat(g.targets), flat(g.mask), CrossModal()),
+            per_row(cross_modal_row),
         ),
         "contrastive": Case(
             (B, S, V),
-            lambda x, g: contrastive_kd(flat(x), flat(g.logits), flat(g.other_logits), flat(g.targets), flat(g.mask), alpha=1.5),
+            lambda x, g: contrastive_kd(
+                Plain(flat(x)), Plain(flat(g.logits)), Plain(flat(g.other_logits)), flat(g.targets), flat(g.mask), Contrastive(alpha=1.5)
+            ),
             per_row(contrastive_row),
         ),
-        "audio_kl": Case((B, S, V), lambda x, g: audio_kl(flat(x), flat(g.logits), flat(g.mask)), per_row(audio_row), lambda g: g.logits),
+        "audio_kl": Case(
+            (B, S, V),
+            lambda x, g: audio_kl(Plain(flat(x)), Plain(flat(g.logits)), flat(g.mask), AudioKl()),
+            per_row(audio_row),
+            lambda g: g.logits,
+        ),
         "topk_cross_modal": Case((B, S, D), topk_cross_modal, per_row(topk_cross_modal_row)),
         "layer_cka": Case(
             (B, S, 2 * D),
@@ -341,7 +358,7 @@ def divergence_cases() -> dict[str, Case]:
     out = {
         "response_ce": Case(
             (B, S, V),
-            lambda x, g: response_ce(flat(x), flat(g.targets), flat(g.mask)),
+            lambda x, g: response_ce(Plain(flat(x)), flat(g.targets), flat(g.mask)),
             per_row(lambda x, g, b, t: ce(x, int(g.targets[b, t]))),
         )
     }
@@ -394,16 +411,18 @@ def topk_cases() -> dict[str, Case]:
 def head_cases(impl: str) -> dict[str, Case]:
     def cross(x: Tensor, g: Given) -> LossOut:
         own, other, shared = heads(x)
-        return linear_cross_modal_kd(flat(x), own, flat(g.hidden), other, flat(g.targets), flat(g.mask), shared_W=shared, impl=impl)
+        student, teacher = Head(flat(x), own), Head(flat(g.hidden), other)
+        return cross_modal_kd(student, teacher, flat(g.targets), flat(g.mask), CrossModal(impl=impl), shared)
 
     def contrast(x: Tensor, g: Given) -> LossOut:
         own, other, shared = heads(x)
-        paths = (flat(g.hidden), flat(g.other_hidden))
-        return linear_contrastive_kd(flat(x), own, *paths, other, flat(g.targets), flat(g.mask), alpha=1.5, shared_W=shared, impl=impl)
+        positive, negative = Head(flat(g.hidden), other), Head(flat(g.other_hidden), other)
+        config = Contrastive(alpha=1.5, impl=impl)
+        return contrastive_kd(Head(flat(x), own), positive, negative, flat(g.targets), flat(g.mask), config, shared)
 
     def audio(x: Tensor, g: Given) -> LossOut:
         own, other, shared = heads(x)
-        return linear_audio_kl(flat(x), own, flat(g.hidden), other, flat(g.mask), shared_W=shared, impl=impl)
+        return audio_kl(Head(flat(x), own), Head(flat(g.hidden), other), flat(g.mask), AudioKl(impl=impl), shared)
 
     return {
         f"linear_cross_modal-{impl}": Case((B, S, D), cross, per_row(linear_cross_modal_row)),

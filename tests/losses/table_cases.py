@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speechkd.core.types import LossOut
+from speechkd.core.types import LossOut, TeacherSignals
+from speechkd.kernels.logits import Head
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, Loss, Supervision
 from speechkd.losses.base import ClipFacts, Clips, Layers
 from tests.losses.equations import Array, ce, kl, mixture, softmax
@@ -111,25 +112,25 @@ VARIANTS: dict[str, list[Variant]] = {
 """Default blocks unless something stands here."""
 
 
-def supervision(x: Tensor, g: Given, own_width: bool) -> Supervision:
+def supervision(x: Tensor, g: Given, own_width: bool, live: bool) -> Supervision:
     """Everything that a head loss may ask for, at the flat rows of the batch."""
     _, other, shared = heads(x)
     ids, logp = stored(g, 2.0)
-    known = {
-        "mask_T": flat(g.mask),
-        "targets_T": flat(g.targets),
-        "ids_TK": ids,
-        "logp_TK": logp,
-        "tail_logp_T": stored_tail(g, 2.0),
-        "sampled_ids_TN": ids,
-        "sampled_weights_TN": logp.exp() / logp.exp().sum(1, keepdim=True),
-        "teacher_TE": flat(g.layers[0] if own_width else g.hidden),
-        "teacher_weight_UE": other,
-        "shared_W": shared,
-        "negative_TE": flat(g.other_hidden),
-    }
-    names = {field.name for field in fields(Supervision)}
-    return Supervision(**{name: value for name, value in known.items() if name in names})  # type: ignore[arg-type]
+    signals = TeacherSignals(
+        ids_TK=ids,
+        logp_TK=logp,
+        tail_logp_T=stored_tail(g, 2.0),
+        sampled_ids_TN=ids,
+        sampled_weights_TN=logp.exp() / logp.exp().sum(1, keepdim=True),
+    )
+    return Supervision(
+        mask_T=flat(g.mask),
+        targets_T=flat(g.targets),
+        signals=signals,
+        teacher=Head(flat(g.layers[0] if own_width else g.hidden), other) if live else None,
+        negative=Head(flat(g.other_hidden), other),
+        shared_W=shared,
+    )
 
 
 def clips(x: Tensor, g: Given) -> tuple[Clips, Clips, ClipFacts]:
@@ -141,7 +142,7 @@ def clips(x: Tensor, g: Given) -> tuple[Clips, Clips, ClipFacts]:
 
 def run(part: Loss, x: Tensor, g: Given, config: Any, own_width: bool) -> LossOut:
     if isinstance(part, HeadLoss):
-        return part.loss(flat(x), HEAD.to(x), supervision(x, g, own_width), config, None)
+        return part.loss(Head(flat(x), HEAD.to(x)), supervision(x, g, own_width, "topk" not in config.needs().stored), config)
     if isinstance(part, ClipLoss):
         student, teacher, facts = clips(x, g)
         out = part.loss(student, teacher, facts, config)
@@ -150,8 +151,8 @@ def run(part: Loss, x: Tensor, g: Given, config: Any, own_width: bool) -> LossOu
         return out
     states = two_layers(x)
     others = [flat(y) for y in (g.layers if own_width else (g.hidden, g.other_hidden))]
-    student = Layers(states=states, lens=states, weight_VD=HEAD.to(x), owner_T=owner(x))
-    teacher = Layers(states=others, lens=others, weight_VD=TEACHER_HEAD.to(x))
+    student = Layers(states=states, lens=[Head(state, HEAD.to(x)) for state in states], owner_T=owner(x))
+    teacher = Layers(states=others, lens=[Head(other, TEACHER_HEAD.to(x)) for other in others])
     learnt = part.part(config, 2, D, others[0].shape[1]) if part.part else None
     if learnt is not None:
         learnt = learnt.to(x)
@@ -165,7 +166,7 @@ def table_cases() -> dict[str, Case]:
     out: dict[str, Case] = {}
     for name in LOSSES:
         for number, variant in enumerate(VARIANTS.get(name, [Variant({}, None)])):
-            for impl in ("reference", "chunked") if "head" in LOSSES.get(name).NEED.student or not variant.keys else ("auto",):
+            for impl in ("reference", "chunked") if "head" in LOSSES.get(name).Config().needs().student or not variant.keys else ("auto",):
                 out[f"LOSSES[{name}]-{number}-{impl}"] = table_case(name, variant, impl)
     return out
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechkd.core.errors import InputError
-from speechkd.losses.attn_cka import attention_weighted_cka, attn_cka_loss, audio_attention
+from speechkd.losses.attn_cka import attention_weighted_cka, attn_cka_loss
 
 
 @pytest.mark.parametrize("mode", ["pre_w", "pre_sqrt_w", "weighted_hsic"])
@@ -38,23 +38,6 @@ def test_unknown_mode() -> None:
     x = torch.zeros(1, 2, 3)
     with pytest.raises(InputError, match="did you mean `pre_w`"):
         attention_weighted_cka(x, x, x[..., 0], torch.ones(1, 2, dtype=torch.bool), "prew")
-
-
-def test_audio_attention_is_the_mean_over_heads_and_response_rows() -> None:
-    g = torch.Generator().manual_seed(4)
-    attention = torch.rand(2, 3, 4, 5, generator=g, dtype=torch.float64)
-    response, audio = torch.arange(4)[None] < torch.tensor([[4], [2]]), torch.arange(5)[None] < torch.tensor([[5], [3]])
-    out = audio_attention(attention, response, audio)
-    for b, (rows, columns) in enumerate([(4, 5), (2, 3)]):
-        mean = attention[b].numpy()[:, :rows, :columns].mean(axis=(0, 1))
-        torch.testing.assert_close(out[b, :columns], torch.from_numpy(mean / mean.sum()))
-    assert not out[1, 3:].any()
-    torch.testing.assert_close(out.sum(1), torch.ones(2, dtype=torch.float64))
-    attention[1, :, 2:] = torch.nan
-    assert torch.equal(audio_attention(attention, response, audio), out)
-    assert not audio_attention(attention, torch.zeros_like(response), audio).any()
-    with pytest.raises(InputError, match="agree in B, R and Q"):
-        audio_attention(attention, audio, response)
 
 
 def test_loss_leaves_out_what_has_no_geometry() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from speechkd.core.errors import InputError
-from speechkd.losses.contrastive import contrastive_kd, contrastive_target, linear_contrastive_kd
+from speechkd.kernels.logits import Head, Plain
+from speechkd.losses.contrastive import Config, contrastive_kd, contrastive_target
 from speechkd.losses.divergences import forward_kl
 from tests.losses.method_cases import HEAD, D, V, draw
 
@@ -16,7 +17,8 @@ MASK = torch.ones(3, dtype=torch.bool)
 def test_alpha_zero_is_plain_distillation() -> None:
     x, pos, neg = (draw(3, V, seed=s) for s in (1, 2, 3))
     plain = forward_kl(x, pos, MASK, 2.0).total
-    torch.testing.assert_close(contrastive_kd(x, pos, neg, torch.zeros(3, dtype=torch.long), MASK, 0.0, 1.0).total, plain)
+    config, targets = Config(alpha=0.0, kl_weight=1.0), torch.zeros(3, dtype=torch.long)
+    torch.testing.assert_close(contrastive_kd(*map(Plain, (x, pos, neg)), targets, MASK, config).total, plain)
 
 
 def test_what_hearing_makes_likelier_becomes_likelier_still() -> None:
@@ -31,8 +33,8 @@ def test_soft_capped_teachers_are_pushed_after_the_cap(impl: str) -> None:
     """Hidden states and head with caps on both sides give what capped logits give."""
     x, pos, neg, targets = draw(3, D, seed=4), draw(3, D, seed=5), draw(3, D, seed=6), torch.tensor([1, 2, 3])
     capped = [2.5 * torch.tanh(h @ HEAD.T / 2.5) for h in (x, pos, neg)]
-    out = linear_contrastive_kd(x, HEAD, pos, neg, HEAD, targets, MASK, softcap=2.5, teacher_softcap=2.5, impl=impl)
-    torch.testing.assert_close(out.total, contrastive_kd(*capped, targets, MASK).total)
+    out = contrastive_kd(*(Head(h, HEAD, 2.5) for h in (x, pos, neg)), targets, MASK, Config(impl=impl))
+    torch.testing.assert_close(out.total, contrastive_kd(*map(Plain, capped), targets, MASK, Config()).total)
 
 
 def test_minus_infinity_is_no_nan() -> None:
@@ -42,15 +44,14 @@ def test_minus_infinity_is_no_nan() -> None:
     assert target.isfinite().all()
     torch.testing.assert_close(target.softmax(1), torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
     x = torch.zeros(1, 4, requires_grad=True)
-    out = contrastive_kd(x, pos, neg, torch.tensor([3]), MASK[:1])
+    out = contrastive_kd(*map(Plain, (x, pos, neg)), torch.tensor([3]), MASK[:1], Config())
     assert out.total.isfinite() and torch.autograd.grad(out.total, x)[0].isfinite().all()
 
 
 def test_wrong_input_is_refused() -> None:
-    x, ids = torch.zeros(3, V), torch.zeros(3, dtype=torch.long)
-    with pytest.raises(InputError, match="alpha"):
-        contrastive_kd(x, x, x, ids, MASK, alpha=-1.0)
-    with pytest.raises(InputError, match="between 0 and 1"):
-        contrastive_kd(x, x, x, ids, MASK, kl_weight=1.5)
+    x = torch.zeros(3, V)
+    for wrong in ({"alpha": -1.0}, {"kl_weight": 1.5}, {"temperature": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Config.model_validate(wrong)
     with pytest.raises(InputError, match="one shape"):
-        contrastive_target(x, x[:, :2])
+        contrastive_target(x, x[:, :2], 1.0)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from speechkd.core.errors import InputError
+from speechkd.kernels.linear_kl.divergence import Divergence
+from speechkd.kernels.logits import Head
 from speechkd.losses.layer_wise import LayerBridges, check_layer_map, layer_map, layer_states, logit_lens
 
 
@@ -64,9 +66,10 @@ def test_sum_and_mean_over_layers() -> None:
 
 
 def test_unpaired_layers_and_unknown_distances_are_refused() -> None:
-    states, mask, weight = [torch.zeros(4, 3)], torch.ones(4, dtype=torch.bool), torch.zeros(6, 3)
+    states, mask = [torch.zeros(4, 3)], torch.ones(4, dtype=torch.bool)
+    head = Head(states[0], torch.zeros(6, 3))
     with pytest.raises(InputError, match="given 1 of the student and 2 of the teacher"):
-        logit_lens(states, weight, [*states, *states], weight, mask)
+        logit_lens([head], [head, head], mask, Divergence(name="jsd"))
     with pytest.raises(InputError, match="given 0"):
         layer_states([], [], mask)
     with pytest.raises(InputError, match="did you mean `cosine`"):

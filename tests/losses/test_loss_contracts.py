@@ -11,6 +11,7 @@ from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import chunks, linear_cross_entropy, linear_kl, linear_topk_kl
+from speechkd.kernels.logits import Plain
 from speechkd.losses import divergences
 from speechkd.losses.response_ce import response_ce
 from speechkd.losses.sampled_kd import sampled_ce
@@ -98,8 +99,8 @@ def cases() -> dict[str, Case]:
         "jsd-0.1": Case(lambda x, s, m: divergences.jsd(x, s.logits_TV, m, TEMPERATURE, beta=0.1), True),
         "skew_kl": Case(lambda x, s, m: divergences.skew_kl(x, s.logits_TV, m, TEMPERATURE), True),
         "skew_reverse_kl": Case(lambda x, s, m: divergences.skew_reverse_kl(x, s.logits_TV, m, TEMPERATURE), True),
-        "response_ce": Case(lambda x, s, m: response_ce(x, s.targets_T, m), True, divergence=False),
-        "sampled_ce": Case(lambda x, s, m: sampled_ce(x, s.ids_TK, s.weights_TN, m, TEMPERATURE), True, divergence=False),
+        "response_ce": Case(lambda x, s, m: response_ce(Plain(x), s.targets_T, m), True, divergence=False),
+        "sampled_ce": Case(lambda x, s, m: sampled_ce(Plain(x), s.ids_TK, s.weights_TN, m, TEMPERATURE), True, divergence=False),
     }
     for tail in ("bucket", "renormalise", "ignore"):
         given: Run = lambda x, s, m, tail=tail: topk_kl(x, s.ids_TK, s.logp_TK, m, s.tail_T, TEMPERATURE, tail)  # type: ignore[misc]

@@ -11,6 +11,7 @@ import torch
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import SIGNALS
+from speechkd.kernels.logits import Head
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, Loss, Supervision
 from speechkd.losses.base import ClipFacts, Clips, LayerConfig, Layers
 
@@ -22,20 +23,21 @@ def bare(part: Loss, config: Any) -> None:
     """Run a loss on a batch and a teacher that show nothing but what every one does."""
     states = torch.zeros(1, 3)
     if isinstance(part, HeadLoss):
-        part.loss(states, torch.zeros(5, 3), Supervision(mask_T=ONE), config, None)
+        part.loss(Head(states, torch.zeros(5, 3)), Supervision(mask_T=ONE), config)
     elif isinstance(part, ClipLoss):
         part.loss(Clips(projected_CQD=states[None]), None, ClipFacts(keep_C=ONE, mask_CQ=ONE[None]), config)
     else:
-        layers = Layers(states=[states], lens=[states])
+        layers = Layers(states=[states])
         part.loss(layers, layers, ONE, None, config, None)
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_entries_declare_known_needs_and_name_a_missing_signal(name: str) -> None:
     part = LOSSES.get(name)
-    assert part.NEED.signals <= set(SIGNALS)
-    assert STUDENT[type(part)] <= part.NEED.student <= {"head", "hidden", "projected", "gate", "words"}
     config = part.Config()
+    needs = config.needs()
+    assert needs.stored | needs.live <= set(SIGNALS)
+    assert STUDENT[type(part)] <= needs.student <= {"head", "hidden", "projected", "gate", "words"}
     assert config.weight > 0 and config.streams == []
     if name == "acoustic_snapshot":
         return  # states are what every layer loss is given

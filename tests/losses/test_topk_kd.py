@@ -86,7 +86,7 @@ def test_a_packed_row_with_its_tail_never_has_a_negative_kl(seed: int, k: int, s
     back = decode(SignalsConfig(topk=store), {"topk"}, {"topk": packed}, 3, 40)
     for row in range(3):
         at = slice(row, row + 1)
-        ids, logp_K, tail = (back[name][at] for name in ("ids_TK", "logp_TK", "tail_logp_T"))
+        ids, logp_K, tail = (getattr(back, name)[at] for name in ("ids_TK", "logp_TK", "tail_logp_T"))
         assert topk_kl(student[at].double(), ids, logp_K.double(), ONE, tail.double()).total >= -1e-12
         assert topk_kl(student[at], ids, logp_K, ONE, tail).total >= -1e-5
 

@@ -75,7 +75,7 @@ def test_a_speech_llm_hears_every_clip_and_nothing_else(shards: ShardSet, room: 
     heard = {sample.key: sample for sample in shards.samples() if sample.seconds > 0}
     assert column.table["key"].to_pylist() == [key for key in heard for _ in range(2)] and len(heard) == 9
     for row in range(len(column)):
-        attention_Q = column.signals(row)["attention_Q"]
+        attention_Q = column.signals(row).attention_CQ[0]
         assert abs(len(attention_Q) - 25 * heard[column.key_of(row)].seconds) <= 1.5 and 0 < attention_Q.sum() <= 1
     assert len({tuple(column.read(row).tokens) for row in range(0, len(column), 2)}) > 4, "other clips, other answers"
     seconds = shards.manifest["totals"]["seconds"]
@@ -93,7 +93,7 @@ def test_signals_are_added_to_answers_that_are_there(room: Path, speech_llm: str
     [planned] = budgets(made)
     read = taught(made)
     assert [read.read(row) for row in range(10)] == [labels.read(row) for row in range(10)]
-    assert all(len(read.signals(row)["ids_TK"]) == len(read.read(row).tokens) for row in range(10))
+    assert all(len(read.signals(row).ids_TK) == len(read.read(row).tokens) for row in range(10))
     assert planned.basis.endswith(labels.name + " has") and "scored only" in planned.lines(1.0)[1]
     assert planned.hours(1.0) == pytest.approx((planned.prompt_tokens + planned.response_tokens) / 3600)
     [train_source] = open_train_sources(made, open_prompt(made))
@@ -111,10 +111,10 @@ def test_signals_are_added_to_answers_that_are_there(room: Path, speech_llm: str
     with_pool = partial(Collator, lambda clips, samples: torch.zeros(len(clips), 80, samples // 160), heard)
     load = make_loader(made, sources, open_prompt(made), with_pool(lambda frames: -(-frames // 2)))
     batch = load([ExampleRef(0, source.row(number)) for number in range(4)])
-    attention_CQ = batch.signals["attention_CQ"]
+    attention_CQ = batch.signals.attention_CQ
     assert attention_CQ.shape == batch.clips.mask_CQ.shape and not attention_CQ[~batch.clips.mask_CQ].any()
     for number in range(4):
-        stored_Q = column.signals(source.row(number))["attention_Q"]
+        stored_Q = column.signals(source.row(number)).attention_CQ[0]
         assert torch.equal(attention_CQ[number, : len(stored_Q)], stored_Q)
     coarse = make_loader(made, sources, open_prompt(made), with_pool(lambda frames: -(-frames // 5)))
     with pytest.raises(InputError, match="must hear in equal steps"):
@@ -161,9 +161,7 @@ def test_an_export_teaches_what_it_hears(shards: ShardSet, room: Path, tmp_path:
     [planned] = budgets(made)
     column = taught(made)
     assert (
-        len(column) == 18
-        and column.name.startswith("kd-snapshot-")
-        and len(column.signals(0)["ids_TK"]) == column.table["tokens"][0].as_py()
+        len(column) == 18 and column.name.startswith("kd-snapshot-") and len(column.signals(0).ids_TK) == column.table["tokens"][0].as_py()
     )
     assert planned.prompt_tokens > 10 * shards.manifest["totals"]["seconds"] * 2
     write_student(tmp_path / "export", step=2)

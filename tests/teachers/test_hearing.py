@@ -100,16 +100,16 @@ def test_signals_of_a_speech_llm_are_its_own_forwards(speech_llm: str, prompt: P
         got = decode(store, store.names, found, T, vocabulary)
         logp_TV = out.logits[0, prompted - 1 : -1].float().log_softmax(1)
         best = logp_TV.topk(8)
-        assert torch.equal(got["ids_TK"].long(), best.indices.sort(1).values)
-        torch.testing.assert_close(got["logp_TK"], logp_TV.gather(1, got["ids_TK"].long()), atol=2e-4, rtol=1e-4)
+        assert torch.equal(got.ids_TK.long(), best.indices.sort(1).values)
+        torch.testing.assert_close(got.logp_TK, logp_TV.gather(1, got.ids_TK.long()), atol=2e-4, rtol=1e-4)
         for place, layer in enumerate((1, 2)):
-            torch.testing.assert_close(got["hidden_TLE"][:, place], out.hidden_states[layer][0, prompted - 1 : -1], atol=2e-3, rtol=1e-3)
+            torch.testing.assert_close(got.hidden_TLE[:, place], out.hidden_states[layer][0, prompted - 1 : -1], atol=2e-3, rtol=1e-3)
         rows_BHRQ = out.attentions[-1][:, :, prompted:][:, :, :, torch.nonzero(audio_S)[:, 0]]
         Q = rows_BHRQ.shape[3]
-        assert got["attention_Q"].shape == (Q,) and Q > 5
-        torch.testing.assert_close(got["attention_Q"], rows_BHRQ.mean(dim=(1, 2))[0], atol=1e-5, rtol=1e-3)
+        assert got.attention_CQ[0].shape == (Q,) and Q > 5
+        torch.testing.assert_close(got.attention_CQ[0], rows_BHRQ.mean(dim=(1, 2))[0], atol=1e-5, rtol=1e-3)
         weights = audio_attention(rows_BHRQ, torch.ones(1, T, dtype=torch.bool), torch.ones(1, Q, dtype=torch.bool))
-        torch.testing.assert_close(got["attention_Q"] / got["attention_Q"].sum(), weights[0].float(), atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(got.attention_CQ[0] / got.attention_CQ[0].sum(), weights[0].float(), atol=1e-5, rtol=1e-3)
 
 
 def test_positions_are_known_from_the_length_alone(speech_llm: str) -> None:
@@ -174,8 +174,8 @@ def test_a_snapshot_answers_as_the_export_does(tmp_path: Path, prompt: Prompt, l
         batch = student.batch([request.clip.load()], [request.question], [answer.tokens])
         logp_TV = student.logits(batch, batch.response_T - 1).float().log_softmax(1)
         got = decode(store, store.names, found, len(answer.tokens), snapshot.config.output_width())
-        torch.testing.assert_close(got["logp_TK"], logp_TV.gather(1, got["ids_TK"].long()), atol=2e-3, rtol=1e-3)
-        assert got["attention_Q"].shape == (int(batch.clips.mask_CQ.sum()),) and 0 < got["attention_Q"].sum() < 1
+        torch.testing.assert_close(got.logp_TK, logp_TV.gather(1, got.ids_TK.long()), atol=2e-3, rtol=1e-3)
+        assert got.attention_CQ[0].shape == (int(batch.clips.mask_CQ.sum()),) and 0 < got.attention_CQ[0].sum() < 1
 
 
 def test_a_snapshot_of_another_template_is_refused(tmp_path: Path, prompt: Prompt) -> None:

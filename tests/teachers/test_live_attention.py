@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from speechkd.losses.attn_cka import audio_attention as paper
 from speechkd.teachers.live import audio_attention as flat
+from tests.losses.equations import audio_attention as paper
 
 
 def test_flat_and_padded_forms_agree() -> None:

@@ -318,9 +318,9 @@ def test_served_scores_are_those_of_the_model_itself(prompt: Prompt) -> None:
             continue
         store = SignalsConfig.model_validate(signals)
         one, other = (decode(store, ["topk"], found, len(reply.tokens), width) for found in (mine, truth))
-        assert torch.equal(one["ids_TK"], other["ids_TK"])
-        torch.testing.assert_close(one["logp_TK"], other["logp_TK"], atol=2e-4, rtol=1e-4)
-        torch.testing.assert_close(one["tail_logp_T"].exp(), other["tail_logp_T"].exp(), atol=2e-5, rtol=0)
+        assert torch.equal(one.ids_TK, other.ids_TK)
+        torch.testing.assert_close(one.logp_TK, other.logp_TK, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(one.tail_logp_T.exp(), other.tail_logp_T.exp(), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

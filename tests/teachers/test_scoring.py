@@ -57,11 +57,11 @@ def test_the_whole_vocabulary_in_float32_is_the_live_teacher(model: Any) -> None
     items = some(5)
     for item, out in zip(items, stored(model, SignalsConfig(topk=TopKStore(k=V, bits=32, temperature=1.7)), items), strict=True):
         logits_TV, _ = dense(model, item)
-        assert torch.equal(out["ids_TK"].long(), torch.arange(V).expand(len(item.response), V)) and (out["tail_logp_T"] == -torch.inf).all()
-        torch.testing.assert_close(out["logp_TK"], (logits_TV / 1.7).log_softmax(1), rtol=0, atol=2e-5)
+        assert torch.equal(out.ids_TK.long(), torch.arange(V).expand(len(item.response), V)) and (out.tail_logp_T == -torch.inf).all()
+        torch.testing.assert_close(out.logp_TK, (logits_TV / 1.7).log_softmax(1), rtol=0, atol=2e-5)
         student_TV = (logits_TV + torch.randn(logits_TV.shape, generator=torch.Generator().manual_seed(1))).requires_grad_()
         mask_T = torch.ones(len(item.response), dtype=torch.bool)
-        kept = topk_kl(student_TV, out["ids_TK"], out["logp_TK"], mask_T, out["tail_logp_T"], temperature=1.7)
+        kept = topk_kl(student_TV, out.ids_TK, out.logp_TK, mask_T, out.tail_logp_T, temperature=1.7)
         live = forward_kl(student_TV, logits_TV, mask_T, temperature=1.7)
         torch.testing.assert_close(kept.total, live.total, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(*(torch.autograd.grad(out.total, student_TV)[0] for out in (kept, live)), rtol=0, atol=1e-6)
@@ -78,7 +78,7 @@ def test_stored_topk_gives_the_live_loss_and_gradient_within_the_stated_bound(mo
     for item, out in zip(items, stored(model, SignalsConfig(topk=TopKStore(k=k, bits=bits)), items), strict=True):  # type: ignore[arg-type]
         logits_TV, _ = dense(model, item)
         logp_TV = logits_TV.double().log_softmax(1)
-        ids_TK = out["ids_TK"].long()
+        ids_TK = out.ids_TK.long()
         live_TK, tail_T = logp_TV.gather(1, ids_TK), logp_TV.scatter(1, ids_TK, -torch.inf).logsumexp(1)
         assert live_TK.min(1).values.ge(logp_TV.topk(k, 1).values[:, -1] - 1e-6).all()
         student_TV = torch.randn(logits_TV.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
@@ -87,7 +87,7 @@ def test_stored_topk_gives_the_live_loss_and_gradient_within_the_stated_bound(mo
         tail_error_T = 2**-11 * tail_T.abs() + 2**-24
         for t in range(len(item.response)):
             at, one = slice(t, t + 1), torch.ones(1, dtype=torch.bool)
-            kept = topk_kl(student_TV[at], ids_TK[at], out["logp_TK"][at], one, out["tail_logp_T"][at])
+            kept = topk_kl(student_TV[at], ids_TK[at], out.logp_TK[at], one, out.tail_logp_T[at])
             live = topk_kl(student_TV[at], ids_TK[at], live_TK[at], one, tail_T[at])
             grads = [torch.autograd.grad(x.total, student_TV, retain_graph=True)[0][t] for x in (kept, live)]
             e = max(error_TK[t].max().item(), tail_error_T[t].item())
@@ -110,9 +110,9 @@ def test_signals_do_not_depend_on_the_batch(model: Any) -> None:
     assert [set(out) for out in alone] == [{"ids_TK", "logp_TK", "tail_logp_T", "sampled_ids_TN", "sampled_weights_TN", "hidden_TLE"}] * 6
     for item, one, other in zip(items, together, alone, strict=True):
         states = dense(model, item)[1]
-        assert torch.equal(one["ids_TK"], other["ids_TK"]) and torch.equal(one["sampled_ids_TN"], other["sampled_ids_TN"])
-        torch.testing.assert_close(one["hidden_TLE"], torch.stack([states[layer] for layer in (0, 2, 4)], 1), rtol=1e-3, atol=2e-4)
-    assert len(together[0]["ids_TK"]) == 1 and len(together[5]["ids_TK"]) == 11
+        assert torch.equal(one.ids_TK, other.ids_TK) and torch.equal(one.sampled_ids_TN, other.sampled_ids_TN)
+        torch.testing.assert_close(one.hidden_TLE, torch.stack([states[layer] for layer in (0, 2, 4)], 1), rtol=1e-3, atol=2e-4)
+    assert len(together[0].ids_TK) == 1 and len(together[5].ids_TK) == 11
 
 
 def test_only_predicting_positions_reach_the_head_and_a_chunk_at_a_time(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_only_predicting_positions_reach_the_head_and_a_chunk_at_a_time(model: A
     again = stored(model, SignalsConfig(topk=TopKStore(k=4)), some(4))
     hook.remove()
     assert seen[2:] == [4, 4, 4, 4]  # the first two are the probe; 1 + 3 + 5 + 7 tokens
-    assert all(torch.equal(one["ids_TK"], other["ids_TK"]) for one, other in zip(whole, again, strict=True))
+    assert all(torch.equal(one.ids_TK, other.ids_TK) for one, other in zip(whole, again, strict=True))
 
 
 @pytest.mark.parametrize("proposal", [1.0, 0.6])

@@ -50,8 +50,8 @@ def test_top_k_of_given_answers_is_that_of_the_model(prompt: Prompt, monkeypatch
     assert scored[0][1] == scored[1][1] == {}
     for row in (0, 2):
         mine, truth = (decode(store, ["topk"], found[row], len(answers[row].tokens), width) for found in scored)
-        assert torch.equal(mine["ids_TK"], truth["ids_TK"])
-        torch.testing.assert_close(mine["logp_TK"], truth["logp_TK"], atol=2e-4, rtol=1e-4)
+        assert torch.equal(mine.ids_TK, truth.ids_TK)
+        torch.testing.assert_close(mine.logp_TK, truth.logp_TK, atol=2e-4, rtol=1e-4)
 
 
 def test_what_the_engine_cannot_give_is_refused_in_the_recipe() -> None:

@@ -72,7 +72,7 @@ def main(out: Path) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
             fed_batches = batches(distiller, case, step, "all")[0]
             if step == 0:
-                kept.extend((1 - tail).item() for tail in fed_batches[0].signals["tail_logp_T"].exp() if tail < 1)
+                kept.extend((1 - tail).item() for tail in fed_batches[0].signals.tail_logp_T.exp() if tail < 1)
             yield StepBatches(step, fed_batches, 0.0)
 
     optim, journal = OptimConfig(lr=1e-3), Journal(out / JOURNAL)

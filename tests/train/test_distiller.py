@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from speechkd.core.types import Batch
+from speechkd.core.types import Batch, TeacherSignals
 from speechkd.data.columns.signals import HiddenStore, SignalsConfig, TopKStore, decode
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.collate import Row
@@ -68,7 +68,7 @@ def test_stored_and_live_teachers_give_the_same_loss_and_gradient(k: int) -> Non
     one: Any = first(collator(first, live)(found))
     make = collator(second, column)
     zeros = {name: tensor.new_zeros(1, *([k] if tensor.dim() > 1 else [])) for name, tensor in make.signals.items()}
-    other: Any = second(replace(make, signals=zeros)(stored(first, found, k)))
+    other: Any = second(replace(make, signals=TeacherSignals(**zeros))(stored(first, found, k)))
     assert one["topk"].count == other["topk"].count > 0
     torch.testing.assert_close(one["topk"].total, other["topk"].total, rtol=1e-5, atol=1e-5)
     one["topk"].total.backward()
@@ -177,7 +177,7 @@ def test_attention_weights_are_those_of_the_response_over_the_audio() -> None:
     hearing: Any = distiller.teachers["hearing"]
     batch = collator(distiller, case)(rows(case, 4, ""))
     encoded = distiller.student.encoder(batch.features_BMT, batch.clips.frames_C)
-    seen = hearing.look(distiller.student, batch, encoded, False, True)
+    seen = hearing.outputs(distiller.student, batch, encoded, False, True)
     audio = hearing.projector(hearing.mix(encoded))
     from speechkd.models.student import place_audio
 

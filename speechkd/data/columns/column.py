@@ -6,13 +6,14 @@ import json
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from speechkd.core.config import build
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.tensors import tensors_in
+from speechkd.core.types import TeacherSignals
 from speechkd.data.columns.signals import decode
 from speechkd.data.columns.spec import ColumnSpec, Turn
 from speechkd.data.storage.files import Files
@@ -27,9 +28,6 @@ from speechkd.data.storage.manifest import (
 from speechkd.data.storage.mapped import MappedTars
 from speechkd.data.storage.store import Place
 from speechkd.data.storage.tar import Member, bad_members
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def open_column(version: Place, base: str, name: str) -> Column:
@@ -113,14 +111,14 @@ class Column:
         except (ValueError, TypeError, LookupError, RecursionError):
             raise DataError(f"{self.root}: member `{self.key_of(row)}.response.json` is no list of turns") from None
 
-    def signals(self, row: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """What example `row` has beside its response, as losses are given it (`columns.signals.decode`); only `names` where given.
+    def signals(self, row: int, names: Collection[str] | None = None) -> TeacherSignals:
+        """The signals of example `row`, as losses are given them; only `names` where given.
 
-        Empty for a turn that is an error or has no token. Raises DataError naming tar and member.
+        None of them for a turn that is an error or has no token. Raises DataError naming tar and member.
         """
         wanted = self.spec.signals.names if names is None else self.spec.signals.names.intersection(names)
         if not wanted or self._cell(row, "stop") == "error" or not self._cell(row, "tokens"):
-            return {}
+            return TeacherSignals()
         label = f"{self.root}/{shard_name(self.sample_of(row)[0])}.tar: member `{self.key_of(row)}.signals.safetensors`"
         turn = self._cell(row, "turn")
         try:

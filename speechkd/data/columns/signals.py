@@ -19,6 +19,7 @@ from torch import Tensor
 
 from speechkd.core.config import Config
 from speechkd.core.errors import DataError
+from speechkd.core.types import TeacherSignals
 from speechkd.data.columns import codec
 
 
@@ -93,6 +94,11 @@ class SignalsConfig(Config):
         """The signals that are declared."""
         return frozenset(name for name in type(self).model_fields if getattr(self, name) is not None)
 
+    def temperatures(self) -> dict[str, float]:
+        """Capture temperature of each declared signal that has one, by name."""
+        stores = {"topk": self.topk, "sampled": self.sampled}
+        return {name: store.temperature for name, store in stores.items() if store is not None}
+
 
 def encode_topk(store: TopKStore, ids_TK: Tensor, logp_TK: Tensor, tail_logp_T: Tensor, vocabulary: int) -> Tensor:
     """Rows in any order within themselves, on the CPU, as uint8 [T, R]."""
@@ -124,10 +130,8 @@ def encode_sampled(store: SampledStore, ids_TN: Tensor, weights_TN: Tensor, voca
     return torch.from_numpy(np.concatenate([np.array(different, dtype=np.uint8), ids_X, tail_X]))
 
 
-def decode(
-    signals: SignalsConfig, wanted: Collection[str], tensors: Mapping[str, Tensor], tokens: int, vocabulary: int
-) -> dict[str, Tensor]:
-    """The `wanted` signals of a turn of `tokens` response tokens as a loss is given them: names are fields of `losses.Supervision`.
+def decode(signals: SignalsConfig, wanted: Collection[str], tensors: Mapping[str, Tensor], tokens: int, vocabulary: int) -> TeacherSignals:
+    """The `wanted` signals of a turn of `tokens` response tokens, as losses are given them.
 
     Raises DataError for a tensor that is missing, not declared, or not what the column's settings say.
     """
@@ -141,8 +145,8 @@ def decode(
     if signals.hidden is not None and "hidden" in wanted:
         out["hidden_TLE"] = _decode_hidden(signals.hidden, tensors["hidden"], tokens)
     if signals.attention is not None and "attention" in wanted:
-        out["attention_Q"] = _decode_attention(signals.attention, tensors["attention"])
-    return out
+        out["attention_CQ"] = _decode_attention(signals.attention, tensors["attention"])[None]
+    return TeacherSignals(**out)
 
 
 def _decode_topk(store: TopKStore, rows_TX: Tensor, tokens: int, vocabulary: int) -> dict[str, Tensor]:

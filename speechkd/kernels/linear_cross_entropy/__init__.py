@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
 from speechkd.kernels.linear_cross_entropy import chunked, reference
-from speechkd.kernels.logits import check_rows, check_softcap, masked_rows
+from speechkd.kernels.logits import Head, Logits, check_rows, masked_rows
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
     "chunked": (chunked.linear_cross_entropy, dispatch.frozen_head),
     "reference": (reference.linear_cross_entropy, dispatch.anything),
 }
@@ -30,7 +32,12 @@ def linear_cross_entropy(
     Raises:
         InputError: shapes, soft cap or `impl`.
     """
-    check_rows(mask_T, {"hidden_TD": hidden_TD, "targets_T": targets_T})
-    check_softcap(softcap)
-    run = dispatch.pick("linear_cross_entropy", impl, _IMPLEMENTATIONS, hidden_TD, weight_VD)
-    return run(masked_rows(hidden_TD, mask_T), weight_VD, masked_rows(targets_T, mask_T), mask_T, softcap)
+    return cross_entropy_from(Head(hidden_TD, weight_VD, softcap), targets_T, mask_T, impl)
+
+
+def cross_entropy_from(student: Logits, targets_T: Tensor, mask_T: Tensor, impl: str = "auto") -> LossOut:
+    """The same for logits of any form, a few rows at a time where it is a head."""
+    student = student.masked(mask_T, "student")
+    check_rows(mask_T, {"targets_T": targets_T})
+    run = dispatch.pick("linear_cross_entropy", impl, _IMPLEMENTATIONS, student)
+    return run(student, masked_rows(targets_T, mask_T), mask_T)

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels.chunks import frozen_head_total
+from speechkd.kernels.logits import Head
 
 
-def linear_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, mask_T: Tensor, softcap: float | None) -> LossOut:
+def linear_cross_entropy(student: Head, targets_T: Tensor, mask_T: Tensor) -> LossOut:
     """See the package; masked-out rows have been zeroed."""
 
     def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> tuple[Tensor, Tensor | None]:
@@ -21,5 +22,5 @@ def linear_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor
         grad_CV = logits_CV.sub_(lse_C1).exp_()
         return value_C, grad_CV.scatter_add_(1, target_C1, torch.full_like(lse_C1, -1.0))
 
-    total = frozen_head_total(hidden_TD, weight_VD, mask_T, rows, softcap)
+    total = frozen_head_total(student, mask_T, rows)
     return LossOut(total, mask_T.to(total.dtype).sum())

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from speechkd.core.types import LossOut
-from speechkd.kernels.logits import head_logits, sum_rows, wide
+from speechkd.kernels.logits import Logits, sum_rows, wide
 
 
 def cross_entropy_rows(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
@@ -14,6 +14,6 @@ def cross_entropy_rows(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
     return cross_entropy(wide(logits_TV), targets_T, reduction="none")
 
 
-def linear_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, mask_T: Tensor, softcap: float | None) -> LossOut:
+def linear_cross_entropy(student: Logits, targets_T: Tensor, mask_T: Tensor) -> LossOut:
     """See the package; masked-out rows have been zeroed."""
-    return sum_rows(cross_entropy_rows(head_logits(hidden_TD, weight_VD, softcap), targets_T), mask_T)
+    return sum_rows(cross_entropy_rows(student.logits(), targets_T), mask_T)

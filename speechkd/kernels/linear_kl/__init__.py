@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
 from speechkd.kernels.linear_kl import chunked, reference
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.logits import check_rows, check_softcap, masked_rows
+from speechkd.kernels.logits import Head, Logits
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
     "chunked": (chunked.linear_kl, dispatch.frozen_head),
     "reference": (reference.linear_kl, dispatch.anything),
 }
@@ -48,28 +50,11 @@ def linear_kl(
         InputError: shapes, vocabularies, divergence and its parameters, soft cap or `impl`.
     """
     how = Divergence(name=divergence, temperature=temperature, beta=beta, alpha=alpha, t2_scale=t2_scale, shared_W=shared_W)
-    teacher = frozen_logits(teacher_hidden_TE, teacher_weight_UE, mask_T, teacher_softcap)
-    return divergence_from(hidden_TD, weight_VD, teacher, mask_T, how, softcap, impl)
+    student, teacher = Head(hidden_TD, weight_VD, softcap), Head(teacher_hidden_TE, teacher_weight_UE, teacher_softcap)
+    return divergence_from(student, teacher.frozen(), mask_T, how, impl)
 
 
-def frozen_logits(hidden_TE: Tensor, weight_UE: Tensor, mask_T: Tensor, softcap: float | None = None) -> reference.Head:
-    """A teacher's logits, made when they are asked for, without gradient. Raises InputError for rows and soft cap."""
-    check_rows(mask_T, {"teacher_hidden_TE": hidden_TE})
-    check_softcap(softcap)
-    return reference.Head(masked_rows(hidden_TE, mask_T).detach(), weight_UE.detach(), softcap)
-
-
-def divergence_from(
-    hidden_TD: Tensor,
-    weight_VD: Tensor,
-    teacher: reference.Logits,
-    mask_T: Tensor,
-    how: Divergence,
-    softcap: float | None = None,
-    impl: str = "auto",
-) -> LossOut:
-    """`linear_kl` to a teacher whose logits of a few rows are any function of them, never given a gradient (`losses.contrastive`)."""
-    check_rows(mask_T, {"hidden_TD": hidden_TD})
-    check_softcap(softcap)
-    run = dispatch.pick("linear_kl", impl, _IMPLEMENTATIONS, hidden_TD, weight_VD)
-    return run(reference.Head(masked_rows(hidden_TD, mask_T), weight_VD, softcap), teacher, mask_T, how)
+def divergence_from(student: Logits, teacher: Logits, mask_T: Tensor, how: Divergence, impl: str = "auto") -> LossOut:
+    """The same for logits of any form, each a few rows at a time where it is a head. The teacher never gets a gradient."""
+    student, teacher = student.masked(mask_T, "student"), teacher.masked(mask_T, "teacher")
+    return dispatch.pick("linear_kl", impl, _IMPLEMENTATIONS, student)(student, teacher, mask_T, how)

@@ -8,7 +8,7 @@ from torch import Tensor
 from speechkd.core.types import LossOut
 from speechkd.kernels.chunks import frozen_head_total
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.linear_kl.reference import Head, Logits
+from speechkd.kernels.logits import Head, Logits
 
 
 def linear_kl(student: Head, teacher: Logits, mask_T: Tensor, how: Divergence) -> LossOut:
@@ -21,5 +21,5 @@ def linear_kl(student: Head, teacher: Logits, mask_T: Tensor, how: Divergence) -
             grad_CV = torch.autograd.grad(value_C.sum(), leaf_CV)[0] if want_grad else None
         return value_C.detach(), grad_CV
 
-    total = frozen_head_total(student.hidden_TD, student.weight_VD, mask_T, rows, student.softcap)
+    total = frozen_head_total(student, mask_T, rows)
     return LossOut(total, mask_T.to(total.dtype).sum())

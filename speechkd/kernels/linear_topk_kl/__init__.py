@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
 from speechkd.kernels.linear_topk_kl import chunked, reference
 from speechkd.kernels.linear_topk_kl.target import teacher_target
-from speechkd.kernels.logits import check_rows, check_softcap, check_temperature, masked_rows
+from speechkd.kernels.logits import Head, Logits, check_rows, check_temperature
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
     "chunked": (chunked.linear_topk_kl, dispatch.frozen_head),
     "reference": (reference.linear_topk_kl, dispatch.anything),
 }
@@ -45,10 +47,24 @@ def linear_topk_kl(
     Raises:
         InputError: shapes, temperature, tail, soft cap or `impl`.
     """
-    signals = {"hidden_TD": hidden_TD, "ids_TK": ids_TK, "logp_TK": logp_TK}
+    student = Head(hidden_TD, weight_VD, softcap)
+    return topk_kl_from(student, ids_TK, logp_TK, mask_T, tail_logp_T, temperature, tail, impl)
+
+
+def topk_kl_from(
+    student: Logits,
+    ids_TK: Tensor,
+    logp_TK: Tensor,
+    mask_T: Tensor,
+    tail_logp_T: Tensor | None,
+    temperature: float,
+    tail: str,
+    impl: str = "auto",
+) -> LossOut:
+    """The same for logits of any form, a few rows at a time where it is a head."""
+    student, signals = student.masked(mask_T, "student"), {"ids_TK": ids_TK, "logp_TK": logp_TK}
     check_rows(mask_T, signals if tail_logp_T is None else {**signals, "tail_logp_T": tail_logp_T})
     check_temperature(temperature)
-    check_softcap(softcap)
-    run = dispatch.pick("linear_topk_kl", impl, _IMPLEMENTATIONS, hidden_TD, weight_VD)
-    target = teacher_target(ids_TK, logp_TK, tail_logp_T, mask_T, tail, weight_VD.shape[0], hidden_TD.dtype)
-    return run(masked_rows(hidden_TD, mask_T), weight_VD, target, mask_T, temperature, softcap)
+    run = dispatch.pick("linear_topk_kl", impl, _IMPLEMENTATIONS, student)
+    target = teacher_target(ids_TK, logp_TK, tail_logp_T, mask_T, tail, student.vocabulary, student.dtype)
+    return run(student, target, mask_T, temperature)

@@ -15,12 +15,10 @@ from torch import Tensor
 from speechkd.core.types import LossOut
 from speechkd.kernels.chunks import frozen_head_total
 from speechkd.kernels.linear_topk_kl.target import Target
-from speechkd.kernels.logits import FLOOR
+from speechkd.kernels.logits import FLOOR, Head
 
 
-def linear_topk_kl(
-    hidden_TD: Tensor, weight_VD: Tensor, target: Target, mask_T: Tensor, temperature: float, softcap: float | None
-) -> LossOut:
+def linear_topk_kl(student: Head, target: Target, mask_T: Tensor, temperature: float) -> LossOut:
     """See the package; masked-out rows have been zeroed."""
 
     def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> tuple[Tensor, Tensor | None]:
@@ -45,5 +43,5 @@ def linear_topk_kl(
         grad_CK = (m_C.unsqueeze(1) * logq_CK.exp() - p_CK).masked_fill_(~valid_CK, 0.0)
         return value_C, grad_CV.scatter_add_(1, ids_CK, grad_CK).div_(temperature)
 
-    total = frozen_head_total(hidden_TD, weight_VD, mask_T, rows, softcap)
+    total = frozen_head_total(student, mask_T, rows)
     return LossOut(total, mask_T.to(total.dtype).sum())

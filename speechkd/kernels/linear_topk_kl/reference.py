@@ -7,7 +7,7 @@ from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels.linear_topk_kl.target import Target
-from speechkd.kernels.logits import FLOOR, head_logits, sum_rows, wide
+from speechkd.kernels.logits import FLOOR, Logits, sum_rows, wide
 
 
 def topk_kl_rows(logits_TV: Tensor, target: Target, temperature: float) -> Tensor:
@@ -26,8 +26,6 @@ def topk_kl_rows(logits_TV: Tensor, target: Target, temperature: float) -> Tenso
     return rows_T
 
 
-def linear_topk_kl(
-    hidden_TD: Tensor, weight_VD: Tensor, target: Target, mask_T: Tensor, temperature: float, softcap: float | None
-) -> LossOut:
+def linear_topk_kl(student: Logits, target: Target, mask_T: Tensor, temperature: float) -> LossOut:
     """See the package; masked-out rows have been zeroed."""
-    return sum_rows(topk_kl_rows(head_logits(hidden_TD, weight_VD, softcap), target, temperature), mask_T)
+    return sum_rows(topk_kl_rows(student.logits(), target, temperature), mask_T)

@@ -31,5 +31,5 @@ def stack_norm_mlp(
     """
     if stack < 1 or in_weight_HS.shape[1] != stack * frames_BFC.shape[2]:
         raise InputError(f"stack {stack} of {frames_BFC.shape[2]}-wide frames does not fit a first layer of width {in_weight_HS.shape[1]}")
-    run = dispatch.pick("stack_norm_mlp", impl, _IMPLEMENTATIONS, frames_BFC, in_weight_HS)
+    run = dispatch.pick("stack_norm_mlp", impl, _IMPLEMENTATIONS, frames_BFC)
     return run(frames_BFC, stack, in_weight_HS, in_bias_H, out_weight_DH, out_bias_D, norm_weight_S, norm_bias_S, norm_eps)

@@ -37,5 +37,5 @@ def weighted_cka(
     if not (x_BTD.shape[:2] == y_BTE.shape[:2] == weights_BT.shape == shape):
         given = [list(t.shape) for t in (x_BTD, y_BTE, weights_BT, mask_BT)]
         raise InputError(f"x_BTD, y_BTE, weights_BT and mask_BT must agree in B and T, have shapes {given}")
-    run = dispatch.pick("weighted_cka", impl, _IMPLEMENTATIONS, x_BTD, y_BTE)
+    run = dispatch.pick("weighted_cka", impl, _IMPLEMENTATIONS, x_BTD)
     return run(x_BTD, y_BTE, weights_BT, mask_BT, mode, form)

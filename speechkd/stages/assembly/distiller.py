@@ -9,7 +9,6 @@ from torch import nn
 
 from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.engine.loading import load_causal_lm
-from speechkd.losses.base import LayerConfig, teacher_of
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.audio_teacher import load_audio_teacher
@@ -33,6 +32,5 @@ def build_method(recipe: Recipe, student: Student) -> Method:
 
     live = {name: build_live(name, config, student, load_llm, load_speech) for name, config in recipe.live.items()}
     shared = {name: shared_ids(recipe, name) for name in recipe.live}
-    layered = [(n, c) for n, c in recipe.losses.items() if isinstance(c, LayerConfig) and not teacher_of(c)]
-    stored = [stored_states(recipe, name, config) for name, config in layered]
+    stored = [stored_states(recipe, name, config) for name, config in recipe.losses.items() if "hidden" in config.needs().stored]
     return Method(losses=recipe.losses, streams=recipe.train.streams, teachers=live, shared=shared, stored=stored[0] if stored else None)

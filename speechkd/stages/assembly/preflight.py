@@ -1,10 +1,8 @@
-"""What of losses, LoRA and live teachers would fail later is said before any weight is loaded."""
+"""Validates losses, LoRA and live teachers before any weights load."""
 
 from __future__ import annotations
 
 from speechkd.core.errors import InputError
-from speechkd.losses import LOSSES, LayerLoss
-from speechkd.losses.base import LayerConfig, teacher_of
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.audio_teacher import check_speech
 from speechkd.stages.assembly.model_facts import depth
@@ -14,7 +12,7 @@ from speechkd.stages.assembly.vocabulary import shared_ids, tokenizer_not_here
 
 
 def check_method(recipe: Recipe, dry: bool = False) -> list[str]:
-    """What of losses, LoRA and live teachers would fail once weights are loaded. Reads configurations and tokenizers only.
+    """Check losses, LoRA and live teachers from configuration files and tokenizers alone.
 
     Raises InputError: a LoRA target that matches nothing, a layer out of range, vocabularies that disagree, an unfit speech teacher,
     a model that the projector cannot start from. A `dry` run asks no hub for what `student.config_root` stands in for, and returns what
@@ -32,13 +30,11 @@ def check_method(recipe: Recipe, dry: bool = False) -> list[str]:
             shared_ids(recipe, name)
         check_speech(recipe, name)
     for name, config in recipe.losses.items():
-        if isinstance(LOSSES.get(config.kind), LayerLoss):
-            assert isinstance(config, LayerConfig)
-            try:
-                if teacher_of(config):
-                    config.pairs(depth(recipe, ""), depth(recipe, teacher_of(config)))
-                else:
-                    stored_states(recipe, name, config)
-            except InputError as error:
-                raise InputError(f"{error} (losses.{name})") from None
+        try:
+            if "hidden" in config.needs().live:
+                config.pairs(depth(recipe, ""), depth(recipe, config.teacher_name))
+            elif "hidden" in config.needs().stored:
+                stored_states(recipe, name, config)
+        except InputError as error:
+            raise InputError(f"{error} (losses.{name})") from None
     return notes

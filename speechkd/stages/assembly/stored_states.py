@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from speechkd.core.errors import InputError
-from speechkd.losses.base import LayerConfig
+from speechkd.losses import LossConfig
 from speechkd.models.model_folder import local_folder, read_config
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.model_facts import depth
 from speechkd.train.distiller import StoredStates
 
 
-def stored_states(recipe: Recipe, loss: str, config: LayerConfig) -> StoredStates:
+def stored_states(recipe: Recipe, loss: str, config: LossConfig) -> StoredStates:
     """The states that the columns hold for a loss on layers. Raises InputError for a layer that they lack, or that differ by role."""
     found: dict[str, StoredStates] = {}
     for role in recipe.train.roles:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from speechkd.data.reader import Example
-from speechkd.losses import LOSSES
-from speechkd.losses.base import teacher_of
 from speechkd.models.collate import Row
 from speechkd.models.prompt import Prompt, Reading, StudentPrompt, plain_text
 from speechkd.recipe import Recipe
@@ -18,13 +16,8 @@ NOTHING = Reading(form="nothing")
 
 def compared_with(recipe: Recipe, stream: str) -> list[str]:
     """Live teachers that some loss compares examples of a stream with."""
-    named = [
-        name
-        for config in recipe.losses.values()
-        if not config.streams or stream in config.streams
-        for name in (teacher_of(config), getattr(config, "negative", ""))
-    ]
-    return [name for name in dict.fromkeys(named) if name]
+    named = [name for config in recipe.losses.values() if config.counts(stream) for name in config.live_teachers().values()]
+    return list(dict.fromkeys(named))
 
 
 class RowMaker:
@@ -38,7 +31,7 @@ class RowMaker:
             number: [name for name in compared_with(recipe, stream) if name in teacher_prompts]
             for number, stream in enumerate(recipe.train.streams)
         }
-        self._words = any("words" in LOSSES.get(config.kind).NEED.student for config in recipe.losses.values())
+        self._words = any("words" in config.needs().student for config in recipe.losses.values())
         self._languages: list[str] = list(getattr(recipe.student.projector, "languages", []))
 
     def __call__(self, stream: int, example: Example, described: Mapping[str, str] | None = None) -> Row:

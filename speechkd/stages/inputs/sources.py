@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import derive
-from speechkd.core.types import Batch, Origin
+from speechkd.core.types import Batch, Origin, TeacherSignals
 from speechkd.data.columns.column import Column
 from speechkd.data.plan.plan import ExampleRef, Plan, PlanSource
 from speechkd.data.reader import Reader
@@ -107,7 +107,8 @@ def _check_origin(recipe: Recipe, role: str, column: Column, prompt: Prompt) -> 
     for loss, config in recipe.losses.items():
         for signal in sorted(recipe.stored_signals(config, role) & column.spec.signals.names & {"topk", "sampled"}):
             width = vocabulary_width(recipe, "")
-            student = Origin(tokenizer=tokenizer, vocab_size=width, temperature=getattr(config, "temperature", 1.0))
+            temperature = config.needs().temperature
+            student = Origin(tokenizer=tokenizer, vocab_size=width, temperature=1.0 if temperature is None else temperature)
             if reason := column.spec.origin(signal).unfit_for(student):
                 raise InputError(f"column `{column.name}`: signal `{signal}` {reason} (loss `{loss}`)")
 
@@ -130,7 +131,7 @@ def make_loader(
     """A function from one micro-batch of the plan to a collated batch, for any number of threads."""
     prompts = teacher_prompts(recipe, prompt)
     make_row = RowMaker(recipe, prompt, prompts)
-    attention = any(getattr(config, "attention", False) == "stored" for config in recipe.losses.values())
+    attention = any("attention" in config.needs().stored for config in recipe.losses.values())
     collator = replace(collator, signals=_zeros(sources), attention=attention, views=tuple(prompts))
     asking = Lock()  # a tokenizer serves one thread at a time
     numbers = [recipe.train.streams.index(source.stream) for source in sources]
@@ -147,7 +148,7 @@ def make_loader(
     return load
 
 
-def _zeros(sources: Sequence[TrainSource]) -> dict[str, Tensor]:
+def _zeros(sources: Sequence[TrainSource]) -> TeacherSignals:
     """One row of zeros of every signal that is read, so that a batch without examples has the same tensors as one with."""
     zeros: dict[str, Tensor] = {}
     for source in sources:
@@ -160,4 +161,4 @@ def _zeros(sources: Sequence[TrainSource]) -> dict[str, Tensor]:
                 shapes = f"{list(zeros[name].shape[1:])} and {list(zero.shape[1:])} a token"
                 raise InputError(f"columns of one recipe must store equal shapes of `{name}`, have {shapes}")
             zeros[name] = zero
-    return zeros
+    return TeacherSignals(**zeros)
