@@ -7,7 +7,7 @@ the marks are ours to choose, and `shards/prompts/reasoning.j2` asks for them.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 STAGES = ("PLANNING", "CAPTION", "REASONING", "SUMMARY")
 RESPONSE = "RESPONSE"
@@ -53,11 +53,6 @@ def parse_trace(text: str) -> Trace:
     if text[end:].strip():
         raise TraceError(f"text stands after </{RESPONSE}>")
     return Trace(*parts)
-
-
-def write_trace(trace: Trace) -> str:
-    """The text that `parse_trace` reads back: for data that comes with traces, and for tests."""
-    return "\n".join(f"<{name}> {part} </{name}>" for name, part in zip((*STAGES, RESPONSE), astuple(trace), strict=True))
 
 
 def answer_of(text: str) -> str:

@@ -22,6 +22,7 @@ from speechkd.train.prefetch import in_order
 from tests.bench import useful, writing
 from tests.bench.clips import write_clips
 from tests.bench.peers import BATCH, installed
+from tests.bench.raw import members
 
 ROUNDS, READ = 5, 1200
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ class Ours:
     def raw(self, folder: Path, checked: bool = False) -> Iterator[memoryview]:
         shards = _reader(folder).shards
         for number in range(shards.shards):
-            yield from (data for _, data in shards.members(number, checked))
+            yield from (data for _, data in members(shards, number, checked))
 
 
 def _reader(folder: Path) -> Reader:

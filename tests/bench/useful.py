@@ -32,7 +32,8 @@ def _shares(batches: Iterable[list[int]], seconds_N: np.ndarray) -> tuple[float,
 def _ours(seconds_N: np.ndarray, tokens_N: np.ndarray, folder: Path) -> Iterator[list[int]]:
     config = PlanConfig(micro_batches=16, max_examples=64, max_seconds=BUDGET, max_tokens=4096)
     plan = Plan(config, [PlanSource("kd", "bench", np.arange(len(seconds_N)) // SHARD, seconds_N, tokens_N)], 1)
-    return ([ref.row for ref in batch] for step in plan.epoch(0) for batch in step if batch)
+    steps = map(plan.step, range(plan.steps_per_epoch(0)))
+    return ([ref.row for ref in batch] for step in steps for batch in step if batch)
 
 
 def _lhotse(seconds_N: np.ndarray, tokens_N: np.ndarray, folder: Path) -> Iterator[list[int]]:

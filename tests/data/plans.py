@@ -32,6 +32,11 @@ def source(
     return PlanSource(stream, digest, np.sort(shard_N) if sort else shard_N, seconds_N * (not text), tokens_N, passes)
 
 
+def epoch_steps(plan: Plan, epoch: int) -> list[Step]:
+    """All steps of an epoch."""
+    return [plan.micro_batches(epoch, step, range(plan.config.micro_batches)) for step in range(plan.steps_per_epoch(epoch))]
+
+
 def divisors(count: int) -> list[int]:
     return [n for n in range(1, count + 1) if count % n == 0]
 

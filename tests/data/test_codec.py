@@ -23,6 +23,7 @@ from speechkd.data.columns.signals import (
 )
 from speechkd.teachers import scoring
 from tests.bench.signals import TURN, stored, teacher_like
+from tests.data.codec_error import logp_error
 
 QWEN = 151_936
 
@@ -64,10 +65,10 @@ def test_log_probs_are_within_the_stated_error(values: list[float], bits: int) -
     packed = codec.pack_logp_rows(logp_TK, bits)
     back_TK = codec.unpack_logp_rows(packed, logp_TK.shape[1], bits).astype(np.float64)
     assert packed.shape == (1, codec.logp_row_bytes(logp_TK.shape[1], bits))
-    assert (np.abs(back_TK - logp_TK) <= codec.logp_error(logp_TK, bits)).all()
+    assert (np.abs(back_TK - logp_TK) <= logp_error(logp_TK, bits)).all()
     deep = logp_TK < -codec.DEEPEST
     assert bits == 32 or (back_TK[deep] <= -codec.DEEPEST * 0.999).all()
-    assert codec.logp_error(np.array([[-codec.DEEPEST]]), bits).max() <= {8: 0.1182, 16: 0.00047, 32: 0.0}[bits]
+    assert logp_error(np.array([[-codec.DEEPEST]]), bits).max() <= {8: 0.1182, 16: 0.00047, 32: 0.0}[bits]
 
 
 @given(st.integers(1, 24), st.lists(st.integers(0, 2**32), max_size=70))
@@ -95,7 +96,7 @@ def test_topk_comes_back_sorted_by_id(bits: int, T: int, k: int, vocabulary: int
     out = decode(SignalsConfig(topk=store), {"topk"}, {"topk": packed}, T, vocabulary)
     sorted_TK, order_TK = ids_TK.sort(1)
     assert torch.equal(out.ids_TK.long(), sorted_TK)
-    error_TK = torch.from_numpy(codec.logp_error(logp_TK.gather(1, order_TK).numpy(), bits))
+    error_TK = torch.from_numpy(logp_error(logp_TK.gather(1, order_TK).numpy(), bits))
     assert ((out.logp_TK.double() - logp_TK.gather(1, order_TK)).abs() <= error_TK).all()
     if k == vocabulary:
         assert (out.tail_logp_T == -torch.inf).all()

@@ -17,6 +17,7 @@ from speechkd.core.files import write_json
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
 from speechkd.data.storage.manifest import signed
+from tests.bench.raw import members
 
 
 def flip(path: Path, byte: int, bit: int = 0) -> None:
@@ -95,13 +96,11 @@ def test_members_come_as_they_lie_and_bad_ones_are_named(copied: Path) -> None:
     with tarfile.open(copied / "audio/000001.tar") as tar:
         whole = [(entry.name, tar.extractfile(entry).read()) for entry in tar]  # type: ignore[union-attr]
     shards = open_shards(copied)
-    assert [(name, bytes(data)) for name, data in shards.members(1)] == whole
+    assert [(name, bytes(data)) for name, data in members(shards, 1)] == whole
     row = shards.table.slice(5, 1).to_pylist()[0]
     flip(copied / "audio/000001.tar", row["audio_offset"])
-    shards = open_shards(copied)
-    assert len(list(shards.members(1, checked=False))) == len(whole)
     with pytest.raises(DataError, match="audio/000001.tar: member `c05.flac` bytes differ"):
-        list(shards.members(1))
+        Reader(open_shards(copied)).audio(5)
 
 
 def test_samples_of_a_split_or_a_shard(tones_root: Path) -> None:

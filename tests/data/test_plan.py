@@ -17,7 +17,7 @@ from speechkd.core.errors import InputError
 from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig, PlanSource
 from speechkd.data.plan.windows import Deal, Frame
 from tests.bench.clips import mixed_lengths
-from tests.data.plans import plans, source
+from tests.data.plans import epoch_steps, plans, source
 
 CONFIG = PlanConfig(micro_batches=12, max_examples=5, max_seconds=30, max_tokens=400, block_shards=3)
 
@@ -25,7 +25,7 @@ SOME = plans([1, 4, 12, 60, 64], 9)
 
 
 def visits(plan: Plan, epoch: int) -> Counter[ExampleRef]:
-    return Counter(ref for step in plan.epoch(epoch) for batch in step for ref in batch)
+    return Counter(ref for step in epoch_steps(plan, epoch) for batch in step for ref in batch)
 
 
 @settings(max_examples=120, deadline=None)
@@ -45,7 +45,7 @@ def test_each_pass_visits_every_example_exactly_once(plan: Plan) -> None:
 @given(SOME)
 def test_micro_batches_keep_the_budget_and_steps_are_full(plan: Plan) -> None:
     config = plan.config
-    steps = list(plan.epoch(1))
+    steps = epoch_steps(plan, 1)
     batches = [batch for step in steps for batch in step]
     assert all(len(step) == config.micro_batches for step in steps)
     filled = sum(bool(batch) for batch in batches)
@@ -71,7 +71,7 @@ def test_a_world_that_does_not_divide_is_refused_with_the_nearest(world: int, ne
 
 def test_order_depends_on_seed_epoch_and_digest() -> None:
     def order(seed: int = 1, epoch: int = 0, digest: str = "d") -> list[list[list[ExampleRef]]]:
-        return list(Plan(CONFIG, [source(300, 9, digest=digest)], seed=seed).epoch(epoch))
+        return epoch_steps(Plan(CONFIG, [source(300, 9, digest=digest)], seed=seed), epoch)
 
     assert order() == order()
     assert order() != order(seed=2) and order() != order(epoch=1) and order() != order(digest="e")
@@ -90,7 +90,7 @@ def test_order_is_the_same_in_another_process_and_for_ever() -> None:
 def test_reading_stays_within_blocks_of_shards_and_small_sources_spread() -> None:
     config = PlanConfig(micro_batches=1, max_examples=4, max_seconds=1e9, max_tokens=10**9, block_shards=2)
     plan = Plan(config, [source(2000, 40), source(100, 1, 1)], 3)
-    refs = [ref for step in plan.epoch(0) for ref in step[0]]
+    refs = [ref for step in epoch_steps(plan, 0) for ref in step[0]]
     shards = [int(plan.sources[0].shard_N[ref.row]) for ref in refs if ref.source == 0]
     spread = [max(i for i, s in enumerate(shards) if s == name) - shards.index(name) for name in set(shards)]
     assert max(spread) < 2000 * 6 / 40, "a shard's examples are read over more than three blocks"
@@ -101,7 +101,7 @@ def test_reading_stays_within_blocks_of_shards_and_small_sources_spread() -> Non
 def test_length_buckets_waste_little() -> None:
     plan = Plan(PlanConfig(micro_batches=8, max_examples=32, max_seconds=160, max_tokens=10**6), [source(4000, 8)], seed=1)
     seconds = plan.sources[0].seconds_N
-    batches = [[float(seconds[ref.row]) for ref in batch] for step in plan.epoch(0) for batch in step if batch]
+    batches = [[float(seconds[ref.row]) for ref in batch] for step in epoch_steps(plan, 0) for batch in step if batch]
     assert sum(map(sum, batches)) / sum(len(batch) * max(batch) for batch in batches) > 0.95
     lengths = [max(batch) for batch in batches]
     assert abs(float(np.corrcoef(lengths[:-1], lengths[1:])[0, 1])) < 0.3, "micro-batches come in order of length"
@@ -134,7 +134,7 @@ def test_a_resume_puts_only_a_few_windows_in_order(monkeypatch: pytest.MonkeyPat
     assert plan.position(step) == (1000, 123) and not ordered
     found = plan.step(step)
     assert len(found) == 64 and 0 < len(ordered) < 40
-    assert [set(batch) for batch in found] == [set(batch) for batch in plan.epoch(1000)[123]]
+    assert [set(batch) for batch in found] == [set(batch) for batch in plan.micro_batches(1000, 123, range(64))]
 
 
 def test_useful_frames_on_mixed_lengths() -> None:
@@ -142,7 +142,7 @@ def test_useful_frames_on_mixed_lengths() -> None:
     seconds_N, tokens_N = mixed_lengths(20_000)
     config = PlanConfig(micro_batches=16, max_examples=64, max_seconds=160, max_tokens=4096)
     plan = Plan(config, [PlanSource("kd", "d", np.arange(20_000) // 1000, seconds_N, tokens_N)], 1)
-    batches = [[ref.row for ref in batch] for step in plan.epoch(0) for batch in step if batch]
+    batches = [[ref.row for ref in batch] for step in epoch_steps(plan, 0) for batch in step if batch]
     padded = sum(len(batch) * seconds_N[batch].max() for batch in batches)
     assert seconds_N.sum() / padded > 0.96
     assert tokens_N.sum() / sum(len(batch) * tokens_N[batch].max() for batch in batches) > 0.8

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from speechkd.data.plan.plan import Plan
-from tests.data.plans import Step, divisors, global_steps, plans
+from tests.data.plans import Step, divisors, epoch_steps, global_steps, plans
 
 QUICK = settings(max_examples=550, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LONG = settings(QUICK, max_examples=10_000)
@@ -24,7 +24,7 @@ def _interrupted_epoch(plan: Plan, data: st.DataObject) -> None:
     epoch = data.draw(st.integers(0, 5), "epoch")
     first = sum(plan.steps_per_epoch(e) for e in range(epoch))
     steps = plan.steps_per_epoch(epoch)
-    whole: list[Step] = list(plan.epoch(epoch))
+    whole = epoch_steps(plan, epoch)
     kills = data.draw(st.lists(st.integers(0, steps), min_size=1, max_size=3), "kills") if steps else []
     cuts = sorted([0, *kills, min(1, steps), max(0, steps - 1), steps])
     worlds = st.sampled_from(divisors(plan.config.micro_batches))
@@ -54,7 +54,7 @@ def test_ten_thousand_kills_and_resizes(plan: Plan, data: st.DataObject) -> None
 @given(plans([64, 60], 3), st.integers(0, 3))
 def test_every_world_deals_out_the_same_steps(plan: Plan, epoch: int) -> None:
     first, steps = sum(plan.steps_per_epoch(e) for e in range(epoch)), plan.steps_per_epoch(epoch)
-    whole = list(plan.epoch(epoch))
+    whole = epoch_steps(plan, epoch)
     for world in divisors(plan.config.micro_batches):
         assert list(global_steps(plan, first + steps, first, first + steps, world, {})) == whole
 

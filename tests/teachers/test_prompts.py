@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import MAX_METADATA_CHARS, Prompt, metadata_json, plain_text
 from speechkd.teachers.base import Request
 from speechkd.teachers.prompts import PromptConfig, hears, reading, requests
-from speechkd.teachers.reasoning import Trace, TraceError, answer_of, parse_trace, write_trace
+from speechkd.teachers.reasoning import RESPONSE, STAGES, Trace, TraceError, answer_of, parse_trace
 
 ROOT = Path(__file__).parents[2]
 POOL = str(ROOT / "shards/prompts/instructions.txt")
@@ -155,6 +156,11 @@ def test_plain_text_spells_no_mark(text: str) -> None:
 
 
 TRACE = Trace("find the words", "a man counts", "drei is three", "three", "drei")
+
+
+def write_trace(trace: Trace) -> str:
+    """A trace as a teacher writes it."""
+    return "\n".join(f"<{name}> {part} </{name}>" for name, part in zip((*STAGES, RESPONSE), astuple(trace), strict=True))
 
 
 def test_a_trace_comes_back() -> None:

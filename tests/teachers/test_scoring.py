@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.data.columns import codec
 from speechkd.data.columns.signals import HiddenStore, SampledStore, SignalsConfig, TopKStore, decode
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.sampled_kd import sampled_ce
@@ -22,6 +21,7 @@ from speechkd.teachers import TEACHERS, scoring
 from speechkd.teachers.base import Request
 from speechkd.teachers.hf_local import HfLocalTeacher
 from speechkd.teachers.scoring import ScoredResponse, Scorer, draw
+from tests.data.codec_error import logp_error
 
 LLM = str(Path(__file__).parents[2] / "standins/llm")
 V, LAYERS = 1545, 4
@@ -83,7 +83,7 @@ def test_stored_topk_gives_the_live_loss_and_gradient_within_the_stated_bound(mo
         assert live_TK.min(1).values.ge(logp_TV.topk(k, 1).values[:, -1] - 1e-6).all()
         student_TV = torch.randn(logits_TV.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
         logq_TV = student_TV.detach().log_softmax(1)
-        error_TK = torch.from_numpy(codec.logp_error(live_TK.numpy(), bits))
+        error_TK = torch.from_numpy(logp_error(live_TK.numpy(), bits))
         tail_error_T = 2**-11 * tail_T.abs() + 2**-24
         for t in range(len(item.response)):
             at, one = slice(t, t + 1), torch.ones(1, dtype=torch.bool)

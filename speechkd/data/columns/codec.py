@@ -5,7 +5,7 @@ bit string in which the i-th one stands at (high part of id i) + i. A row takes 
 bits an id, where fixed width takes 18. Every row of a column has the same length.
 
 Log-probs x = -logp in nats are stored as c = round(n sqrt(x / S)), n = 2^bits - 1, S the row's largest x (float16, rounded up):
-    x^ = S (c / n)^2,   |x^ - x| <= sqrt(S x) / n + S / (4 n^2)                                                      (`logp_error`)
+    x^ = S (c / n)^2,   |x^ - x| <= sqrt(S x) / n + S / (4 n^2)
 The step grows with x: likely tokens, which carry the loss, are stored finest. x above DEEPEST is stored as DEEPEST (e^-30 = 9e-14), so the
 error is at most 0.118 nats at 8 bits and 0.00046 at 16. 32 bits are float32, as given.
 """
@@ -106,14 +106,3 @@ def unpack_logp_rows(rows_TX: np.ndarray, k: int, bits: int) -> np.ndarray:
         raise DataError("a packed row's scale of log-probs is out of range")
     codes_TK = np.ascontiguousarray(rows_TX[:, 2:]).view("<u1" if bits == 8 else "<u2").reshape(-1, k)
     return (-scale_T[:, None] * (codes_TK / (2**bits - 1)) ** 2).astype(np.float32)
-
-
-def logp_error(logp_TK: np.ndarray, bits: int) -> np.ndarray:
-    """The largest error, in nats, that storing each of these log-probs can make, float64 [T, K]; infinite beyond DEEPEST."""
-    depth_TK = -logp_TK.astype(np.float64)
-    if bits == 32:
-        return np.zeros_like(depth_TK)
-    n = 2**bits - 1
-    scale_T1 = np.minimum(depth_TK.max(axis=1, keepdims=True, initial=0.0), DEEPEST) * (1 + 2**-10) + 2**-24
-    error_TK = np.sqrt(scale_T1 * depth_TK) / n + scale_T1 / (4 * n * n) + 2**-23 * depth_TK  # the last: decoded as float32
-    return np.where(depth_TK > DEEPEST, np.inf, error_TK)

@@ -12,7 +12,6 @@ How many micro-batches a window emits follows from counts, so any step of any ep
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -111,24 +110,6 @@ class PlanSource:
         return digest([self.stream, self.digest, str(Fraction(str(self.passes))), len(self), hasher.hexdigest()])
 
 
-class Epoch:
-    """The steps of one epoch: `len`, `[i]`, iteration."""
-
-    def __init__(self, plan: Plan, epoch: int) -> None:
-        self._plan, self._epoch, self._steps = plan, epoch, plan.steps_per_epoch(epoch)
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: int) -> list[list[ExampleRef]]:
-        if not 0 <= step < len(self):
-            raise IndexError(step)
-        return self._plan.micro_batches(self._epoch, step, range(self._plan.config.micro_batches))
-
-    def __iter__(self) -> Iterator[list[list[ExampleRef]]]:
-        return (self[step] for step in range(len(self)))
-
-
 class Plan:
     """Which examples each micro-batch of each global step holds. The state of a run is the global step and `digest`.
 
@@ -181,10 +162,6 @@ class Plan:
                 share = np.maximum(source.seconds_N[span] / config.max_seconds, source.tokens_N[span] / config.max_tokens)
                 total += source.passes * float(np.cumsum(np.clip(share, 1 / config.max_examples, 1))[-1])
         return total
-
-    def epoch(self, epoch: int) -> Epoch:
-        """The steps of epoch `epoch`."""
-        return Epoch(self, epoch)
 
     def steps_per_epoch(self, epoch: int) -> int:
         """Global steps of epoch `epoch`; differs from epoch to epoch only where passes are not whole."""

@@ -200,14 +200,6 @@ class ShardSet:
                 why = "it was removed, or its last step was cut off; run `speechkd teach` again"
                 yield f"columns/{name}: holds {INDEX} and no {MANIFEST}: {why}"
 
-    def members(self, shard: int, checked: bool = True) -> Iterator[tuple[str, memoryview]]:
-        """(name, bytes) of every member of a shard's tar, in order, not copied. Raises DataError for one that differs from its digest."""
-        for label, member in self._listed(shard):
-            problem = self.tars.problem(tar_path(shard), member) if checked else None
-            if problem:
-                raise DataError(f"{self.root / tar_path(shard)}: member `{label}` {problem}")
-            yield label, self.tars.view(tar_path(shard), member)
-
     def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
         rows = self._shard_columns(shard, None).to_pydict()
         parts = [(suffix, *(rows[f"{part}_{what}"] for what in ("offset", "bytes", "sha256"))) for suffix, part in PARTS]

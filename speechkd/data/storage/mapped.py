@@ -43,14 +43,6 @@ class MappedTars:
             raise DataError(f"{self.files.where(name)}: member `{label}` {problem}")
         return bytes(data[member.offset : member.offset + member.size])
 
-    def problem(self, name: str, member: Member) -> str | None:
-        """What is wrong with a member, or None."""
-        return member_problem(self._map(name), member)
-
-    def view(self, name: str, member: Member) -> memoryview:
-        """A member's bytes where they lie: neither copied nor checked."""
-        return self._map(name)[member.offset : member.offset + member.size]
-
     def _map(self, name: str) -> memoryview:
         with self._lock:  # a run reads from its feed and from its own thread
             return self._mapped(name)

@@ -16,6 +16,7 @@ from speechkd.stages.inputs.sources import TrainSource, make_schedule
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from tests.data.corpus import write_card, write_echo, write_tones
+from tests.data.plans import epoch_steps
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,7 +48,7 @@ def test_phases_and_corpora_weigh_together(corpora: list[Path]) -> None:
     (segment,) = schedule.segments
     assert [source.passes for source in segment.plan.sources] == [1, 2, 1.5, 3]
     assert schedule.steps == 7
-    seen = Counter(ref.source for epoch in (0, 1) for step in segment.plan.epoch(epoch) for batch in step for ref in batch)
+    seen = Counter(ref.source for epoch in (0, 1) for step in epoch_steps(segment.plan, epoch) for batch in step for ref in batch)
     assert [seen[i] / len(sources[i].plan_source) for i in range(4)] == [2, 4, 3, 6]
 
 
