@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from speechkd.core.config import Config as AnyConfig
+from speechkd.core.config import Config
 from speechkd.core.table import Table
+
+
+class ProjectorConfig(Config):
+    """Base of every projector's configuration block."""
+
+    GATED: ClassVar[bool] = False
+    """whether the projector has a language gate, for losses that train one"""
+    kind: str
+
+    def starts_from(self) -> str | None:
+        """Folder or hub id of the model whose weights the projector starts from; None: random weights."""
+        return None
+
+    def gate_languages(self) -> list[str]:
+        """Languages that the projector's gate chooses between, in the order of its logits; empty without a gate."""
+        return []
 
 
 class Projector(Protocol):
@@ -39,9 +55,7 @@ class Gated(NamedTuple):
 
 
 class GatedProjector(Protocol):
-    """A projector that chooses by language. Its class says `gated = True`, and its forward takes a Hint and gives Gated."""
-
-    gated: bool
+    """A projector that chooses by language: its Config has `GATED = True`, its forward takes a Hint and returns Gated."""
 
     def positions(self, frames: int) -> int:
         """Q positions for F valid encoder frames."""
@@ -53,7 +67,7 @@ class GatedProjector(Protocol):
 class ProjectorType(Protocol):
     """A projector class: `Config` and a constructor."""
 
-    Config: type[AnyConfig]
+    Config: type[ProjectorConfig]
 
     def __call__(self, config: Any, width_in: int, width_out: int) -> Projector | GatedProjector: ...
 

@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from speechkd.core.config import Config
 from speechkd.core.errors import InputError
+from speechkd.models.projectors import ProjectorConfig
 
 INIT_STD = 0.02
 
 
-class DecoderConfig(Config):
+class DecoderConfig(ProjectorConfig):
     """Keys of every projector that is made of queries and a decoder."""
 
     layers: int = Field(2, ge=1)
@@ -30,6 +30,10 @@ class DecoderConfig(Config):
     """causal self-attention, as DiVA keeps it: later queries see earlier ones, the last see most"""
     init_from: str | None = None
     """folder or hub id of a Whisper model whose decoder's weights training starts from, where shapes fit"""
+
+    def starts_from(self) -> str | None:
+        """The block's `init_from`."""
+        return self.init_from
 
 
 class Attention(nn.Module):

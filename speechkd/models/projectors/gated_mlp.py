@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from speechkd.core.config import Config
 from speechkd.kernels.stack_norm_mlp.reference import stack_frames
+from speechkd.models.projectors import ProjectorConfig
 
 
-class GatedMlpConfig(Config):
+class GatedMlpConfig(ProjectorConfig):
     """`stack` frames become one position."""
 
     kind: Literal["gated_mlp"] = "gated_mlp"

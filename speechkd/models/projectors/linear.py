@@ -12,17 +12,21 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from speechkd.core.config import Config
 from speechkd.kernels.stack_norm_mlp.reference import stack_frames
+from speechkd.models.projectors import ProjectorConfig
 
 
-class LinearConfig(Config):
+class LinearConfig(ProjectorConfig):
     """`pool` frames become one position."""
 
     kind: Literal["linear"] = "linear"
     pool: int = Field(2, ge=1)
     init_from: str | None = None
     """folder or hub id of a speech LLM whose own projector training starts from"""
+
+    def starts_from(self) -> str | None:
+        """The block's `init_from`."""
+        return self.init_from
 
 
 class LinearProjector(nn.Module):

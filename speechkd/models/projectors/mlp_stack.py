@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from speechkd.core.config import Config
 from speechkd.kernels import stack_norm_mlp
+from speechkd.models.projectors import ProjectorConfig
 
 
-class MlpStackConfig(Config):
+class MlpStackConfig(ProjectorConfig):
     """`stack` frames become one position."""
 
     kind: Literal["mlp_stack"] = "mlp_stack"

@@ -12,7 +12,7 @@ one set of queries is `qformer`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -28,6 +28,7 @@ GATES = {"attention": AttentionGate, "conv": ConvGate}
 class QueryBankConfig(DecoderConfig):
     """`queries` positions, whatever the clip's length; `languages` as the metadata field `language` writes them."""
 
+    GATED: ClassVar[bool] = True
     kind: Literal["query_bank"] = "query_bank"
     languages: list[str] = Field(min_length=2)
     queries: int = Field(256, ge=1)
@@ -46,6 +47,10 @@ class QueryBankConfig(DecoderConfig):
             raise ValueError(f"each language stands once, `{twice[0]}` stands more often")
         return languages
 
+    def gate_languages(self) -> list[str]:
+        """The block's `languages`."""
+        return self.languages
+
 
 class QueryBank(nn.Module):
     """K sets of L queries, a gate, one decoder, one Linear. Every frame given is attended, none dropped or padded: Q = L for any F.
@@ -54,7 +59,6 @@ class QueryBank(nn.Module):
     """
 
     Config = QueryBankConfig
-    gated = True
 
     def __init__(self, config: QueryBankConfig, width_in: int, width_out: int) -> None:
         super().__init__()
