@@ -1,4 +1,4 @@
-"""Tables of named parts: one line a part, imported only when asked for, an unknown name answered with the nearest."""
+"""Tables of named parts (losses, projectors, teachers, sources): a part is imported on first use; unknown names get the nearest."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reads export manifests of the old format `speechkd-student/1`, which had the keys of `student` at the top level.
 
-Written by the versions before 2026-12. Exports are folders of gigabytes at people's hands, so they stay readable as they are.
+Exports in this format exist, so they stay readable; new ones are written in the format of `models.exported.ExportManifest` only.
 """
 
 from __future__ import annotations

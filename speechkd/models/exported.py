@@ -19,7 +19,7 @@ from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features
 from speechkd.models.export_format_1 import FORMAT_1, from_format_1
 from speechkd.models.lora import WEIGHTS as ADAPTER
-from speechkd.models.lora import own_names
+from speechkd.models.lora import from_peft_names
 from speechkd.models.model_folder import fingerprint
 from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.prompt import Prompt, Reading
@@ -197,5 +197,5 @@ def trained_tensors(folder: Path, manifest: ExportManifest) -> dict[str, Tensor]
 
     tensors = load_file(folder / WEIGHTS)
     if manifest.student.lora is not None and (folder / LORA_FOLDER / ADAPTER).is_file():
-        tensors |= own_names(load_file(folder / LORA_FOLDER / ADAPTER), LLM)
+        tensors |= from_peft_names(load_file(folder / LORA_FOLDER / ADAPTER), LLM)
     return tensors

@@ -17,18 +17,18 @@ from speechkd.models.projectors import PROJECTORS, Gated, Hint
 from speechkd.models.student_config import StudentConfig
 
 LLM, PROJECTOR = "llm.lm.", "projector."
-"""Prefixes of the two parts that can have LoRA"""
+"""Prefixes of parameter names in the two parts that can have LoRA"""
 
 
 class Heard(NamedTuple):
-    """What an audio side makes of a batch's clips."""
+    """A batch's clips as LLM inputs, and the logits of the language gate where the projector has one."""
 
     audio_CQD: Tensor
     gate_CK: Tensor | None
 
 
 class Student(nn.Module):
-    """Audio and text in one sequence through one LM.
+    """Speech LLM: projected audio and text tokens in one sequence through one language model.
 
     The sequence of module calls is the same for every batch (encoder, mix, projector, LM): a rank without audio runs a
     dummy clip that reaches no position, so that ZeRO-3's gathers stay in step on all ranks.
@@ -54,7 +54,7 @@ class Student(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its own parts are."""
+        """Device of the trained parts."""
         device: torch.device = next(self.projector.parameters()).device
         return device
 
@@ -63,7 +63,7 @@ class Student(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def hear(self, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
-        """The batch's clips, encoded, as the LLM is given them."""
+        """Encoder states -> LLM inputs, by layer mix and projector."""
         return hear(self.mix, self.projector, states_LCFD, batch)
 
     def embeddings(self, batch: Batch, audio_CQD: Tensor) -> Tensor:

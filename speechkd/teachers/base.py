@@ -1,4 +1,4 @@
-"""What every teacher backend takes and gives."""
+"""The interface of teacher backends: configuration, requests, answers, and the scoring of given answers."""
 
 from __future__ import annotations
 

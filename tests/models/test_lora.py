@@ -17,11 +17,11 @@ from speechkd.models.lora import (
     CONFIG,
     WEIGHTS,
     LoraConfig,
+    from_peft_names,
     linear_layers,
     lora_layers,
     matching,
     merge,
-    own_names,
     peft_config,
     peft_names,
 )
@@ -86,7 +86,7 @@ def test_peft_computes_the_same_from_the_files(tmp_path: Path) -> None:
     made = student(config)
     trained = {name: p.detach() for name, p in made.trainable()}
     adapter = peft_names(trained, LLM)
-    assert own_names(adapter, LLM) == {name: t for name, t in trained.items() if ".lora_" in name}
+    assert from_peft_names(adapter, LLM) == {name: t for name, t in trained.items() if ".lora_" in name}
     save_file(adapter, tmp_path / WEIGHTS)
     names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in adapter}
     (tmp_path / CONFIG).write_text(json.dumps(peft_config(config, names, "base")))

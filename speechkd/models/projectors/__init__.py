@@ -1,4 +1,4 @@
-"""Projectors: encoder states [B, F, D] to language-model embeddings [B, Q, E]; one file each, one table line."""
+"""Projectors map encoder states [B, F, D] to language-model embeddings [B, Q, E]. One file each, one line each in `PROJECTORS`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ProjectorConfig(Config):
 
 
 class Projector(Protocol):
-    """What a projector gives. Its `Config` stands beside it; the length contract is `positions`."""
+    """A module that maps encoder states to embeddings. `positions` is its length contract: Q is known before the forward runs."""
 
     def positions(self, frames: int) -> int:
         """Q positions for F valid encoder frames."""
@@ -39,7 +39,7 @@ class Projector(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """What a projector with a language gate may know of its clips beside the encoder's states."""
+    """Input of a projector with a language gate, beside the encoder's states."""
 
     language_B: Tensor | None
     """int64; index of the true language, -1 where unknown; None outside training"""
@@ -48,7 +48,7 @@ class Hint:
 
 
 class Gated(NamedTuple):
-    """What a projector with a language gate gives."""
+    """Output of a projector with a language gate: embeddings, and the gate's logits over K languages."""
 
     states_BQE: Tensor
     gate_BK: Tensor

@@ -1,4 +1,4 @@
-"""Queries that read encoder states: the Transformer decoder of a Q-Former, layer for layer a Whisper decoder.
+"""The Transformer decoder inside the Q-Former projectors: queries attend to encoder states. Built like a Whisper decoder.
 
 Names and computation are those of transformers' Whisper decoder (pre-norm, GELU, keys without bias), so that its weights fit by name
 (`whisper_init`). Differences: self-attention may be bidirectional, and keys and values come from states of any width.
@@ -18,7 +18,7 @@ INIT_STD = 0.02
 
 
 class DecoderConfig(ProjectorConfig):
-    """Keys of every projector that is made of queries and a decoder."""
+    """Keys shared by the projectors that are made of queries and a decoder."""
 
     layers: int = Field(2, ge=1)
     width: int | None = Field(None, ge=1)
@@ -111,5 +111,5 @@ class CrossDecoder(nn.Module):
 
 
 def query_bank(*shape: int) -> nn.Parameter:
-    """Learned queries, N(0, 0.02^2) (P2, arXiv 2603.07025; DiVA, arXiv 2410.02678)."""
+    """Learned queries, N(0, 0.02^2) (arXiv 2603.07025; DiVA, arXiv 2410.02678)."""
     return nn.Parameter(INIT_STD * torch.randn(*shape))

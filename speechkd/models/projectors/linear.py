@@ -1,4 +1,4 @@
-"""Pooling and one Linear: the projector of Qwen2-Audio, and so of PL-Distill's teacher and student (arXiv 2602.01547).
+"""Linear projector: averages neighbouring frames, then one Linear, as in Qwen2-Audio and PL-Distill (arXiv 2602.01547).
 
     S = W mean(h_1 .. h_k) + b,   k = 2
 The layer is called `linear`, as in those models, so that a LoRA target names it. Encoders of speech LLMs pool by themselves

@@ -1,11 +1,11 @@
-"""Language-aware query bank: each language has its own queries for one shared Q-Former, and a gate chooses (P2, arXiv 2603.07025).
+"""Language-aware Q-Former projector: every language has its own queries, and a gate chooses among them (arXiv 2603.07025).
 
     B = { Q^(k) }_{k=1..K},  g = G(h),  pi = softmax(g)
     soft:  Q = sum_k pi_k Q^(k)
     hard:  Q = sum_k yST_k Q^(k),  yST = onehot(argmax g) + pi - stopgrad(pi)
     S = W_o Decoder(Q + pos, cross-attend h)
-In training the true language takes the gate's place with probability p_tf, from 1 to 0 on a cosine (`gates.forcing_probability`). The
-paper: K = 6, L = 256, queries N(0, 0.02^2), decoder weights of Whisper-large-v3 (`init_from`). Reconstructed: the gates' sizes, the
+In training the true language replaces the gate's choice with probability p_tf (`language_gates.forcing_probability`: 1 to 0 on a cosine).
+The paper: K = 6, L = 256, queries N(0, 0.02^2), decoder weights of Whisper-large-v3 (`init_from`). Reconstructed: the gates' sizes, the
 softmax's temperature, p_tf's exact form and its draw for each clip, and that the decoder keeps DiVA's causal mask. The paper's baseline of
 one set of queries is `qformer`.
 """

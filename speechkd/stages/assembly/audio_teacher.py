@@ -1,4 +1,4 @@
-"""Live teachers that hear: exports and whole speech LLMs, fit to stand beside the student, then loaded."""
+"""Checks and loads live audio teachers: exported students and whole speech LLMs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from speechkd.teachers.live import AudioTeacher
 from speechkd.teachers.live_config import SpeechConfig
 
 OWN_PROJECTOR = LinearConfig(pool=1)
-"""What stands between the encoder of a speech LLM and its language model"""
+"""The projector of a speech LLM: one Linear, no pooling"""
 
 
 def check_speech(recipe: Recipe, teacher: str) -> None:
-    """Raises InputError for a speech teacher that cannot stand beside the student; any other live teacher passes."""
+    """Raises InputError for a speech teacher that does not fit the student's encoder or positions; other live teachers pass."""
     config = recipe.live[teacher]
     if not isinstance(config, SpeechConfig):
         return
@@ -70,7 +70,7 @@ def _same_positions(recipe: Recipe, teacher: str, config: SpeechConfig, projecto
 
 
 def load_audio_teacher(recipe: Recipe, name: str, student: Student, load_llm: Callable[[str], nn.Module]) -> AudioTeacher:
-    """A speech teacher on this rank, from an export or a whole speech LLM; it hears what the student's encoder heard."""
+    """A speech teacher on this rank, from an export or a whole speech LLM. It reads the states of the student's encoder."""
     if is_speech_llm(recipe, SpeechConfig(model=name)):
         whole: Any = load_llm(name)
         whole.set_attn_implementation("eager")
