@@ -6,21 +6,20 @@ Relative paths in a recipe are relative to the folder where speechkd runs (the p
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, StringConstraints, model_validator
 
 from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, read_extending
 from speechkd.core.errors import unknown_name
 from speechkd.core.files import digest
-from speechkd.core.table import Table
+from speechkd.core.table import part_of
 from speechkd.data.columns.signals import SignalsConfig
 from speechkd.data.plan.plan import PlanConfig
 from speechkd.evaluation.task import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
-from speechkd.models.encoder import EncoderStates
-from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
+from speechkd.models.student_config import StudentConfig
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import TeacherConfig, gives, quoted
 from speechkd.teachers.gates import GateConfig
@@ -34,19 +33,6 @@ from speechkd.train.optim import OptimConfig
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
-def _part(table: Table[Any], key: str) -> BeforeValidator:
-    """Validate a block by the Config of the part that its `key` names in `table`."""
-
-    def pick(value: Any) -> Any:
-        if isinstance(value, Config):
-            return value
-        if not isinstance(value, dict) or key not in value:
-            raise ValueError(f"must be a mapping with `{key}`; allowed: {', '.join(sorted(table))}")
-        return table.get(str(value[key])).Config.model_validate(value)
-
-    return BeforeValidator(pick)
-
-
 def _named(value: Any) -> Any:
     """Blocks of losses with their `kind`, which is the block's name where it does not say."""
     if not isinstance(value, dict) or not value:
@@ -55,7 +41,7 @@ def _named(value: Any) -> Any:
     return {name: {**block, "kind": str(block.get("kind") or name)} if isinstance(block, dict) else block for name, block in plain.items()}
 
 
-Losses = Annotated[dict[str, Annotated[SerializeAsAny[LossConfig], _part(LOSSES, "kind")]], BeforeValidator(_named)]
+Losses = Annotated[dict[str, Annotated[SerializeAsAny[LossConfig], part_of(LOSSES, "kind")]], BeforeValidator(_named)]
 
 
 class _AllLosses(Config):
@@ -90,37 +76,6 @@ class DataConfig(Config):
     corpora: list[CorpusConfig] = Field(min_length=1)
 
 
-class StudentConfig(Config):
-    """Encoder and LLM are folders or hub ids; both are frozen, but for LoRA."""
-
-    RENAMED = {"mix": "`encoder_states` (`all` is `weighted_sum`, `last` stays)", "start": "`init_from`"}
-    encoder: str
-    llm: str
-    lora: LoraConfig | None = None
-    init_from: str | None = None
-    """an export from which the layer weights and the projector start; its language model is named by `llm`"""
-    projector: Annotated[SerializeAsAny[Config], _part(PROJECTORS, "kind")]
-    encoder_states: EncoderStates = "weighted_sum"
-    """`weighted_sum`: a learned weighted sum of all encoder layers; `last`: the encoder's last state, nothing to learn"""
-    normalise_layers: bool = False
-    """bring encoder layers to one scale before they are summed"""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    config_root: str | None = None
-    """folder of config files (`<hub id>/config.json`), for dry runs where the hub cannot be reached"""
-
-    @property
-    def hears_from_the_start(self) -> bool:
-        """Whether projector and language model know each other before the first step."""
-        whole = self.projector.kind == "linear" and getattr(self.projector, "init_from", None) == self.llm  # type: ignore[attr-defined]
-        return bool(self.init_from) or whole
-
-    @model_validator(mode="after")
-    def _scaled_only_if_summed(self) -> StudentConfig:
-        if self.encoder_states == "last" and self.normalise_layers:
-            raise ValueError("`encoder_states: last` sums no layers, so `normalise_layers` does nothing: set it to false")
-        return self
-
-
 class Recipe(Config):
     """A published method as data: what to teach, what to train, how to judge."""
 
@@ -133,7 +88,7 @@ class Recipe(Config):
     prompt: PromptConfig
     gates: GateConfig = GateConfig()
     """which of the teachers' answers are trained on"""
-    teachers: dict[Name, Annotated[SerializeAsAny[TeacherConfig], _part(TEACHERS, "backend")]]
+    teachers: dict[Name, Annotated[SerializeAsAny[TeacherConfig], part_of(TEACHERS, "backend")]]
     live: dict[Name, LiveConfig] = {}
     """teachers that run inside the training step; losses name them"""
     objective: str = ""
@@ -203,7 +158,7 @@ class Recipe(Config):
                     "export, or `student.projector.init_from` of a `linear` projector to the student's own speech LLM"
                 )
         for name, config in self.losses.items():
-            kind = self.student.projector.kind  # type: ignore[attr-defined]
+            kind = self.student.projector.kind
             if "gate" in config.needs().student and not _gated(kind):
                 others = ", ".join(other for other in PROJECTORS if _gated(other)) or "none"
                 raise ValueError(f"loss `{name}` needs a projector with a language gate, `{kind}` has none; those that have: {others}")
@@ -225,7 +180,7 @@ class Recipe(Config):
         return self
 
     def _column_supplies(self, role: str) -> None:
-        backend = self.teachers[role].backend  # type: ignore[attr-defined]
+        backend = self.teachers[role].backend
         can = TEACHERS.get(backend).SIGNALS
         given = gives(self.teachers[role], backend, can)
         for name, config in self.losses.items():
@@ -273,7 +228,7 @@ class Recipe(Config):
 
 
 def _gated(projector: str) -> bool:
-    return bool(getattr(PROJECTORS.get(projector), "gated", False))
+    return PROJECTORS.get(projector).Config.GATED
 
 
 def _same_temperature(role: str, stored: SignalsConfig, loss: str, config: LossConfig, needs: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that stands on its own: trained tensors, tokenizer, features, prompt, model card; read back and compared."""
+"""Writes a checkpoint as an export folder that can be loaded without the run, then loads it again and compares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import fsync_folder, publishing, sha256_file, write_json, write_text
 from speechkd.core.types import Batch, ClipTable, TeacherSignals
-from speechkd.models.encoder import EncoderStates
 from speechkd.models.exported import (
     FORMAT,
     LLM_FOLDER,
@@ -23,8 +22,8 @@ from speechkd.models.exported import (
     TEMPLATE,
     TOKENIZER,
     WEIGHTS,
-    Base,
     ExportManifest,
+    Fingerprints,
     load_features,
     load_student,
     load_tokenizer,
@@ -39,8 +38,8 @@ from speechkd.models.lora import merge as merge_lora
 from speechkd.models.lora import peft_config, peft_names
 from speechkd.models.model_folder import fingerprint
 from speechkd.models.pretrained import load_causal_lm, load_encoder
-from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import LLM, PROJECTOR, Student, load_trainable
+from speechkd.models.student_config import StudentConfig
 
 PROBE_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 """Largest logit difference allowed between training and export, as a share of the largest logit: what the precision itself rounds away.
@@ -52,14 +51,9 @@ def write_export(
     out: Path,
     *,
     tensors: Mapping[str, Tensor],
-    encoder: Base,
-    llm: Base,
-    projector: dict[str, Any],
-    normalise_layers: bool,
-    mix: EncoderStates,
-    lora: LoraConfig | None,
+    student: StudentConfig,
+    fingerprints: Fingerprints,
     merge: bool,
-    dtype: str,
     prompt: str,
     step: int,
     recipe_digest: str,
@@ -69,9 +63,10 @@ def write_export(
 ) -> float | None:
     """Write the folder at `out` (replacing an earlier export), read it back and compare; returns the probe's relative difference.
 
-    `tensors`: the checkpoint's trained tensors, float32. `card`: the model card's text. `probe`: the run's probe batch with the
-    logits that training saw. `merge` folds LoRA into the language model, which then is part of the export.
-    Raises DataError if what comes back differs; then `out` is left as it was.
+    `tensors`: the checkpoint's trained tensors, float32. `student`, `fingerprints`: as the manifest is to hold them, of the frozen models
+    that training used. `card`: the model card's text. `probe`: the run's probe batch with the logits that training computed.
+    `merge` folds LoRA into the language model, which then is part of the export.
+    Raises InputError where `out` is something else, DataError if what comes back differs; then `out` is left as it was.
     """
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise InputError(f"`{out}` exists and is no export: name an empty folder, or remove it")
@@ -81,34 +76,31 @@ def write_export(
     fresh = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    load_tokenizer(llm.name).save_pretrained(fresh / TOKENIZER)
-    load_features(encoder.name).extractor.save_pretrained(fresh)
+    load_tokenizer(student.llm).save_pretrained(fresh / TOKENIZER)
+    load_features(student.encoder).extractor.save_pretrained(fresh)
     write_text(fresh / TEMPLATE, prompt)
     write_text(fresh / "README.md", card)
     wanted = dict(tensors)
-    if merge and lora is not None:
-        wanted, llm = _merged(fresh, tensors, encoder, llm, projector, normalise_layers, mix, lora, dtype)
-    elif lora is not None:
-        _write_adapter(fresh / LORA_FOLDER, tensors, lora, llm.name)
-    own = {name: tensor.contiguous() for name, tensor in wanted.items() if not name.startswith(LLM)}
-    save_file(own, fresh / WEIGHTS, {"format": "pt"})
+    if merge and student.lora is not None:
+        wanted = _write_merged(fresh / LLM_FOLDER, tensors, student)
+        student = student.model_copy(update={"llm": LLM_FOLDER, "lora": None})
+        fingerprints = fingerprints.model_copy(update={"llm": fingerprint(str(fresh / LLM_FOLDER))})
+    elif student.lora is not None:
+        _write_adapter(fresh / LORA_FOLDER, tensors, student.lora, student.llm)
+    outside_llm = {name: tensor.contiguous() for name, tensor in wanted.items() if not name.startswith(LLM)}
+    save_file(outside_llm, fresh / WEIGHTS, {"format": "pt"})
     manifest = ExportManifest(
-        lora=None if merge else lora,
-        merged=merge,
         format=FORMAT,
-        encoder=encoder,
-        llm=llm,
-        projector=projector,
-        normalise_layers=normalise_layers,
-        mix=mix,
-        dtype=dtype,
+        student=student,
+        fingerprints=fingerprints,
+        merged=merge,
         step=step,
         recipe_digest=recipe_digest,
         checkpoint=checkpoint,
         files={str(path.relative_to(fresh)): sha256_file(path) for path in sorted(fresh.rglob("*")) if path.is_file()},
     )
     write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
-    difference = _compare(fresh, wanted, probe, dtype)
+    difference = _compare(fresh, wanted, probe, student.dtype)
     write_json(fresh / MANIFEST, manifest.model_copy(update={"probe_difference": difference}).model_dump(mode="json"))
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -133,30 +125,19 @@ def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], lora: LoraConfig
     write_json(folder / ADAPTER_CONFIG, peft_config(lora, targets, base))
 
 
-def _merged(
-    fresh: Path,
-    tensors: Mapping[str, Tensor],
-    encoder: Base,
-    llm: Base,
-    projector: dict[str, Any],
-    normalise_layers: bool,
-    mix: EncoderStates,
-    lora: LoraConfig,
-    dtype: str,
-) -> tuple[dict[str, Tensor], Base]:
-    """Fold LoRA into the language model, saved below `fresh`; what else is trained, and the language model as the export's own."""
-    kind = getattr(torch, dtype)
-    config = PROJECTORS.get(str(projector["kind"])).Config.model_validate(projector)
-    student = Student(load_encoder(encoder.name, kind), load_causal_lm(llm.name, kind), config, normalise_layers, lora, mix)
+def _write_merged(folder: Path, tensors: Mapping[str, Tensor], config: StudentConfig) -> dict[str, Tensor]:
+    """Fold LoRA into the language model and save that to `folder`; returns layer mix and projector, LoRA folded in there too."""
+    dtype = getattr(torch, config.dtype)
+    student = Student(load_encoder(config.encoder, dtype), load_causal_lm(config.llm, dtype), config)
     load_trainable(student, dict(tensors))
     merge_lora(student)
-    student.llm.lm.save_pretrained(fresh / LLM_FOLDER)
-    load_tokenizer(llm.name).save_pretrained(fresh / LLM_FOLDER)  # the folder is a model like any other
-    kept = {name: p.detach() for name, p in student.named_parameters() if name.startswith((PROJECTOR, "mix."))}
-    return kept, Base(name=LLM_FOLDER, fingerprint=fingerprint(str(fresh / LLM_FOLDER)))
+    student.llm.lm.save_pretrained(folder)
+    load_tokenizer(config.llm).save_pretrained(folder)  # the folder is a model like any other
+    return {name: p.detach() for name, p in student.named_parameters() if name.startswith((PROJECTOR, "mix."))}
 
 
 def _compare(folder: Path, tensors: Mapping[str, Tensor], probe: Path | None, dtype: str) -> float | None:
+    """Load the export again: its tensors must be `tensors`, its logits the probe's. Returns their largest relative difference."""
     back = trained_tensors(folder, read_manifest(folder))
     for name, tensor in tensors.items():
         same = name in back and torch.equal(back[name], tensor)

@@ -1,4 +1,4 @@
-"""Encoders, projectors, language models, and the student made of them. Modules arrive loaded: where and how is the engine's."""
+"""Speech encoders, projectors, language models, and the student built from them. `engine` loads them partitioned over ranks."""
 
 from __future__ import annotations
 

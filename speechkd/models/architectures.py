@@ -1,4 +1,4 @@
-"""Empty models from configurations, of speech LLMs their parts; and which of a folder's tensors are theirs."""
+"""Builds models without weights from their configurations, also the parts of a speech LLM, and finds their tensors in a folder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LLM_PARTS: Mapping[str, Mapping[str, str]] = {
     "qwen2_5_omni": {"thinker.model.": "model.", "thinker.lm_head.": "lm_head."},
     "qwen2_5_omni_thinker": {"model.": "model.", "lm_head.": "lm_head."},
 }
-"""By model type of a speech LLM: where its language model's tensors stand, and what stands there in the language model alone"""
+"""By model type of a speech LLM: where its language model's tensors stand, and what replaces that prefix in the language model alone"""
 OMNI = ("qwen2_5_omni", "qwen2_5_omni_thinker")
 OTHER_PARTS = ("model.audio_tower.", "model.visual.")
 """What a published thinker has beside its language model"""
 
 
 def causal_lm_from(config: Any, dtype: torch.dtype) -> nn.Module:
-    """An empty causal LM of a configuration, of a speech LLM its language model. Raises InputError for another kind of model."""
+    """A causal LM without weights; of a speech LLM, its language model. Raises InputError for another kind of model."""
     from transformers import AutoModelForCausalLM
 
     if config.model_type in LLM_PARTS:
@@ -60,7 +60,7 @@ def _text_config(config: Any) -> Any:
 
 
 def encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
-    """An empty speech encoder of a configuration, or of the speech LLM's that it is of. Raises InputError for another kind of model."""
+    """A speech encoder without weights, by itself or out of a speech LLM. Raises InputError for another kind of model."""
     from transformers import AutoModel
 
     kind = config.model_type
@@ -85,7 +85,7 @@ def encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def without_masks(config: Any) -> Any:
-    """A waveform encoder's configuration without what masks parts of its input in its own training."""
+    """A waveform encoder's configuration without the random masking of its pretraining."""
     config.mask_time_prob = config.mask_feature_prob = 0.0
     return config
 
@@ -101,7 +101,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def meta_causal_lm(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """The same module without memory, from configuration files alone, for dry runs."""
+    """`causal_lm_from` on the meta device (no memory), from configuration files alone, for dry runs."""
     config = read_config(local_folder(path_or_id, weights=False))
     with torch.device("meta"):
         module = causal_lm_from(config, dtype)
@@ -110,7 +110,7 @@ def meta_causal_lm(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.M
 
 
 def meta_encoder(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """The encoder without memory, from configuration files alone, for dry runs."""
+    """`encoder_from` on the meta device (no memory), from configuration files alone, for dry runs."""
     config = read_config(local_folder(path_or_id, weights=False))
     with torch.device("meta"):
         return encoder_from(config, dtype).eval()
@@ -123,8 +123,8 @@ def language_model_tensors(folder: Path) -> dict[str, Stored]:
     if parts is None:
         return tensors
     found: dict[str, Stored] = {}
-    for prefix, own in parts.items():
-        theirs = {own + name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
+    for prefix, replacement in parts.items():
+        theirs = {replacement + name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
         found |= {name: stored for name, stored in theirs.items() if not name.startswith(OTHER_PARTS)}
     return found
 

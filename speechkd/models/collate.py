@@ -1,4 +1,4 @@
-"""Examples to one padded micro-batch. All index arithmetic happens here, on the CPU, so that the step itself never waits for it."""
+"""Collates examples into one padded micro-batch. All index arithmetic happens here, on the CPU, so that the GPU never waits for it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Collator:
     positions: Callable[[int], int]
     sample_rate: int = 16_000
     signals: TeacherSignals = TeacherSignals()
-    """of each signal that batches carry, one row [1, ...] of zeros: stands in where a batch, or an example in it, has none"""
+    """of each signal that batches carry, one row [1, ...] of zeros, used where a batch, or an example in it, has none"""
     attention: bool = False
     """whether batches carry a stored teacher's attention over the clips, `attention_CQ`"""
     views: Sequence[str] = ()

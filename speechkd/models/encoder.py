@@ -1,4 +1,4 @@
-"""The frozen speech encoder, all of its layers, and a learned mix of them."""
+"""The frozen speech encoder, the layer mix that combines its layers, and the features that it reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FrozenEncoder(nn.Module):
         self.hearing = hearing(encoder)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
-        """Stays in evaluation mode: a frozen teacher of features has no dropout."""
+        """Stays in evaluation mode: a frozen encoder has no dropout."""
         return super().train(False)
 
     @property
@@ -86,12 +86,12 @@ class LastLayer(nn.Module):
 
 
 def layer_mix(mixed: EncoderStates, layers: int, normalise: bool) -> LayerMix | LastLayer:
-    """What stands between an encoder of `layers` states and a projector."""
+    """The module between an encoder that returns `layers` states and a projector."""
     return LastLayer() if mixed == "last" else LayerMix(layers, normalise)
 
 
 class Features:
-    """What an encoder is given of clips, as its own `preprocessor_config.json` says: log-mels, or waveforms brought to one loudness."""
+    """Computes an encoder's input from clips, as its `preprocessor_config.json` says: log-mels, or normalised waveforms."""
 
     def __init__(self, extractor: Any) -> None:
         """`extractor`: a transformers `WhisperFeatureExtractor` or `Wav2Vec2FeatureExtractor`."""

@@ -1,11 +1,12 @@
-"""Speech encoders by architecture: how each is asked for all of its layers' states, and how many frames a clip has in it.
+"""One interface to the supported speech encoders: every layer's states, and the number of frames of a clip.
 
     whisper        log-mels of a fixed window, silence and all                50 frames a second    1 frame: 320 samples
     qwen2_audio    Whisper's, but silence is masked, and pairs are averaged   25                     640
     qwen2_5_omni   the same in blocks of 2 s, without a window of its own     25                     640
     wavlm, hubert, wav2vec2     the waveform itself, without a window         50                     320
-A clip has as many frames as it begins: its last one is filled up with silence, never dropped, and what transformers gives for the clip with
-that silence behind it is what a clip gets here, whatever its neighbours in the batch are. Whisper's window apart, what follows is zeros.
+The number of frames is rounded up: silence fills the last frame, which is never dropped. The states of a clip are those that transformers
+computes for the clip with that silence behind it, whatever its neighbours in the batch are. Behind them stand zeros; with Whisper, whose
+window includes silence, the states of that silence.
 """
 
 from __future__ import annotations
@@ -27,33 +28,33 @@ MEL_SAMPLES = 160
 """Samples from one column of a log-mel spectrogram to the next"""
 
 SAMPLE_RATE, WINDOW_S = 16_000, 30
-"""Of encoders without a window, as much is heard as Whisper's holds"""
+"""Encoders without a window of their own get one as long as Whisper's"""
 
 States = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hearing:
-    """An encoder's sizes, and its states."""
+    """An encoder's sizes, and the function that computes its states."""
 
     layers: int
-    """states given: what enters the first block, and what each block gives"""
+    """number of states: the input of the first block, and the output of each block"""
     width: int
     hop: int
     """samples from one frame to the next"""
     overhang: int = 0
-    """samples that a frame hears beyond the next one's beginning"""
+    """samples of a frame's receptive field beyond the start of the next frame"""
     window: int
-    """frames that a projector is given, whatever the clip"""
+    """frames that a projector receives for every clip"""
     fixed: bool
-    """features must have all of the window; else as many frames as the longest clip"""
+    """whether features always fill the window; otherwise they have as many frames as the longest clip"""
     silence: bool = False
-    """the encoder hears the silence behind a clip, and so does the projector; else zeros stand there"""
+    """whether the states behind a clip are those of silence, and the projector reads them; otherwise they are zeros"""
     states: Callable[[Tensor, Tensor], States]
     """(features, valid frames [C]) -> `layers` x [C, F, D]; frames beyond a clip's are anything"""
 
     def frames(self, samples: int) -> int:
-        """Frames of a clip: those that it begins, at least one."""
+        """Frames of a clip, rounded up, at least one."""
         return max(1, -(-samples // self.hop))
 
     def features_of(self, frames: Sequence[int]) -> int:
@@ -65,12 +66,12 @@ class Hearing:
         return self.window if self.fixed else longest
 
     def samples(self, frames: int) -> int:
-        """Samples whose features have exactly so many frames."""
+        """Samples whose features have exactly `frames` frames."""
         return frames * self.hop + self.overhang
 
 
 def hearing(encoder: Any) -> Hearing:
-    """How the encoder made by `pretrained.encoder_from` is used. Group norms of a waveform encoder learn where clips end."""
+    """The interface to an encoder that `architectures.encoder_from` made. Replaces the group norm of a waveform encoder by `ClipNorm`."""
     kind: str = encoder.config.model_type
     if kind in WAVEFORM:
         return _waveform(encoder)

@@ -1,4 +1,4 @@
-"""A distilled student read back from its export folder, without DeepSpeed: `load_student(dir).answer(clips, questions)`."""
+"""Loads a distilled student from its export folder and lets it answer: `load_student(folder).answer(clips, questions)`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from speechkd.core.config import Config, build
@@ -17,63 +16,58 @@ from speechkd.core.files import read_json, sha256_file
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch, Metadata
 from speechkd.models.collate import Collator, Row
-from speechkd.models.encoder import EncoderStates, Features
+from speechkd.models.encoder import Features
+from speechkd.models.export_format_1 import FORMAT_1, from_format_1
 from speechkd.models.lora import WEIGHTS as ADAPTER
-from speechkd.models.lora import LoraConfig, own_names
+from speechkd.models.lora import from_peft_names
 from speechkd.models.model_folder import fingerprint
 from speechkd.models.pretrained import load_causal_lm, load_encoder
-from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, Reading
 from speechkd.models.student import LLM, Student, load_trainable
+from speechkd.models.student_config import StudentConfig
 
-FORMAT = "speechkd-student/1"
+FORMAT = "speechkd-student/2"
 LORA_FOLDER, LLM_FOLDER = "lora", "llm"
 MANIFEST, WEIGHTS, TEMPLATE, TOKENIZER = "export.json", "projector.safetensors", "prompt.j2", "tokenizer"
 
 
-class Base(Config):
-    """A frozen model that the export stands on: where it was, and what it was."""
+class Fingerprints(Config):
+    """`model_folder.fingerprint` of the two frozen models that a student is built on."""
 
-    name: str
-    fingerprint: str
+    encoder: str
+    llm: str
 
 
 class ExportManifest(Config):
-    """`export.json`: what the folder holds and what it stands on."""
+    """`export.json`: the student that the folder holds, and which frozen models it needs."""
 
     format: str
-    encoder: Base
-    llm: Base
-    projector: dict[str, Any]
-    normalise_layers: bool
-    mix: EncoderStates = "weighted_sum"
-    dtype: str
+    student: StudentConfig
+    """`lora` is in PEFT's format in the folder `lora`; `init_from` and `config_root` belong to training and are not set"""
+    fingerprints: Fingerprints
     step: int
     recipe_digest: str
     checkpoint: str
-    lora: LoraConfig | None = None
-    """trained beside the projector; in PEFT's format in the folder `lora`"""
     merged: bool = False
-    """LoRA is folded into the language model, which stands in the folder `llm`"""
+    """LoRA is folded into the language model, which stands in the folder `llm`; `student` then has no `lora`"""
     files: dict[str, str]
     """name -> sha256 of every other file"""
-    probe_difference: float | None = Field(None)
+    probe_difference: float | None = None
     """largest difference between the probe batch's logits in training and in the export as read back, over the largest logit"""
 
 
 def read_manifest(folder: Path) -> ExportManifest:
-    """Read and verify an export folder. Raises InputError naming the missing or changed file."""
+    """Read the manifest of an export folder and check the files that it lists; formats 2 and 1 are read.
+
+    Raises InputError for another format, a damaged manifest, a missing or changed file.
+    """
     if not (folder / MANIFEST).is_file():
         raise InputError(f"`{folder}` is no export: it has no {MANIFEST} (make one with `speechkd export RECIPE --out DIR`)")
     try:
         data = read_json(folder / MANIFEST)
     except ValueError as error:
         raise InputError(f"`{folder / MANIFEST}` is damaged: {error}") from None
-    if isinstance(data, dict):
-        data.pop("metadata_fields", None)  # in the first exports, and always empty
-    manifest = build(ExportManifest, data, str(folder / MANIFEST))
-    if manifest.format != FORMAT:
-        raise InputError(f"export format must be `{FORMAT}`, is `{manifest.format}` ({folder / MANIFEST})")
+    manifest = build(ExportManifest, _in_format_2(data, str(folder / MANIFEST)), str(folder / MANIFEST))
     for name, expected in manifest.files.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -83,6 +77,20 @@ def read_manifest(folder: Path) -> ExportManifest:
         if sha256_file(path) != expected:
             raise InputError(f"`{name}` is not the file that was exported: its digest differs ({folder})")
     return manifest
+
+
+def _in_format_2(data: Any, where: str) -> Any:
+    """A manifest's data by today's keys. Raises InputError for a format that is not read."""
+    if not isinstance(data, dict):
+        return data  # `build` refuses it
+    if "format" not in data:
+        raise InputError(f"key `format` is missing ({where})")
+    if data["format"] == FORMAT:
+        return data
+    if data["format"] != FORMAT_1:
+        given = str(data["format"])[:80]
+        raise InputError(f"unknown export format `{given}`; this version reads `{FORMAT}` and `{FORMAT_1}`: export again ({where})")
+    return {"format": FORMAT, **from_format_1(data, where)}
 
 
 class DistilledStudent:
@@ -158,19 +166,20 @@ def _first(error: Exception) -> str:
 
 
 def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
-    """Read an export back. `weights=False` leaves mix and projector untrained (the control of an evaluation).
+    """Load the student of an export. `weights=False` leaves mix and projector untrained (the control of an evaluation).
 
     Raises InputError for a missing or changed file, or where the frozen models are not those of the export.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    for name, base in ((manifest.encoder.name, manifest.encoder), (llm_of(folder, manifest), manifest.llm)):
-        if fingerprint(name) != base.fingerprint:
+    config, llm_name = manifest.student, llm_of(folder, manifest)
+    for name, expected in ((config.encoder, manifest.fingerprints.encoder), (llm_name, manifest.fingerprints.llm)):
+        if fingerprint(name) != expected:
             raise InputError(f"`{name}` is not the model that this export was trained with: its fingerprint differs ({folder})")
-    dtype = getattr(torch, manifest.dtype)
-    encoder, llm = load_encoder(manifest.encoder.name, dtype), load_causal_lm(llm_of(folder, manifest), dtype)
+    dtype = getattr(torch, config.dtype)
+    encoder, llm = load_encoder(config.encoder, dtype), load_causal_lm(llm_name, dtype)
     with torch_seed(0, "untrained"):  # the control is the same whenever it is asked
-        student = Student(encoder, llm, projector_config(folder, manifest), manifest.normalise_layers, manifest.lora, manifest.mix)
+        student = Student(encoder, llm, config)
     if weights:
         load_trainable(student, trained_tensors(folder, manifest))
     prompt = Prompt((folder / TEMPLATE).read_text(encoding="utf-8"), load_tokenizer(str(folder / TOKENIZER)), str(folder / TEMPLATE))
@@ -178,21 +187,15 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
 
 
 def llm_of(folder: Path, manifest: ExportManifest) -> str:
-    """The language model of an export: its own merged one, or the frozen one that it stands on."""
-    return str(folder / LLM_FOLDER) if manifest.merged else manifest.llm.name
-
-
-def projector_config(folder: Path, manifest: ExportManifest) -> Any:
-    """The projector's block, by its own Config."""
-    kind = str(manifest.projector.get("kind"))
-    return build(PROJECTORS.get(kind, str(folder / MANIFEST)).Config, manifest.projector, str(folder / MANIFEST))
+    """Folder or hub id of an export's language model: its own merged one, or the frozen one that it names."""
+    return str(folder / LLM_FOLDER) if manifest.merged else manifest.student.llm
 
 
 def trained_tensors(folder: Path, manifest: ExportManifest) -> dict[str, Tensor]:
-    """What was trained, by the student's names."""
+    """The trained tensors of an export, by their parameter names in `Student`."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / WEIGHTS)
-    if manifest.lora is not None and (folder / LORA_FOLDER / ADAPTER).is_file():
-        tensors |= own_names(load_file(folder / LORA_FOLDER / ADAPTER), LLM)
+    if manifest.student.lora is not None and (folder / LORA_FOLDER / ADAPTER).is_file():
+        tensors |= from_peft_names(load_file(folder / LORA_FOLDER / ADAPTER), LLM)
     return tensors

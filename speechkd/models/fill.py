@@ -1,4 +1,4 @@
-"""Every parameter and buffer of a module from the tensor of its name: none missing, none left over, none left as it was created."""
+"""Fills a module's parameters and buffers with a checkpoint's tensors by name, and refuses missing and unexpected ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fill_whole(param: nn.Parameter, stored: Stored) -> None:
     param.data.copy_(whole)
 
 
-def own_shape(param: nn.Parameter) -> torch.Size:
+def whole_shape(param: nn.Parameter) -> torch.Size:
     """The shape of a parameter that this process holds whole."""
     return param.shape
 
@@ -31,7 +31,7 @@ def fill(
     tensors: Mapping[str, Stored],
     folder: Path,
     put: Callable[[nn.Parameter, Stored], None] = fill_whole,
-    shape_of: Callable[[nn.Parameter], torch.Size] = own_shape,
+    shape_of: Callable[[nn.Parameter], torch.Size] = whole_shape,
 ) -> None:
     """Fill every parameter (by `put`) and persistent buffer of `module` with the tensor of its name; tied ones may stand under any name.
 

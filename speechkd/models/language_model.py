@@ -1,4 +1,4 @@
-"""The language model: embeddings, hidden states of any layer, and a head that ZeRO-3 gathers exactly where it is used."""
+"""The frozen language model: embeddings, hidden states of any layer, and an LM head that ZeRO-3 gathers only while it is used."""
 
 from __future__ import annotations
 

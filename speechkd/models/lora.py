@@ -1,9 +1,8 @@
-"""LoRA (arXiv 2106.09685) on chosen modules and, where wanted, on chosen positions only (PLoRA of BLSP-Emo, arXiv 2406.03872).
+"""LoRA (arXiv 2106.09685) on chosen linear layers, at all positions or at audio positions only (PLoRA of BLSP-Emo, arXiv 2406.03872).
 
     y = W x + mask (alpha / r) B A x
-One mechanism for all of it: a mask over positions on B's output. All positions: LoRA. Audio positions: PLoRA, under which the LLM reads
-text exactly as before. None: the model as it was loaded, bit for bit, which is how the student's own LLM is its
-teacher without a second copy.
+A mask over positions on B's output does all of it. All positions: LoRA. Audio positions: PLoRA, with which the LLM reads text exactly as
+before. No position: the model as it was loaded, bit for bit, so that the student's own LLM can be its teacher without a second copy.
 
 Files are PEFT's (`adapter_model.safetensors`, `adapter_config.json`), the layers are ours: PEFT has no position mask, flips
 `requires_grad` when an adapter is switched off, and keeps A and B as modules of their own: one more gather a layer under ZeRO-3.
@@ -138,8 +137,8 @@ def peft_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def own_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """PEFT's names back to ours."""
+def from_peft_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The inverse of `peft_names`: tensors by our names."""
     return {prefix + name.removeprefix(PEFT_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""A model's folder, local or fetched from the hub: its configuration, its tensors by name, and what it is; safetensors only."""
+"""Model folders, local or downloaded from the hub: configuration, tensors by name (safetensors only), and fingerprint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def local_folder(path_or_id: str, weights: bool = True) -> Path:
 
 
 def config_home(name: str, root: str | None) -> str:
-    """Where a model's configuration is read: `root`/name if it is no folder itself and stands there, else its own name."""
+    """Where to read a model's configuration: `root`/`name` where that folder exists and `name` is no folder itself, otherwise `name`."""
     local = Path(root, name) if root else None
     return str(local) if local is not None and not Path(name).is_dir() and local.is_dir() else name
 
@@ -85,7 +85,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def fingerprint(path_or_id: str) -> str:
-    """What a frozen model is, without reading all of it: configuration, and of each weight file its size and 65 blocks spread over it."""
+    """Digest that identifies a frozen model: of its configuration, and of each weight file's size and 65 blocks spread over it."""
     folder = local_folder(path_or_id)
     checkpoint_tensors(folder)  # says in our own words what is missing
     if not (folder / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""Whole pretrained models from local folders or the hub: safetensors only, nothing executed, nothing left as it was created."""
+"""Loads whole pretrained models from local folders or the hub: safetensors only, no remote code, no randomly initialised weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load_speech_llm(path_or_id: str, dtype: torch.dtype, device_map: str | None 
 
 
 def _whole(auto: Any, folder: Path, dtype: torch.dtype, device_map: str | None) -> nn.Module:
-    """A model by transformers' loader: nothing unpickled, nothing executed, nothing left random."""
+    """A model by transformers' loader: no pickles, no remote code, no randomly initialised weights."""
     if device_map is not None and find_spec("accelerate") is None:
         raise InputError("`device_map` spreads a model by the package `accelerate`, which is not installed")
     checkpoint_tensors(folder)  # refuse missing or torn files in our own words, and pickles altogether
@@ -87,7 +87,7 @@ def load_encoder(path_or_id: str, dtype: torch.dtype) -> nn.Module:
 
 
 def _load_waveform_encoder(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
-    """By transformers' own loader, which knows both spellings of their weight norm; what stands in a head beside them is left out."""
+    """By transformers' own loader, which knows both spellings of their weight norm; tensors of a task head are left out."""
     from transformers import AutoModel
 
     checkpoint_tensors(folder)  # refuse missing or torn files in our own words, and pickles altogether
@@ -103,7 +103,7 @@ def _load_waveform_encoder(folder: Path, config: Any, dtype: torch.dtype) -> nn.
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bar of transformers' own: a load of seconds is no news, and in log files a bar is noise."""
+    """Hides transformers' progress bars inside the block: they are noise in log files."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

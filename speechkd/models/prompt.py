@@ -1,4 +1,4 @@
-"""One template for both roles: where the teacher reads metadata as JSON, the student hears audio (wong26a section 3.1)."""
+"""Prompts of teacher and student from one template: the teacher reads metadata as JSON where the student hears audio (wong26a 3.1)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MARK = re.compile(r"([<\[])(?=\S)")
 
 
 class Reading(Config):
-    """What is read where the audio stands: metadata `fields` as JSON, as plain text (a spoken question as it is written), or nothing."""
+    """What a prompt has in place of the audio: metadata `fields` as JSON, as plain text (a spoken question's transcript), or nothing."""
 
     fields: list[str] = ["transcript"]
     form: Literal["json", "text", "nothing"] = "json"
@@ -55,7 +55,7 @@ def metadata_json(metadata: Metadata, fields: Iterable[str]) -> str:
 
 
 def plain_text(text: str, limit: int = MAX_METADATA_CHARS) -> str:
-    """Untrusted text as it may stand in a prompt without quotes: no mark of a chat template can be spelt in it, and it has an end.
+    """Untrusted text made safe for a prompt without quotes: it cannot spell a mark of a chat template, and its length is limited.
 
     A space follows every `<` and `[` that is followed by something, control and private-use characters become spaces.
     """

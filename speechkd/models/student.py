@@ -1,4 +1,4 @@
-"""The student: frozen encoder, layer mix, projector, language model. What trains is the mix, the projector and, where asked for, LoRA."""
+"""The student model: frozen speech encoder, layer mix, projector, LLM. The mix, the projector and, where configured, LoRA train."""
 
 from __future__ import annotations
 
@@ -8,61 +8,53 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.types import Batch
-from speechkd.models.encoder import EncoderStates, FrozenEncoder, layer_mix
+from speechkd.models.encoder import FrozenEncoder, layer_mix
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.lora import LoraConfig, Switch, add_lora, linear_layers, matching
 from speechkd.models.projectors import PROJECTORS, Gated, Hint
+from speechkd.models.student_config import StudentConfig
 
 LLM, PROJECTOR = "llm.lm.", "projector."
-"""Prefixes of the two parts that can have LoRA"""
+"""Prefixes of parameter names in the two parts that can have LoRA"""
 
 
 class Heard(NamedTuple):
-    """What an audio side makes of a batch's clips."""
+    """A batch's clips as LLM inputs, and the logits of the language gate where the projector has one."""
 
     audio_CQD: Tensor
     gate_CK: Tensor | None
 
 
 class Student(nn.Module):
-    """Audio and text in one sequence through one LM.
+    """Speech LLM: projected audio and text tokens in one sequence through one language model.
 
     The sequence of module calls is the same for every batch (encoder, mix, projector, LM): a rank without audio runs a
     dummy clip that reaches no position, so that ZeRO-3's gathers stay in step on all ranks.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        causal_lm: nn.Module,
-        projector: Config,
-        normalise_layers: bool = False,
-        lora: LoraConfig | None = None,
-        mix: EncoderStates = "weighted_sum",
-    ) -> None:
+    def __init__(self, encoder: nn.Module, causal_lm: nn.Module, config: StudentConfig) -> None:
         """`encoder`: a transformers speech encoder; `causal_lm`: a transformers causal LM; both loaded (and possibly partitioned).
 
+        `config` says what is built around them: projector, layer mix, LoRA; its model names are not read.
         Raises InputError for a LoRA target that matches no linear layer of LLM and projector.
         """
         super().__init__()
         self.encoder = FrozenEncoder(encoder)
         self.llm = LanguageModel(causal_lm)
-        self.mix = layer_mix(mix, self.encoder.layers, normalise_layers)
-        kind = projector.kind  # type: ignore[attr-defined]  # every projector's Config has it
-        made: Any = PROJECTORS.get(kind)(projector, self.encoder.width, self.llm.width)
+        self.mix = layer_mix(config.encoder_states, self.encoder.layers, config.normalise_layers)
+        made: Any = PROJECTORS.get(config.projector.kind)(config.projector, self.encoder.width, self.llm.width)
         self.projector = made
-        self.lora = lora
-        if lora is not None:
-            names = lora_names(self, lora)
-            self.llm.add_lora([n.removeprefix(LLM) for n in names if n.startswith(LLM)], lora)
-            add_lora(made, [n.removeprefix(PROJECTOR) for n in names if n.startswith(PROJECTOR)], lora, Switch())
+        self.lora = config.lora
+        if self.lora is not None:
+            names = lora_names(self, self.lora)
+            self.llm.add_lora([n.removeprefix(LLM) for n in names if n.startswith(LLM)], self.lora)
+            add_lora(self.projector, [n.removeprefix(PROJECTOR) for n in names if n.startswith(PROJECTOR)], self.lora, Switch())
 
     @property
     def device(self) -> torch.device:
-        """Where its own parts are."""
+        """Device of the trained parts."""
         device: torch.device = next(self.projector.parameters()).device
         return device
 
@@ -71,7 +63,7 @@ class Student(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def hear(self, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
-        """The batch's clips, encoded, as the LLM is given them."""
+        """Encoder states -> LLM inputs, by layer mix and projector."""
         return hear(self.mix, self.projector, states_LCFD, batch)
 
     def embeddings(self, batch: Batch, audio_CQD: Tensor) -> Tensor:
@@ -117,9 +109,9 @@ class Student(nn.Module):
 
 
 def hear(mix: nn.Module, projector: Any, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
-    """Encoder states to LLM inputs. A projector with a language gate is told the true language in training, never afterwards."""
+    """Encoder states -> LLM inputs. A projector with a language gate gets the true language in training only."""
     mixed_CFD = mix(states_LCFD)
-    if not getattr(projector, "gated", False):
+    if not projector.Config.GATED:
         return Heard(projector(mixed_CFD), None)
     out: Gated = projector(mixed_CFD, Hint(language_B=batch.clips.language_C if projector.training else None, progress=batch.progress))
     return Heard(out.states_BQE, out.gate_BK)
@@ -149,10 +141,10 @@ def _left_padded(values_BSD: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
 
 def load_trainable(student: Student, tensors: dict[str, Tensor]) -> None:
     """Copy trained tensors in, by name; names and shapes must be exactly the student's."""
-    own = dict(student.trainable())
-    if own.keys() != tensors.keys():
-        raise InputError(f"trained tensors must be {sorted(own)}, are {sorted(tensors)}")
-    for name, parameter in own.items():
+    parameters = dict(student.trainable())
+    if parameters.keys() != tensors.keys():
+        raise InputError(f"trained tensors must be {sorted(parameters)}, are {sorted(tensors)}")
+    for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise InputError(f"trained tensor `{name}` must have shape {tuple(parameter.shape)}, has {tuple(tensors[name].shape)}")
         parameter.data.copy_(tensors[name])

@@ -127,7 +127,7 @@ def _predict(
 
 def _answered(recipe: Recipe, corpora: Sequence[Corpus]) -> list[list[Column]]:
     """By corpus, the columns of teachers' own answers that it has, of the roles that the recipe trains on."""
-    roles = [role for role in recipe.train.roles if recipe.teachers[role].backend != "label"]  # type: ignore[attr-defined]
+    roles = [role for role in recipe.train.roles if recipe.teachers[role].backend != "label"]
     if not roles:
         return [[] for _ in corpora]
     prompt = open_prompt(recipe)

@@ -1,4 +1,4 @@
-"""The fourth stage: the newest checkpoint as a student that anyone can load, read back and compared before it counts."""
+"""`speechkd export`: writes a run's newest checkpoint as a student that anyone can load, and compares it with training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from speechkd.core.files import sha256_bytes
 from speechkd.core.log import say
 from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer, why_invalid
 from speechkd.engine.export import write_export
-from speechkd.models.exported import Base, read_manifest
+from speechkd.models.exported import Fingerprints, read_manifest
 from speechkd.models.lora import lora_layers
+from speechkd.models.student_config import StudentConfig
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.student import meta_student
 from speechkd.stages.inputs.prompt import open_prompt
@@ -50,19 +51,13 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     trained = load_file(source / WEIGHTS)  # what a loss learned for itself ends with training
     tensors = {name.removeprefix(STUDENT): tensor for name, tensor in trained.items() if name.startswith(STUDENT)}
     prompt = _prompt(recipe, trainer, source)
-    base = {part: Base(name=_lasting(getattr(recipe.student, part)), fingerprint=trainer["base"][part]) for part in ("encoder", "llm")}
     card = Environment(loader=PackageLoader("speechkd.stages", "."), autoescape=False).get_template("model_card.md.j2")
     difference = write_export(
         out,
         tensors=tensors,
-        encoder=base["encoder"],
-        llm=base["llm"],
-        projector=recipe.student.projector.model_dump(mode="json"),
-        normalise_layers=recipe.student.normalise_layers,
-        mix=recipe.student.encoder_states,
-        lora=recipe.student.lora,
+        student=_without_training(recipe.student),
+        fingerprints=Fingerprints(encoder=trainer["base"]["encoder"], llm=trainer["base"]["llm"]),
         merge=merge,
-        dtype=recipe.student.dtype,
         prompt=prompt,
         step=trainer["step"],
         recipe_digest=trainer["recipe"],
@@ -70,8 +65,8 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         card=card.render(recipe=recipe, step=trainer["step"], tensors={n: list(t.shape) for n, t in tensors.items()}),
         probe=run_dir / PROBES / f"{source.name}.safetensors",
     )
-    told = "no probe" if difference is None else f"logits within {difference:.1e} of training's"
-    say(f"export: `{out}` from {source.name}, read back ({told})")
+    compared = "no probe" if difference is None else f"logits within {difference:.1e} of training's"
+    say(f"export: `{out}` from {source.name}, read back ({compared})")
     return out
 
 
@@ -100,12 +95,18 @@ def _prompt(recipe: Recipe, trainer: dict[str, Any], checkpoint: Path) -> str:
 def _is_of(out: Path, trainer: dict[str, Any], merge: bool) -> bool:
     """Whether `out` is a whole export of this checkpoint; a damaged one is made again."""
     try:
-        there = read_manifest(out)
+        manifest = read_manifest(out)
     except InputError:
         return False
-    return (there.step, there.recipe_digest, there.merged) == (trainer["step"], trainer["recipe"], merge)
+    return (manifest.step, manifest.recipe_digest, manifest.merged) == (trainer["step"], trainer["recipe"], merge)
 
 
-def _lasting(name: str) -> str:
-    """A model's name that holds wherever the export is read: a folder's full path, or the hub id as it is."""
+def _without_training(student: StudentConfig) -> StudentConfig:
+    """The student's block for an export: nothing that only training reads, models by names that hold in any working folder."""
+    names = {"encoder": _absolute(student.encoder), "llm": _absolute(student.llm)}
+    return student.model_copy(update={**names, "init_from": None, "config_root": None})
+
+
+def _absolute(name: str) -> str:
+    """A model folder's full path, or a hub id as it is."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -69,8 +69,7 @@ class _Work:
 
     @cached_property
     def teacher(self) -> Teacher:
-        backend: str = self.config.backend  # type: ignore[attr-defined]
-        return TEACHERS.get(backend)(self.config, self.prompt)
+        return TEACHERS.get(self.config.backend)(self.config, self.prompt)
 
     @cached_property
     def writer(self) -> ColumnWriter:

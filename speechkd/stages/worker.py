@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from speechkd.core.files import exclusive, sha256_bytes, write_json
 from speechkd.core.log import progress, say
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
+from speechkd.data.plan.plan import ExampleRef
 from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_trainer, save
 from speechkd.engine.ds_config import Precision, read_ds_config
 from speechkd.engine.export import save_probe
@@ -120,10 +122,10 @@ def _assert_partitioned(engine: Engine, recipe: Recipe) -> None:
         assert not whole, f"whole between steps: {whole[:5]}"
 
 
-def _write_probe(path: Path, engine: Engine, load: object, schedule: Schedule) -> None:
+def _write_probe(path: Path, engine: Engine, load: Callable[[Sequence[ExampleRef]], Batch], schedule: Schedule) -> None:
     """Logits that training sees at a few positions of the first step's examples, for comparing the export with. Collective."""
     refs = [ref for micro in schedule.share(0, 0, 1) for ref in micro][:2]
-    batch: Batch = load(refs)  # type: ignore[operator]
+    batch = load(refs)
     batch.response_T, batch.mask_T = batch.response_T[:PROBE_POSITIONS], batch.mask_T[:PROBE_POSITIONS]
     engine.train(False)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What every teacher backend takes and gives."""
+"""The interface of teacher backends: configuration, requests, answers, and the scoring of given answers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class TeacherConfig(Config):
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
     """keys that change no answer (where a server is, how often it is asked), and so are no part of a column"""
+    backend: str
     tasks: list[str] | None = None
     """the card's tasks that this teacher answers; null: all"""
 

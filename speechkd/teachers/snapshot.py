@@ -11,7 +11,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_file
 from speechkd.models.architectures import meta_encoder
 from speechkd.models.encoder_families import SAMPLE_RATE, hearing
-from speechkd.models.exported import MANIFEST, llm_of, load_student, projector_config, read_manifest
+from speechkd.models.exported import MANIFEST, llm_of, load_student, read_manifest
 from speechkd.models.model_folder import local_folder, read_config
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, StudentPrompt
@@ -37,11 +37,10 @@ class SnapshotTeacherConfig(LocalConfig):
         """As the student's projector makes of the encoder's frames; counted over ten seconds."""
         import torch
 
-        folder, manifest = Path(self.model), read_manifest(Path(self.model))
-        block = projector_config(folder, manifest)
-        frames = hearing(meta_encoder(manifest.encoder.name)).frames(10 * SAMPLE_RATE)
+        student = read_manifest(Path(self.model)).student
+        frames = hearing(meta_encoder(student.encoder)).frames(10 * SAMPLE_RATE)
         with torch.device("meta"):
-            positions: int = PROJECTORS.get(block.kind)(block, 8, 8).positions(frames)
+            positions: int = PROJECTORS.get(student.projector.kind)(student.projector, 8, 8).positions(frames)
         return positions / 10
 
     def output_width(self) -> int:

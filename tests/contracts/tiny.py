@@ -16,9 +16,9 @@ from speechkd.models.architectures import encoder_from
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import EncoderStates, LayerMix
 from speechkd.models.encoder_families import WAVEFORM
-from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
+from speechkd.models.student_config import StudentConfig
 from speechkd.teachers.live import AudioTeacher, TextTeacher, build_live
 from speechkd.teachers.live_config import SelfConfig, SnapshotConfig
 from speechkd.train.distiller import Distiller, Method, StoredStates
@@ -98,9 +98,8 @@ class Case:
 
 
 def student_of(case: Case) -> Student:
-    config = PROJECTORS.get(case.projector["kind"]).Config.model_validate(case.projector)
-    lora = LoraConfig.model_validate(case.lora) if case.lora else None
-    return Student(encoder(case.encoder), llm(), config, False, lora, case.encoder_states)
+    block = {"encoder": case.encoder, "llm": "tiny", "projector": case.projector, "lora": case.lora, "encoder_states": case.encoder_states}
+    return Student(encoder(case.encoder), llm(), StudentConfig.model_validate(block))
 
 
 def live_of(name: str, case: Case, student: Student) -> TextTeacher | AudioTeacher:

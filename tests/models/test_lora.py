@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,25 +17,28 @@ from speechkd.models.lora import (
     CONFIG,
     WEIGHTS,
     LoraConfig,
+    from_peft_names,
     linear_layers,
     lora_layers,
     matching,
     merge,
-    own_names,
     peft_config,
     peft_names,
 )
-from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import LLM, Student, lora_names
+from speechkd.models.student_config import StudentConfig
 from tests.contracts.tiny import V, encoder, llm
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+def config_of(lora: LoraConfig | None, **projector: Any) -> StudentConfig:
+    return StudentConfig(encoder="", llm="", projector=projector or {"kind": "mlp_stack", "stack": 5, "hidden": 12}, lora=lora)
+
+
 def student(lora: LoraConfig | None, seed: int = 0) -> Student:
     torch.manual_seed(seed)
-    projector = PROJECTORS.get("mlp_stack").Config.model_validate({"stack": 5, "hidden": 12})
-    made = Student(encoder(), llm(), projector, False, lora).eval()
+    made = Student(encoder(), llm(), config_of(lora)).eval()
     generator = torch.Generator().manual_seed(2)
     for layer in lora_layers(made).values():
         layer.lora_B.data = torch.randn(layer.lora_B.shape, generator=generator) * 0.3
@@ -82,7 +86,7 @@ def test_peft_computes_the_same_from_the_files(tmp_path: Path) -> None:
     made = student(config)
     trained = {name: p.detach() for name, p in made.trainable()}
     adapter = peft_names(trained, LLM)
-    assert own_names(adapter, LLM) == {name: t for name, t in trained.items() if ".lora_" in name}
+    assert from_peft_names(adapter, LLM) == {name: t for name, t in trained.items() if ".lora_" in name}
     save_file(adapter, tmp_path / WEIGHTS)
     names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in adapter}
     (tmp_path / CONFIG).write_text(json.dumps(peft_config(config, names, "base")))
@@ -105,8 +109,7 @@ def test_merged_is_the_same_function_without_adapters() -> None:
 
 def test_step_zero_is_the_loaded_model() -> None:
     torch.manual_seed(0)
-    config = PROJECTORS.get("mlp_stack").Config.model_validate({"stack": 5, "hidden": 12})
-    fresh = Student(encoder(), llm(), config, False, LoraConfig(r=2, targets=SEVEN)).eval()
+    fresh = Student(encoder(), llm(), config_of(LoraConfig(r=2, targets=SEVEN))).eval()
     assert torch.equal(states(fresh, IDS), states(student(None), IDS))
 
 
@@ -116,7 +119,6 @@ def test_pl_distill_has_its_169_modules() -> None:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     lora = LoraConfig(r=8, alpha=256, dropout=0.1, targets=[*SEVEN, "linear"])
-    projector = PROJECTORS.get("linear").Config.model_validate({"pool": 2})
     with torch.device("meta"):
         heads = {"encoder_attention_heads": 20, "encoder_ffn_dim": 5120}
         audio = WhisperEncoder(WhisperConfig(num_mel_bins=128, d_model=1280, encoder_layers=32, **heads))
@@ -131,7 +133,7 @@ def test_pl_distill_has_its_169_modules() -> None:
                 tie_word_embeddings=True,
             )
         )
-        made = Student(audio, text, projector, False, lora)
+        made = Student(audio, text, config_of(lora, kind="linear", pool=2))
     assert len(lora_layers(made)) == 24 * 7 + 1 == 169
     assert "projector.linear" in lora_layers(made) and not any("encoder" in name or "lm_head" in name for name in lora_layers(made))
     assert lora_layers(made)["projector.linear"].scale == 32.0

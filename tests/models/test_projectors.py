@@ -34,7 +34,7 @@ def make(kind: str, seed: int = 0, width_in: int = 6, width_out: int = 5, **keys
 
 def project(projector: Any, states_BFD: Tensor) -> Tensor:
     """Positions alone, from a projector with or without a gate."""
-    if not getattr(projector, "gated", False):
+    if not projector.Config.GATED:
         return projector(states_BFD)  # type: ignore[no-any-return]
     return projector(states_BFD, Hint(language_B=None, progress=1.0)).states_BQE  # type: ignore[no-any-return]
 
@@ -115,7 +115,7 @@ def test_module_calls_are_the_same_whatever_the_batch(kind: str) -> None:
     seen = set()
     for batch in (states(1, 7), states(4, 8), torch.zeros(1, 7, 6)):
         hints: list[tuple[Hint, ...]] = [()]
-        if getattr(projector, "gated", False):
+        if projector.Config.GATED:
             known, unknown = torch.zeros(len(batch), dtype=torch.long), torch.full((len(batch),), -1)
             hints = [(Hint(language_B=x, progress=p),) for x in (None, known, unknown) for p in (0.0, 0.4, 1.0)]
         for hint in hints:

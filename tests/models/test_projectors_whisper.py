@@ -47,7 +47,7 @@ def test_what_does_not_fit_stays_as_it_was_made(whisper: str) -> None:
     keys = {**KEYS, "hidden": 60, "layers": 2}
     started, fresh = make("qformer", queries=17, init_from=whisper, **keys), make("qformer", queries=17, **keys)
     fit = init_from_whisper(started)
-    assert fit is not None and fit.misfit == "`embed_positions` of shape [17, 36]: [16, 36] there"
+    assert fit is not None and fit.misfit == "`embed_positions` of shape [17, 36]: the checkpoint has [16, 36]"
     for (name, a), (_, b) in zip(started.decoder.named_parameters(), fresh.decoder.named_parameters(), strict=True):
         taken = name in fit.fitting
         assert taken == (name.startswith("layers.0") and ".fc" not in name or name.startswith("layer_norm") or name == "layers.0.fc2.bias")

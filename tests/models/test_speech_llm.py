@@ -18,6 +18,7 @@ from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.projectors.init_from import check_init_from, init_projector
 from speechkd.models.student import Student
+from speechkd.models.student_config import StudentConfig
 
 V, AUDIO = 97, 96
 SIZES = {"num_mel_bins": 8, "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 20}
@@ -89,8 +90,9 @@ def extractor(seconds: int) -> Any:
 
 
 def student_of(folder: Path) -> Student:
-    config = PROJECTORS.get("linear").Config.model_validate({"pool": 1, "init_from": str(folder)})
-    student = Student(load_encoder(str(folder), torch.float32), load_causal_lm(str(folder), torch.float32), config, mix="last")
+    projector = {"kind": "linear", "pool": 1, "init_from": str(folder)}
+    config = StudentConfig(encoder=str(folder), llm=str(folder), projector=projector, encoder_states="last")
+    student = Student(load_encoder(str(folder), torch.float32), load_causal_lm(str(folder), torch.float32), config)
     init_projector(student.projector)
     return student.eval()
 
@@ -125,9 +127,9 @@ def test_a_student_of_its_parts_says_what_the_whole_says(saved: tuple[Path, Any]
 
 def test_a_clip_has_as_many_positions_as_it_begins_and_a_dry_run_needs_no_weights(saved: tuple[Path, Any]) -> None:
     folder = str(saved[0])
-    config = PROJECTORS.get("linear").Config.model_validate({"pool": 1})
+    config = StudentConfig(encoder=folder, llm=folder, projector={"kind": "linear", "pool": 1}, encoder_states="last")
     with torch.device("meta"):
-        planned = Student(meta_encoder(folder), meta_causal_lm(folder), config, mix="last")
+        planned = Student(meta_encoder(folder), meta_causal_lm(folder), config)
     assert {name for name, _ in planned.trainable()} == {"projector.linear.weight", "projector.linear.bias"}
     assert [planned.encoder.hearing.frames(samples) for samples in (1, 640, 641, 16_000)] == [1, 1, 2, 25]
 

@@ -9,9 +9,9 @@ from speechkd.losses.positions import predicting_positions
 from speechkd.models.encoder import LayerMix
 from speechkd.models.exported import DistilledStudent
 from speechkd.models.lora import LoraConfig, lora_layers
-from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Reading
 from speechkd.models.student import Student
+from speechkd.models.student_config import StudentConfig
 from tests.models.conftest import build
 
 
@@ -75,7 +75,8 @@ def test_only_mix_and_projector_train(distilled: DistilledStudent) -> None:
 
 def test_a_student_on_the_last_layer_learns_no_mix(distilled: DistilledStudent) -> None:
     whole = distilled.student
-    made = Student(whole.encoder.encoder, whole.llm.lm, PROJECTORS.get("linear").Config(kind="linear", pool=4), mix="last")
+    config = StudentConfig(encoder="", llm="", projector={"kind": "linear", "pool": 4}, encoder_states="last")
+    made = Student(whole.encoder.encoder, whole.llm.lm, config)
     assert {name for name, _ in made.trainable()} == {"projector.linear.weight", "projector.linear.bias"}
     states = tuple(torch.full((1, 2, 3), float(i)) for i in range(made.encoder.layers))
     assert torch.equal(made.mix(states), states[-1])

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from speechkd.engine.export import write_export
-from speechkd.models.exported import Base, load_tokenizer
+from speechkd.models.exported import Fingerprints, load_tokenizer
 from speechkd.models.lora import LoraConfig
 from speechkd.models.model_folder import fingerprint
 from speechkd.models.pretrained import load_causal_lm, load_encoder
-from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student import Student
+from speechkd.models.student_config import StudentConfig
 
 ROOT = Path(__file__).parents[2]
 LLM = str(ROOT / "standins/llm")
@@ -50,22 +50,23 @@ def write_speech_llm(folder: Path, extra: tuple[str, ...] = ()) -> Path:
 
 def write_student(out: Path, lora: LoraConfig | None = None, **changes: Any) -> Path:
     """An export with a random projector, and random LoRA if it is to have any."""
-    encoder, name = str(ROOT / "standins/encoder"), LLM
+    encoder, projector = str(ROOT / "standins/encoder"), {"kind": "linear", "pool": 5}
     torch.manual_seed(0)
-    config = PROJECTORS.get("linear").Config.model_validate({"kind": "linear", "pool": 5})
-    student = Student(load_encoder(encoder, torch.float32), load_causal_lm(name, torch.float32), config, lora=lora)
+    config = StudentConfig(encoder=encoder, llm=LLM, projector=projector, lora=lora, dtype="float32")
+    student = Student(load_encoder(encoder, torch.float32), load_causal_lm(LLM, torch.float32), config)
     tensors = {name: p.detach().clone() for name, p in student.trainable()}
     tensors["projector.linear.weight"] *= 3
     tensors |= {name: 0.3 * torch.randn_like(tensor) for name, tensor in tensors.items() if name.endswith("lora_B")}
     settings: dict[str, Any] = {
-        "normalise_layers": False,
-        "mix": "weighted_sum",
-        "lora": lora,
         "merge": False,
-        "dtype": "float32",
         "step": 1,
+        "recipe_digest": "",
+        "checkpoint": "step_1",
+        "card": "",
+        "probe": None,
+        "prompt": TEMPLATE,
+        **changes,
     }
-    settings |= {"recipe_digest": "", "checkpoint": "step_1", "card": "", "probe": None, "prompt": TEMPLATE, **changes}
-    bases = {"encoder": Base(name=encoder, fingerprint=fingerprint(encoder)), "llm": Base(name=name, fingerprint=fingerprint(name))}
-    write_export(out, tensors=tensors, projector=config.model_dump(mode="json"), **bases, **settings)
+    fingerprints = Fingerprints(encoder=fingerprint(encoder), llm=fingerprint(LLM))
+    write_export(out, tensors=tensors, student=config, fingerprints=fingerprints, **settings)
     return out

@@ -1,18 +1,34 @@
-"""Projectors: encoder states [B, F, D] to language-model embeddings [B, Q, E]; one file each, one table line."""
+"""Projectors map encoder states [B, F, D] to language-model embeddings [B, Q, E]. One file each, one line each in `PROJECTORS`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from speechkd.core.config import Config as AnyConfig
+from speechkd.core.config import Config
 from speechkd.core.table import Table
 
 
+class ProjectorConfig(Config):
+    """Base of every projector's configuration block."""
+
+    GATED: ClassVar[bool] = False
+    """whether the projector has a language gate, for losses that train one"""
+    kind: str
+
+    def starts_from(self) -> str | None:
+        """Folder or hub id of the model whose weights the projector starts from; None: random weights."""
+        return None
+
+    def gate_languages(self) -> list[str]:
+        """Languages that the projector's gate chooses between, in the order of its logits; empty without a gate."""
+        return []
+
+
 class Projector(Protocol):
-    """What a projector gives. Its `Config` stands beside it; the length contract is `positions`."""
+    """A module that maps encoder states to embeddings. `positions` is its length contract: Q is known before the forward runs."""
 
     def positions(self, frames: int) -> int:
         """Q positions for F valid encoder frames."""
@@ -23,7 +39,7 @@ class Projector(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """What a projector with a language gate may know of its clips beside the encoder's states."""
+    """Input of a projector with a language gate, beside the encoder's states."""
 
     language_B: Tensor | None
     """int64; index of the true language, -1 where unknown; None outside training"""
@@ -32,16 +48,14 @@ class Hint:
 
 
 class Gated(NamedTuple):
-    """What a projector with a language gate gives."""
+    """Output of a projector with a language gate: embeddings, and the gate's logits over K languages."""
 
     states_BQE: Tensor
     gate_BK: Tensor
 
 
 class GatedProjector(Protocol):
-    """A projector that chooses by language. Its class says `gated = True`, and its forward takes a Hint and gives Gated."""
-
-    gated: bool
+    """A projector that chooses by language: its Config has `GATED = True`, its forward takes a Hint and returns Gated."""
 
     def positions(self, frames: int) -> int:
         """Q positions for F valid encoder frames."""
@@ -53,7 +67,7 @@ class GatedProjector(Protocol):
 class ProjectorType(Protocol):
     """A projector class: `Config` and a constructor."""
 
-    Config: type[AnyConfig]
+    Config: type[ProjectorConfig]
 
     def __call__(self, config: Any, width_in: int, width_out: int) -> Projector | GatedProjector: ...
 

@@ -1,4 +1,4 @@
-"""Queries that read encoder states: the Transformer decoder of a Q-Former, layer for layer a Whisper decoder.
+"""The Transformer decoder inside the Q-Former projectors: queries attend to encoder states. Built like a Whisper decoder.
 
 Names and computation are those of transformers' Whisper decoder (pre-norm, GELU, keys without bias), so that its weights fit by name
 (`whisper_init`). Differences: self-attention may be bidirectional, and keys and values come from states of any width.
@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from speechkd.core.config import Config
 from speechkd.core.errors import InputError
+from speechkd.models.projectors import ProjectorConfig
 
 INIT_STD = 0.02
 
 
-class DecoderConfig(Config):
-    """Keys of every projector that is made of queries and a decoder."""
+class DecoderConfig(ProjectorConfig):
+    """Keys shared by the projectors that are made of queries and a decoder."""
 
     layers: int = Field(2, ge=1)
     width: int | None = Field(None, ge=1)
@@ -30,6 +30,10 @@ class DecoderConfig(Config):
     """causal self-attention, as DiVA keeps it: later queries see earlier ones, the last see most"""
     init_from: str | None = None
     """folder or hub id of a Whisper model whose decoder's weights training starts from, where shapes fit"""
+
+    def starts_from(self) -> str | None:
+        """The block's `init_from`."""
+        return self.init_from
 
 
 class Attention(nn.Module):
@@ -107,5 +111,5 @@ class CrossDecoder(nn.Module):
 
 
 def query_bank(*shape: int) -> nn.Parameter:
-    """Learned queries, N(0, 0.02^2) (P2, arXiv 2603.07025; DiVA, arXiv 2410.02678)."""
+    """Learned queries, N(0, 0.02^2) (arXiv 2603.07025; DiVA, arXiv 2410.02678)."""
     return nn.Parameter(INIT_STD * torch.randn(*shape))

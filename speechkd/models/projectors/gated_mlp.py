@@ -1,4 +1,4 @@
-"""Frame stacking and a gated MLP, the form of MERaLiON-2 (the team of wong26a; read in its released code).
+"""Gated MLP projector: stacks frames, then a gated MLP, as in the released code of MERaLiON-2 (by the authors of wong26a).
 
     x = LayerNorm(h) per frame;  z = SiLU(W_in [x_1 .. x_k]);  S = W_out ( SiLU(W_g z) * (W_p z) )
 k = 15, every hidden width 5 encoder widths (6,400 of Whisper-large-v3). The plain form of wong26a itself is `mlp_stack`.
@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from speechkd.core.config import Config
 from speechkd.kernels.stack_norm_mlp.reference import stack_frames
+from speechkd.models.projectors import ProjectorConfig
 
 
-class GatedMlpConfig(Config):
+class GatedMlpConfig(ProjectorConfig):
     """`stack` frames become one position."""
 
     kind: Literal["gated_mlp"] = "gated_mlp"

@@ -1,7 +1,7 @@
-"""Where a projector's weights start: as made, from a Whisper decoder (`whisper_init`), or from the projector of a speech LLM.
+"""Initialises a projector from a pretrained model: from a Whisper decoder (`whisper_init`) or from the projector of a speech LLM.
 
-A `linear` projector that starts from the speech LLM whose encoder and language model the student has is that speech LLM: it hears from
-the first step on (Qwen2-Audio, Qwen2.5-Omni; the student of arXiv 2509.18579).
+With encoder, `linear` projector and language model of one speech LLM, the student is that speech LLM and understands audio from the first
+step (Qwen2-Audio, Qwen2.5-Omni; the student of arXiv 2509.18579).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPEECH_PREFIXES = (
     "model.audio_tower.proj.",
     "audio_tower.proj.",
 )
-"""Where a speech LLM's own projector stands"""
+"""Prefixes of a speech LLM's own projector"""
 
 
 def check_init_from(projector: Any, path_or_id: str) -> None:
@@ -43,11 +43,11 @@ def init_projector(projector: Any) -> None:
         init_from_whisper(projector)
         return
     fit = _speech_fit(projector, source)
-    for name, param in _own(projector).items():
+    for name, param in _linear_parameters(projector).items():
         param.copy_(read_tensor(fit[name]))
 
 
-def _own(projector: Any) -> dict[str, torch.nn.Parameter]:
+def _linear_parameters(projector: Any) -> dict[str, torch.nn.Parameter]:
     linear = getattr(projector.linear, "base_layer", projector.linear)
     return {"weight": linear.weight, "bias": linear.bias}
 
@@ -57,10 +57,10 @@ def _speech_fit(projector: Any, path_or_id: str) -> dict[str, Stored]:
     prefix = next((p for p in SPEECH_PREFIXES if f"{p}weight" in tensors and f"{p}bias" in tensors), None)
     if prefix is None:
         raise InputError(f"`{path_or_id}` is no speech LLM with a projector to start from (projector.init_from)")
-    found = {name: tensors[prefix + name] for name in _own(projector)}
-    own, there = tuple(_own(projector)["weight"].shape), found["weight"].shape
-    if own != there:
+    found = {name: tensors[prefix + name] for name in _linear_parameters(projector)}
+    ours, theirs = tuple(_linear_parameters(projector)["weight"].shape), found["weight"].shape
+    if ours != theirs:
         raise InputError(
-            f"the projector of `{path_or_id}` maps {there[1]} to {there[0]}, the student's {own[1]} to {own[0]} (projector.init_from)"
+            f"the projector of `{path_or_id}` maps {theirs[1]} to {theirs[0]}, the student's {ours[1]} to {ours[0]} (projector.init_from)"
         )
     return found

@@ -1,4 +1,4 @@
-"""Pooling and one Linear: the projector of Qwen2-Audio, and so of PL-Distill's teacher and student (arXiv 2602.01547).
+"""Linear projector: averages neighbouring frames, then one Linear, as in Qwen2-Audio and PL-Distill (arXiv 2602.01547).
 
     S = W mean(h_1 .. h_k) + b,   k = 2
 The layer is called `linear`, as in those models, so that a LoRA target names it. Encoders of speech LLMs pool by themselves
@@ -12,17 +12,21 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from speechkd.core.config import Config
 from speechkd.kernels.stack_norm_mlp.reference import stack_frames
+from speechkd.models.projectors import ProjectorConfig
 
 
-class LinearConfig(Config):
+class LinearConfig(ProjectorConfig):
     """`pool` frames become one position."""
 
     kind: Literal["linear"] = "linear"
     pool: int = Field(2, ge=1)
     init_from: str | None = None
     """folder or hub id of a speech LLM whose own projector training starts from"""
+
+    def starts_from(self) -> str | None:
+        """The block's `init_from`."""
+        return self.init_from
 
 
 class LinearProjector(nn.Module):

@@ -1,4 +1,4 @@
-"""Frame stacking and a small MLP: A: R^{k D} -> R^{hidden} -> R^{E} (wong26a section 3: k = 15, one hidden layer with SiLU).
+"""MLP projector: stacks k frames, then one hidden layer with SiLU, R^{k D} -> R^{hidden} -> R^{E} (wong26a section 3: k = 15).
 
 The hidden width is not given in the paper; 6,400 is what the same team's MERaLiON-2 uses. The optional input LayerNorm is
 theirs too (off by default: the paper does not name it).
@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from speechkd.core.config import Config
 from speechkd.kernels import stack_norm_mlp
+from speechkd.models.projectors import ProjectorConfig
 
 
-class MlpStackConfig(Config):
+class MlpStackConfig(ProjectorConfig):
     """`stack` frames become one position."""
 
     kind: Literal["mlp_stack"] = "mlp_stack"

@@ -1,18 +1,18 @@
-"""Language-aware query bank: each language has its own queries for one shared Q-Former, and a gate chooses (P2, arXiv 2603.07025).
+"""Language-aware Q-Former projector: every language has its own queries, and a gate chooses among them (arXiv 2603.07025).
 
     B = { Q^(k) }_{k=1..K},  g = G(h),  pi = softmax(g)
     soft:  Q = sum_k pi_k Q^(k)
     hard:  Q = sum_k yST_k Q^(k),  yST = onehot(argmax g) + pi - stopgrad(pi)
     S = W_o Decoder(Q + pos, cross-attend h)
-In training the true language takes the gate's place with probability p_tf, from 1 to 0 on a cosine (`gates.forcing_probability`). The
-paper: K = 6, L = 256, queries N(0, 0.02^2), decoder weights of Whisper-large-v3 (`init_from`). Reconstructed: the gates' sizes, the
+In training the true language replaces the gate's choice with probability p_tf (`language_gates.forcing_probability`: 1 to 0 on a cosine).
+The paper: K = 6, L = 256, queries N(0, 0.02^2), decoder weights of Whisper-large-v3 (`init_from`). Reconstructed: the gates' sizes, the
 softmax's temperature, p_tf's exact form and its draw for each clip, and that the decoder keeps DiVA's causal mask. The paper's baseline of
 one set of queries is `qformer`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -28,6 +28,7 @@ GATES = {"attention": AttentionGate, "conv": ConvGate}
 class QueryBankConfig(DecoderConfig):
     """`queries` positions, whatever the clip's length; `languages` as the metadata field `language` writes them."""
 
+    GATED: ClassVar[bool] = True
     kind: Literal["query_bank"] = "query_bank"
     languages: list[str] = Field(min_length=2)
     queries: int = Field(256, ge=1)
@@ -46,6 +47,10 @@ class QueryBankConfig(DecoderConfig):
             raise ValueError(f"each language stands once, `{twice[0]}` stands more often")
         return languages
 
+    def gate_languages(self) -> list[str]:
+        """The block's `languages`."""
+        return self.languages
+
 
 class QueryBank(nn.Module):
     """K sets of L queries, a gate, one decoder, one Linear. Every frame given is attended, none dropped or padded: Q = L for any F.
@@ -54,7 +59,6 @@ class QueryBank(nn.Module):
     """
 
     Config = QueryBankConfig
-    gated = True
 
     def __init__(self, config: QueryBankConfig, width_in: int, width_out: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Start a Q-Former's decoder from a Whisper decoder's weights, where the shapes fit (DiVA, arXiv 2410.02678; P2, arXiv 2603.07025)."""
+"""Initialises a Q-Former's decoder from a Whisper decoder, where the shapes fit (DiVA, arXiv 2410.02678; arXiv 2603.07025)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from speechkd.models.model_folder import checkpoint_tensors, local_folder, read_
 from speechkd.models.projectors.cross_decoder import CrossDecoder
 
 PREFIXES = ("model.decoder.", "decoder.")
-"""Where a Whisper decoder's tensors stand: in the full model, in the model without head"""
+"""Prefixes of a Whisper decoder's tensors: in the full model, in the model without head"""
 
 
 class Fit(NamedTuple):
-    """How much of a decoder a checkpoint can fill."""
+    """Which tensors of a checkpoint fit a decoder."""
 
     fitting: dict[str, Stored]
     total: int
     misfit: str | None
-    """the first parameter that stays as it was made, and why"""
+    """the first parameter that keeps its random initialisation, and why"""
 
 
 def whisper_fit(decoder: CrossDecoder, path_or_id: str) -> Fit:
@@ -42,19 +42,19 @@ def whisper_fit(decoder: CrossDecoder, path_or_id: str) -> Fit:
         raise InputError(f"the decoder of `{path_or_id}` has {heads} heads, the projector {decoder.heads} (projector.heads)")
     fitting: dict[str, Stored] = {}
     misfit = None
-    params = _own(decoder)
+    params = _decoder_parameters(decoder)
     for name, param in params.items():
         stored = tensors.get(prefix + ("embed_positions.weight" if name == "embed_positions" else name))
         if stored is not None and _fits(name, tuple(param.shape), stored.shape):
             fitting[name] = stored
         elif misfit is None:
-            misfit = f"`{name}` of shape {list(param.shape)}: {'none there' if stored is None else f'{list(stored.shape)} there'}"
+            misfit = f"`{name}` of shape {list(param.shape)}: the checkpoint has {'none' if stored is None else list(stored.shape)}"
     if not fitting:
         raise InputError(f"nothing of the decoder in `{path_or_id}` fits the projector; first {misfit} (projector.init_from)")
     return Fit(fitting, len(params), misfit)
 
 
-def _own(decoder: CrossDecoder) -> dict[str, torch.nn.Parameter]:
+def _decoder_parameters(decoder: CrossDecoder) -> dict[str, torch.nn.Parameter]:
     """The decoder's own parameters by their names in a Whisper decoder, LoRA or not."""
     return {
         name.replace(".base_layer.", "."): param
@@ -63,10 +63,10 @@ def _own(decoder: CrossDecoder) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def _fits(name: str, own: tuple[int, ...], there: tuple[int, ...]) -> bool:
+def _fits(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
     if name == "embed_positions":
-        return own[1:] == there[1:] and own[0] <= there[0]
-    return own == there
+        return ours[1:] == theirs[1:] and ours[0] <= theirs[0]
+    return ours == theirs
 
 
 @torch.no_grad()
@@ -79,10 +79,10 @@ def init_from_whisper(projector: Any) -> Fit | None:
     if path_or_id is None:
         return None
     fit = whisper_fit(projector.decoder, path_or_id)
-    params = _own(projector.decoder)
+    params = _decoder_parameters(projector.decoder)
     for name, stored in fit.fitting.items():
         params[name].copy_(read_tensor(stored)[: params[name].shape[0]])
     if dist.rank() == 0:
-        rest = f"; the rest as it was made, first {fit.misfit}" if fit.misfit else ""
+        rest = f"; the rest is initialised at random, first {fit.misfit}" if fit.misfit else ""
         say(f"projector: {len(fit.fitting)} of {fit.total} decoder tensors start from {path_or_id}{rest}")
     return fit

@@ -1,4 +1,4 @@
-"""Windowed Q-Former: the same few queries read window after window, so that length and order are kept (SALMONN, arXiv 2310.13289).
+"""Windowed Q-Former projector: the same few queries attend to one window after the other, as in SALMONN (arXiv 2310.13289).
 
     S_w = W_o Decoder(Q + pos, cross-attend h_{w k .. w k + k - 1})   for every window w
 SALMONN: k = 17 Whisper frames (0.34 s), 1 query a window. It drops the frames after the last whole window (88 positions of 1,500 frames);

@@ -1,4 +1,4 @@
-"""Live teachers that hear: exports and whole speech LLMs, fit to stand beside the student, then loaded."""
+"""Checks and loads live audio teachers: exported students and whole speech LLMs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from speechkd.core.errors import InputError
 from speechkd.engine.zero import local_device
 from speechkd.models.encoder import layer_mix
 from speechkd.models.encoder_families import SPEECH_LLMS
-from speechkd.models.exported import llm_of, projector_config, read_manifest, trained_tensors
+from speechkd.models.exported import llm_of, read_manifest, trained_tensors
 from speechkd.models.model_folder import config_home, fingerprint, local_folder, read_config
-from speechkd.models.projectors import PROJECTORS
+from speechkd.models.projectors import PROJECTORS, ProjectorConfig
 from speechkd.models.projectors.init_from import init_projector
 from speechkd.models.projectors.linear import LinearConfig, LinearProjector
 from speechkd.models.student import Student
@@ -25,11 +25,11 @@ from speechkd.teachers.live import AudioTeacher
 from speechkd.teachers.live_config import SpeechConfig
 
 OWN_PROJECTOR = LinearConfig(pool=1)
-"""What stands between the encoder of a speech LLM and its language model"""
+"""The projector of a speech LLM: one Linear, no pooling"""
 
 
 def check_speech(recipe: Recipe, teacher: str) -> None:
-    """Raises InputError for a speech teacher that cannot stand beside the student; any other live teacher passes."""
+    """Raises InputError for a speech teacher that does not fit the student's encoder or positions; other live teachers pass."""
     config = recipe.live[teacher]
     if not isinstance(config, SpeechConfig):
         return
@@ -37,13 +37,13 @@ def check_speech(recipe: Recipe, teacher: str) -> None:
         _check_speech_llm(recipe, teacher, config)
         return
     manifest = read_manifest(Path(config.model))
-    if manifest.lora is not None:
+    if manifest.student.lora is not None:
         raise InputError(f"`{config.model}` has LoRA apart from its base: export it with `--merge` (live.{teacher}.model)")
-    if manifest.encoder.fingerprint != fingerprint(recipe.student.encoder):
+    if manifest.fingerprints.encoder != fingerprint(recipe.student.encoder):
         raise InputError(
             f"`{config.model}` hears through another encoder than the student's `{recipe.student.encoder}` (live.{teacher}.model)"
         )
-    _same_positions(recipe, teacher, config, projector_config(Path(config.model), manifest))
+    _same_positions(recipe, teacher, config, manifest.student.projector)
 
 
 def _check_speech_llm(recipe: Recipe, teacher: str, config: SpeechConfig) -> None:
@@ -60,9 +60,9 @@ def _check_speech_llm(recipe: Recipe, teacher: str, config: SpeechConfig) -> Non
     _same_positions(recipe, teacher, config, OWN_PROJECTOR)
 
 
-def _same_positions(recipe: Recipe, teacher: str, config: SpeechConfig, other: Any) -> None:
-    """Raises InputError where student and teacher would not have one position beside the other."""
-    blocks: list[Any] = [recipe.student.projector, other]
+def _same_positions(recipe: Recipe, teacher: str, config: SpeechConfig, projector: ProjectorConfig) -> None:
+    """Raises InputError where a clip has another number of audio positions in the teacher than in the student."""
+    blocks = recipe.student.projector, projector
     with torch.device("meta"):
         ours, theirs = (PROJECTORS.get(block.kind)(block, 8, 8) for block in blocks)
     if any(ours.positions(frames) != theirs.positions(frames) for frames in (1, 50, 99, 1500)):
@@ -70,20 +70,21 @@ def _same_positions(recipe: Recipe, teacher: str, config: SpeechConfig, other: A
 
 
 def load_audio_teacher(recipe: Recipe, name: str, student: Student, load_llm: Callable[[str], nn.Module]) -> AudioTeacher:
-    """A speech teacher on this rank, from an export or a whole speech LLM; it hears what the student's encoder heard."""
+    """A speech teacher on this rank, from an export or a whole speech LLM. It reads the states of the student's encoder."""
     if is_speech_llm(recipe, SpeechConfig(model=name)):
         whole: Any = load_llm(name)
         whole.set_attn_implementation("eager")
         config = OWN_PROJECTOR.model_copy(update={"init_from": name})
-        own = LinearProjector(config, student.encoder.width, whole.config.get_text_config().hidden_size)
-        init_projector(own)
-        return AudioTeacher(layer_mix("last", student.encoder.layers, False), own, whole).to(local_device())
+        linear = LinearProjector(config, student.encoder.width, whole.config.get_text_config().hidden_size)
+        init_projector(linear)
+        return AudioTeacher(layer_mix("last", student.encoder.layers, False), linear, whole).to(local_device())
     folder, manifest = Path(name), read_manifest(Path(name))
-    config = projector_config(folder, manifest)
+    exported = manifest.student
     llm: Any = load_llm(llm_of(folder, manifest))
     llm.set_attn_implementation("eager")  # the others give no attention weights
-    mix = layer_mix(manifest.mix, student.encoder.layers, manifest.normalise_layers)
-    projector: Any = PROJECTORS.get(config.kind)(config, student.encoder.width, llm.config.get_text_config().hidden_size)
+    mix = layer_mix(exported.encoder_states, student.encoder.layers, exported.normalise_layers)
+    width = llm.config.get_text_config().hidden_size
+    projector: Any = PROJECTORS.get(exported.projector.kind)(exported.projector, student.encoder.width, width)
     for prefix, part in (("mix.", mix), ("projector.", projector)):
         tensors = {n.removeprefix(prefix): t for n, t in trained_tensors(folder, manifest).items() if n.startswith(prefix)}
         part.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""A recipe's student: on the meta device, on this rank, and started from an export or a model that its projector names."""
+"""Builds a recipe's student: on the meta device for planning, or with weights on this rank; checks what it starts from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.zero import local_device
 from speechkd.models.architectures import meta_causal_lm, meta_encoder
-from speechkd.models.exported import projector_config, read_manifest, trained_tensors
+from speechkd.models.exported import read_manifest, trained_tensors
 from speechkd.models.model_folder import config_home, fingerprint
 from speechkd.models.projectors.init_from import check_init_from, init_projector
 from speechkd.models.student import Student
@@ -24,58 +24,58 @@ def meta_student(recipe: Recipe) -> Student:
 
     Raises InputError for a LoRA target that matches nothing.
     """
-    dtype = getattr(torch, recipe.student.dtype)
-    encoder = meta_encoder(config_home(recipe.student.encoder, recipe.student.config_root), dtype)
-    llm = meta_causal_lm(config_home(recipe.student.llm, recipe.student.config_root), dtype)
     config = recipe.student
+    dtype = getattr(torch, config.dtype)
+    encoder = meta_encoder(config_home(config.encoder, config.config_root), dtype)
+    llm = meta_causal_lm(config_home(config.llm, config.config_root), dtype)
     with torch.device("meta"):
-        return Student(encoder, llm, config.projector, config.normalise_layers, config.lora, config.encoder_states)
+        return Student(encoder, llm, config)
 
 
 def build_student(recipe: Recipe) -> Student:
     """The student on this rank: frozen models partitioned as they load, what trains made from the seed (equal on all ranks)."""
-    memory = read_ds_config(Path(recipe.deepspeed))
-    dtype = getattr(torch, recipe.student.dtype)
-    split = stage(memory) == 3
-    encoder = load_encoder(recipe.student.encoder, dtype, split, memory)
-    llm = load_causal_lm(recipe.student.llm, dtype, split, memory)
     config = recipe.student
+    memory = read_ds_config(Path(recipe.deepspeed))
+    dtype = getattr(torch, config.dtype)
+    split = stage(memory) == 3
+    encoder = load_encoder(config.encoder, dtype, split, memory)
+    llm = load_causal_lm(config.llm, dtype, split, memory)
     with torch_seed(recipe.seed, "student"):
-        student = Student(encoder, llm, config.projector, config.normalise_layers, config.lora, config.encoder_states)
+        student = Student(encoder, llm, config)
         init_projector(student.projector)
-    if recipe.student.init_from:
-        _init_from_export(student, Path(recipe.student.init_from))
+    if config.init_from:
+        _init_from_export(student, Path(config.init_from))
     return student.to(local_device())
 
 
 def _init_from_export(student: Student, folder: Path) -> None:
-    """Layer mix and projector of an export, under LoRA if the student has it there. What trains is not partitioned yet."""
-    own = dict(student.named_parameters())
+    """Copy layer mix and projector of an export into the student, under its LoRA if it has any; before parameters are partitioned."""
+    parameters = dict(student.named_parameters())
     for name, tensor in trained_tensors(folder, read_manifest(folder)).items():
         home, _, last = name.rpartition(".")
-        own.get(name, own.get(f"{home}.base_layer.{last}", tensor)).data.copy_(tensor)
+        parameters.get(name, parameters.get(f"{home}.base_layer.{last}", tensor)).data.copy_(tensor)
 
 
 def check_init_export(recipe: Recipe) -> None:
     """Raises InputError for an export that a student of this recipe cannot start from."""
-    if not recipe.student.init_from:
+    config = recipe.student
+    if not config.init_from:
         return
-    folder, key = Path(recipe.student.init_from), "student.init_from"
+    folder, key = Path(config.init_from), "student.init_from"
     manifest = read_manifest(folder)
-    if manifest.lora is not None:
+    exported, expected = manifest.student, manifest.fingerprints
+    if exported.lora is not None:
         raise InputError(f"`{folder}` has LoRA apart from its base: export it with `--merge`, and name its `llm` folder as the LLM ({key})")
-    for part, name, base in (("encoder", recipe.student.encoder, manifest.encoder), ("llm", recipe.student.llm, manifest.llm)):
-        if fingerprint(name) != base.fingerprint:
+    for part, name, of_export in (("encoder", config.encoder, expected.encoder), ("llm", config.llm, expected.llm)):
+        if fingerprint(name) != of_export:
             raise InputError(f"`{folder}` was trained before another {part} than `{name}` ({key})")
-    theirs = projector_config(folder, manifest), manifest.mix, manifest.normalise_layers
-    if theirs != (recipe.student.projector, recipe.student.encoder_states, recipe.student.normalise_layers):
-        raise InputError(
-            f"`{folder}` has another projector or layer mix than `student.projector`, `mix` and `normalise_layers` say ({key})"
-        )
+    for name in ("projector", "encoder_states", "normalise_layers"):
+        if getattr(exported, name) != getattr(config, name):
+            raise InputError(f"`{folder}` has another `{name}` than `student.{name}`: set that to the export's ({key})")
 
 
 def check_init_projector(recipe: Recipe) -> None:
-    """Raises InputError where the projector cannot start from the model that it names; one on the hub is not asked yet."""
-    source = getattr(recipe.student.projector, "init_from", None)
+    """Raises InputError where the projector cannot start from the local model that it names; hub ids are not checked here."""
+    source = recipe.student.projector.starts_from()
     if source is not None and Path(source).is_dir():
         check_init_from(meta_student(recipe).projector, source)

@@ -109,7 +109,7 @@ class _Samples:
 def _budget(recipe: Recipe, role: str, corpus: _Samples, prompt: Prompt) -> Budget:
     config = recipe.teachers[role]
     every = corpus.count / max(len(corpus.some), 1)
-    labels = config.backend == "label"  # type: ignore[attr-defined]
+    labels = config.backend == "label"
     asked = [
         request
         for key, metadata in corpus.some
@@ -146,7 +146,7 @@ def _response(role: str, config: TeacherConfig, corpus: _Samples, prompt: Prompt
         if ours and corpus.shards is not None:
             totals = corpus.shards.column(name).manifest["totals"]
             return totals["tokens"] / max(totals["examples"], 1), f"as many a turn as column {name} has"
-    if config.backend == "label":  # type: ignore[attr-defined]
+    if config.backend == "label":
         return fmean([len(prompt.answer(request.label or "")) for request in asked] or [0.0]), "labels"
     limit = getattr(config, "max_new_tokens", None)
     if limit is None:

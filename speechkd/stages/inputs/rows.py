@@ -32,7 +32,7 @@ class RowMaker:
             for number, stream in enumerate(recipe.train.streams)
         }
         self._words = any("words" in config.needs().student for config in recipe.losses.values())
-        self._languages: list[str] = list(getattr(recipe.student.projector, "languages", []))
+        self._languages = recipe.student.projector.gate_languages()
 
     def __call__(self, stream: int, example: Example, described: Mapping[str, str] | None = None) -> Row:
         """The row of an example. In a stream `role/text` it has no audio, and text stands in its place.

@@ -1,4 +1,4 @@
-"""The papers' students on the meta device: sizes and LoRA modules follow from configuration files alone."""
+"""The papers' students on the meta device: sizes and LoRA modules follow from configuration files alone. And what a student starts from."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from speechkd.core.errors import InputError
 from speechkd.losses.base import LayerConfig
 from speechkd.models.lora import lora_layers
 from speechkd.recipe import load_recipe
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.assembly.student import meta_student
+from speechkd.stages.assembly.student import check_init_export, meta_student
+from tests.teachers.hearing_models import write_student
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,3 +41,20 @@ def test_the_papers_students_are_built_from_configuration_files(name: str, monke
     if name == "source_layer_paper":
         config = load_recipe(Path(f"pipelines/{name}.yaml"), ["objective=skip"]).losses["skip"]
         assert isinstance(config, LayerConfig) and config.pairs(28, 36) == [(7, 9), (14, 18), (21, 27), (28, 36)]
+
+
+def test_a_student_starts_from_an_export_that_is_built_like_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    folder = write_student(tmp_path / "out")
+    same = [f"student.init_from={folder}", "student.projector={kind: linear, pool: 5}", "student.normalise_layers=false"]
+
+    def check(*changes: str) -> None:
+        check_init_export(load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*same, *changes]))
+
+    check()
+    check("student.dtype=bfloat16", "student.lora={r: 2, targets: [q_proj]}")
+    changes = {"projector": "student.projector.pool=4", "encoder_states": "student.encoder_states=last"}
+    changes["normalise_layers"] = "student.normalise_layers=true"
+    for name, change in changes.items():
+        with pytest.raises(InputError, match=rf"another `{name}` than `student.{name}`: .* \(student.init_from\)$"):
+            check(change)
