@@ -9,8 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "speechkd"
-NAMES = ("README.md", "CONTRIBUTING.md", "PAPERS.md", "CHANGELOG.md", "shards/README.md", "pipelines/README.md", "ds_configs/README.md")
-DOCS = [ROOT / name for name in NAMES]
+TOP = ("README.md", "CONTRIBUTING.md", "PAPERS.md", "CHANGELOG.md", "docs/operations.md", "speechkd/data/FORMAT.md")
+FOLDERS = ("shards", "pipelines", "ds_configs", "standins", "tests/bench")
+DOCS = [ROOT / name for name in (*TOP, *(f"{folder}/README.md" for folder in FOLDERS))]
 
 
 def sources(*folders: str) -> list[Path]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -46,6 +48,32 @@ def test_make_targets_are_phony_or_files() -> None:
 def test_links_lead_somewhere(doc: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", doc.read_text(encoding="utf-8"))
     assert not [link for link in links if "://" not in link and not (doc.parent / link).exists()]
+
+
+def test_the_recipe_in_the_readme_is_a_part_of_the_real_one() -> None:
+    block = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)[0]
+    recipe = yaml.safe_load((ROOT / "pipelines/meta_prompt_kd.yaml").read_text(encoding="utf-8"))
+    assert not missing(yaml.safe_load(block), recipe)
+
+
+def missing(shown: dict[str, Any], real: dict[str, Any], where: str = "") -> list[str]:
+    """Keys of `shown` that `real` does not have with the same value."""
+    found = []
+    for key, value in shown.items():
+        both_blocks = isinstance(value, dict) and isinstance(real.get(key), dict)
+        found += missing(value, real[key], f"{where}{key}.") if both_blocks else [where + key] * (value != real.get(key))
+    return found
+
+
+def test_the_picture_of_the_readme_is_one_picture_in_two_palettes() -> None:
+    """Both files exist, are SVG with a title and a description, load nothing, and differ in their style alone."""
+    names = re.findall(r'(?:src|srcset)="([^"]+)"', (ROOT / "README.md").read_text(encoding="utf-8"))
+    drawings = [(ROOT / name).read_text(encoding="utf-8") for name in names]
+    assert len(drawings) == 2 and len({re.sub(r"<style>.*?</style>", "", text, flags=re.S) for text in drawings}) == 1
+    for text in drawings:
+        parts = {node.tag.rpartition("}")[2]: node for node in ElementTree.fromstring(text).iter()}
+        assert parts["title"].text and parts["desc"].text and not {"image", "script", "foreignObject"} & set(parts)
+        assert not re.findall(r"@import|url\((?!#)", text)
 
 
 def test_the_file_tree_of_the_readme_is_true() -> None:

@@ -94,10 +94,10 @@ def test_the_safe_line_is_left_alone() -> None:
 
 def shipped() -> list[Path]:
     """Every text file that a clone holds, but this one."""
-    rooms = ("speechkd", "standins", "pipelines", "shards", "ds_configs", "launch", "docker", "tests", ".ci")
+    rooms = ("speechkd", "standins", "pipelines", "shards", "ds_configs", "launch", "docker", "docs", "tests", ".ci")
     files = [path for path in ROOT.iterdir() if not path.name.startswith(".")]
     files += [path for room in rooms for path in (ROOT / room).rglob("*")]
-    ends = {"", ".py", ".yaml", ".json", ".md", ".j2", ".sh", ".cfg", ".toml", ".txt"}
+    ends = {"", ".py", ".yaml", ".json", ".md", ".j2", ".sh", ".cfg", ".toml", ".txt", ".svg"}
     return [path for path in files if path.is_file() and path.suffix in ends and path != Path(__file__)]
 
 

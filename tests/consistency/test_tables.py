@@ -17,7 +17,7 @@ from tests.consistency.house import PACKAGE, ROOT
 
 TABLES: dict[str, Table[Any]] = {"data/sources": SOURCES, "losses": LOSSES, "models/projectors": PROJECTORS, "teachers": TEACHERS}
 ENTRIES = [pytest.param(table, name, id=f"{room}:{name}") for room, table in TABLES.items() for name in table]
-INDEX = {"losses": "PAPERS.md", "models/projectors": "PAPERS.md", "data/sources": "shards/README.md", "teachers": "README.md"}
+INDEX = {"losses": "PAPERS.md", "models/projectors": "PAPERS.md", "data/sources": "shards/README.md", "teachers": "shards/README.md"}
 
 
 def home(room: str, name: str) -> str:

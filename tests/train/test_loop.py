@@ -51,6 +51,6 @@ def test_the_mass_that_a_stored_top_k_keeps_is_that_of_its_rows(told: dict[str, 
     assert 0 < wanted < 1 and measured == pytest.approx(wanted, abs=1e-6)
 
 
-def test_the_readme_lists_every_metric_of_training(told: dict[str, Any]) -> None:
-    table = set(re.findall(r"`((?:train|teacher)/[a-z_<>]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+def test_the_documents_list_every_metric_of_training(told: dict[str, Any]) -> None:
+    table = set(re.findall(r"`((?:train|teacher)/[a-z_<>]+)`", (ROOT / "docs/operations.md").read_text(encoding="utf-8")))
     assert {name.replace("loss_topk_kl", "loss_<name>") for name in told["names"]} == table
