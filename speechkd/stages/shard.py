@@ -1,4 +1,4 @@
-"""The first stage: a card's audio and metadata become base shards."""
+"""`speechkd shard`: turns the audio and metadata that a card describes into base shards."""
 
 from __future__ import annotations
 

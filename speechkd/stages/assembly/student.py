@@ -1,14 +1,16 @@
-"""A recipe's student: on the meta device, on this rank, and started from an export or a model that its projector names."""
+"""Builds a recipe's student: on the meta device for checks, or on this rank, started from an export where the recipe names one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import torch_seed
-from speechkd.engine.ds_config import read_ds_config, stage
+from speechkd.engine.ds_config import stage
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.zero import local_device
 from speechkd.models.architectures import meta_causal_lm, meta_encoder
@@ -16,35 +18,35 @@ from speechkd.models.exported import projector_config, read_manifest, trained_te
 from speechkd.models.model_folder import config_home, fingerprint
 from speechkd.models.projectors.init_from import check_init_from, init_projector
 from speechkd.models.student import Student
-from speechkd.recipe import Recipe
+from speechkd.recipe import StudentConfig
 
 
-def meta_student(recipe: Recipe) -> Student:
+def meta_student(config: StudentConfig) -> Student:
     """The recipe's student on the meta device, from configuration files alone (`student.config_root` stands in for a hub out of reach).
 
     Raises InputError for a LoRA target that matches nothing.
     """
-    dtype = getattr(torch, recipe.student.dtype)
-    encoder = meta_encoder(config_home(recipe.student.encoder, recipe.student.config_root), dtype)
-    llm = meta_causal_lm(config_home(recipe.student.llm, recipe.student.config_root), dtype)
-    config = recipe.student
+    dtype = getattr(torch, config.dtype)
+    encoder = meta_encoder(config_home(config.encoder, config.config_root), dtype)
+    llm = meta_causal_lm(config_home(config.llm, config.config_root), dtype)
     with torch.device("meta"):
         return Student(encoder, llm, config.projector, config.normalise_layers, config.lora, config.encoder_states)
 
 
-def build_student(recipe: Recipe) -> Student:
-    """The student on this rank: frozen models partitioned as they load, what trains made from the seed (equal on all ranks)."""
-    memory = read_ds_config(Path(recipe.deepspeed))
-    dtype = getattr(torch, recipe.student.dtype)
+def build_student(config: StudentConfig, memory: Mapping[str, Any], seed: int) -> Student:
+    """The student on this rank: frozen models partitioned as they load, what trains made from the seed (equal on all ranks).
+
+    `memory`: the DeepSpeed file, as `read_ds_config` returned it.
+    """
+    dtype = getattr(torch, config.dtype)
     split = stage(memory) == 3
-    encoder = load_encoder(recipe.student.encoder, dtype, split, memory)
-    llm = load_causal_lm(recipe.student.llm, dtype, split, memory)
-    config = recipe.student
-    with torch_seed(recipe.seed, "student"):
+    encoder = load_encoder(config.encoder, dtype, split, memory)
+    llm = load_causal_lm(config.llm, dtype, split, memory)
+    with torch_seed(seed, "student"):
         student = Student(encoder, llm, config.projector, config.normalise_layers, config.lora, config.encoder_states)
         init_projector(student.projector)
-    if recipe.student.init_from:
-        _init_from_export(student, Path(recipe.student.init_from))
+    if config.init_from:
+        _init_from_export(student, Path(config.init_from))
     return student.to(local_device())
 
 
@@ -56,26 +58,26 @@ def _init_from_export(student: Student, folder: Path) -> None:
         own.get(name, own.get(f"{home}.base_layer.{last}", tensor)).data.copy_(tensor)
 
 
-def check_init_export(recipe: Recipe) -> None:
-    """Raises InputError for an export that a student of this recipe cannot start from."""
-    if not recipe.student.init_from:
+def check_init_export(config: StudentConfig) -> None:
+    """Raises InputError for an export that this student cannot start from."""
+    if not config.init_from:
         return
-    folder, key = Path(recipe.student.init_from), "student.init_from"
+    folder, key = Path(config.init_from), "student.init_from"
     manifest = read_manifest(folder)
     if manifest.lora is not None:
         raise InputError(f"`{folder}` has LoRA apart from its base: export it with `--merge`, and name its `llm` folder as the LLM ({key})")
-    for part, name, base in (("encoder", recipe.student.encoder, manifest.encoder), ("llm", recipe.student.llm, manifest.llm)):
+    for part, name, base in (("encoder", config.encoder, manifest.encoder), ("llm", config.llm, manifest.llm)):
         if fingerprint(name) != base.fingerprint:
             raise InputError(f"`{folder}` was trained before another {part} than `{name}` ({key})")
     theirs = projector_config(folder, manifest), manifest.mix, manifest.normalise_layers
-    if theirs != (recipe.student.projector, recipe.student.encoder_states, recipe.student.normalise_layers):
+    if theirs != (config.projector, config.encoder_states, config.normalise_layers):
         raise InputError(
             f"`{folder}` has another projector or layer mix than `student.projector`, `mix` and `normalise_layers` say ({key})"
         )
 
 
-def check_init_projector(recipe: Recipe) -> None:
+def check_init_projector(config: StudentConfig) -> None:
     """Raises InputError where the projector cannot start from the model that it names; one on the hub is not asked yet."""
-    source = getattr(recipe.student.projector, "init_from", None)
+    source = getattr(config.projector, "init_from", None)
     if source is not None and Path(source).is_dir():
-        check_init_from(meta_student(recipe).projector, source)
+        check_init_from(meta_student(config).projector, source)

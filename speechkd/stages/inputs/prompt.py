@@ -1,4 +1,4 @@
-"""The prompt of a recipe, with the student's tokenizer."""
+"""Opens a recipe's prompt template with the student's tokenizer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 from speechkd.core.errors import InputError
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
-from speechkd.recipe import Recipe
+from speechkd.teachers.prompts import PromptConfig
 
 
-def open_prompt(recipe: Recipe) -> Prompt:
-    """The recipe's template with the student's tokenizer (teacher and student share it)."""
-    path = Path(recipe.prompt.template)
+def open_prompt(config: PromptConfig, llm: str) -> Prompt:
+    """The template with the tokenizer of `llm`, the student's language model; teacher and student share both.
+
+    Raises InputError for a template file that is not there.
+    """
+    path = Path(config.template)
     if not path.is_file():
         raise InputError(f"no such file `{path}` (prompt.template)")
-    return Prompt(path.read_text(encoding="utf-8").rstrip("\n"), load_tokenizer(recipe.student.llm), str(path))
+    return Prompt(path.read_text(encoding="utf-8").rstrip("\n"), load_tokenizer(llm), str(path))

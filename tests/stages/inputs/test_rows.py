@@ -28,7 +28,7 @@ def maker(name: str, monkeypatch: pytest.MonkeyPatch, *sets: str) -> tuple[RowMa
     recipe = load_recipe(Path(f"pipelines/{name}.yaml"), list(sets))
     text = Path(recipe.prompt.template).read_text(encoding="utf-8").rstrip("\n")
     prompt = Prompt(text, load_tokenizer(recipe.student.llm))
-    return RowMaker(recipe, prompt, teacher_prompts(recipe, prompt)), recipe.train.streams
+    return RowMaker(recipe, prompt, teacher_prompts(recipe.live, prompt, recipe.prompt.template)), recipe.train.streams
 
 
 def test_the_text_channel_reads_what_the_teacher_reads(monkeypatch: pytest.MonkeyPatch) -> None:
