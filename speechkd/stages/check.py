@@ -18,7 +18,7 @@ from speechkd.stages.shard import write_sample
 from speechkd.teachers.prompts import task_applies
 
 TRIED = 8
-"""Items that are decoded to try a card"""
+"""How many items are decoded to try a card"""
 
 
 def check(given: Path | str) -> int:

@@ -32,9 +32,10 @@ SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eva
 
 
 def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -> Path:
-    """Evaluate the export folder `exported` into `out`: predictions per corpus, summary, samples. Unchanged inputs: nothing to do.
+    """Evaluate the export folder `exported` into `out`: predictions per corpus, summary, samples. Does nothing where inputs are unchanged.
 
-    `regrade` grades the stored answers again, without asking; they must be this export's to these questions.
+    `regrade` grades the stored answers again without asking anyone. Raises InputError where they answer other questions, or are another
+    export's.
     """
     corpora = open_corpora(recipe.data)
     manifest = read_manifest(exported)
@@ -70,11 +71,11 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
 
 
 def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool = False) -> Path:
-    """Evaluate the run's export (made from its newest checkpoint if need be) into `eval`.
+    """Evaluate the run's export (made from its newest checkpoint if need be) into `eval`, and publish the results.
 
-    Another export or checkpoint folder of the run goes into `eval/<its name>`, other corpora than the run's into `eval/<their names>`, so
-    that neither passes for the run's own result. Raises InputError where the run was trained by another recipe; its data may be another,
-    and of an export only the questions count.
+    Another checkpoint or export of the run goes into `eval/<its name>`, other corpora than the run's into `eval/<their names>`; neither is
+    published as the run's result. Raises InputError where the run was trained by another recipe (its data and teachers may differ). For
+    an export only the questions count: its recipe is not compared.
     """
     folder = recipe.run_dir
     if checkpoint is None or not (checkpoint / MANIFEST).is_file():

@@ -32,10 +32,11 @@ from speechkd.teachers.prompts import reading, requests
 def teach(
     recipe: Recipe, partition: tuple[int, int] = (0, 1), roles: list[str] | None = None, retry_failed: bool = False
 ) -> list[Column | None]:
-    """Make the columns that the recipe's regime trains on (or those of `roles`); shards that have theirs are left alone.
+    """Make the columns that the recipe's regime trains on (or those of `roles`); shards that are done are skipped.
 
-    `retry_failed` asks again, once, for answers of finished columns that failed or were cut. Returns each corpus's and role's column, None
-    where other partitions are still at work. The teacher loads only if something is missing.
+    `partition` (i, n): this process works on every n-th shard, from i on. `retry_failed` asks once more for answers of finished columns
+    that failed or were cut. Returns the column of each role and corpus, None where other partitions are still at work. A teacher loads
+    only if something is missing.
     """
     part, parts = partition
     if not 0 <= part < parts:
@@ -51,7 +52,7 @@ def teach(
 
 @dataclass
 class _Work:
-    """One role's column on one corpus."""
+    """Makes the column of one teacher role on one corpus."""
 
     recipe: Recipe
     role: str
@@ -182,7 +183,7 @@ class _Work:
         return samples_T
 
     def _signals(self, answered: Sequence[tuple[Request, Answer]]) -> TurnSignals:
-        """What the recipe stores beside the responses, scored again at every attempt: one forward pass is cheaper than journaling it."""
+        """The signals stored beside the responses. Every attempt scores them again: a forward pass is cheaper than a journal of them."""
         if not self.spec.signals.names:
             return {}
         teacher = self.teacher
@@ -194,7 +195,7 @@ class _Work:
         return AnswerJournal(self.writer.local / "answers" / f"{shard_name(shard)}.jsonl")
 
     def _reopen_failed(self, column: Column) -> None:
-        """Journal the whole answers of this partition's shards that have others, and take those shards back."""
+        """Reopen this partition's shards that have failed or cut answers: journal their whole answers, and withdraw the shards."""
         part, parts = self.partition
         failed = [entry["shard"] for entry in column.manifest["shards"] if entry["stop_error"] + entry["stop_length"]]
         failed = [shard for shard in failed if shard % parts == part]

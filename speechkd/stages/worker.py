@@ -110,13 +110,14 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
 
 
 def _same_run(trainer: dict[str, object], recipe: Recipe, schedule: Schedule, checkpoint: Path) -> None:
+    """Raises InputError for a checkpoint of another recipe, other data or other frozen models."""
     if trainer.get("recipe") != recipe.digest() or trainer.get("plan") != schedule.digest:
         raise InputError(f"`{checkpoint}` belongs to another recipe or other data than `{recipe.name}` has now")
     same_base(trainer, checkpoint, recipe.student, recipe.live)
 
 
 def _assert_partitioned(engine: Engine, memory: Mapping[str, Any]) -> None:
-    """With a persistence threshold of 0, nothing may be whole on a rank between steps: a leak of gathered weights shows here first."""
+    """With a persistence threshold of 0, no parameter may be whole on a rank between steps: catches leaks of gathered weights."""
     zero = memory["zero_optimization"]
     if zero["stage"] == 3 and zero.get("stage3_param_persistence_threshold") == 0 and dist.world_size() > 1:
         whole = [name for name, available in partition_report(engine.module).items() if available]
@@ -124,7 +125,7 @@ def _assert_partitioned(engine: Engine, memory: Mapping[str, Any]) -> None:
 
 
 def _write_probe(path: Path, engine: Engine, load: object, schedule: Schedule) -> None:
-    """Logits that training sees at a few positions of the first step's examples, for comparing the export with. Collective."""
+    """Save training's logits at a few positions of the first examples, to compare the export with. Every rank must call it."""
     refs = [ref for micro in schedule.share(0, 0, 1) for ref in micro][:2]
     batch: Batch = load(refs)  # type: ignore[operator]
     batch.response_T, batch.mask_T = batch.response_T[:PROBE_POSITIONS], batch.mask_T[:PROBE_POSITIONS]

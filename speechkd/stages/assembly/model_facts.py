@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speechkd.core.errors import InputError
 from speechkd.models.architectures import meta_causal_lm
 from speechkd.models.exported import MANIFEST, TOKENIZER, llm_of, load_tokenizer, read_manifest
 from speechkd.models.model_folder import HUB_ID, config_home, text_config
-from speechkd.models.prompt import Prompt
 from speechkd.recipe import StudentConfig
 from speechkd.teachers.live_config import LiveConfig, SpeechConfig, TextLlmConfig
 
@@ -60,22 +58,6 @@ def is_speech_llm(model: str, config_root: str | None) -> bool:
     home = Path(config_home(model, config_root))
     on_the_hub = not Path(model).exists() and HUB_ID.fullmatch(model) is not None
     return (home / "config.json").is_file() or on_the_hub
-
-
-def teacher_prompts(live: Mapping[str, LiveConfig], prompt: Prompt, template: str) -> dict[str, Prompt]:
-    """The prompt of every live teacher that reads, with its own tokenizer; `template` is the prompt's file, for error messages.
-
-    Raises InputError where a teacher ends its turns with another token than the student.
-    """
-    prompts = {}
-    for name, config in live.items():
-        if config.kind == "self":
-            prompts[name] = prompt
-        elif isinstance(config, TextLlmConfig):
-            prompts[name] = Prompt(prompt.text, load_tokenizer(config.model), template)
-            if prompts[name].end_of_turn != prompt.end_of_turn:
-                raise InputError(f"`{config.model}` ends a turn with another token than the student's LLM (live.{name}.model)")
-    return prompts
 
 
 def live_parameters(live: Mapping[str, LiveConfig], student: StudentConfig) -> dict[str, int]:

@@ -22,9 +22,9 @@ from speechkd.teachers.prompts import PromptConfig, reading, requests
 T = TypeVar("T")
 
 COUNTED = 20_000
-"""Samples whose turns are counted; of a larger corpus, as many spread evenly over it"""
+"""Samples whose turns are counted at most; a larger corpus is sampled evenly"""
 TOKENIZED = 400
-"""Turns whose prompts are tokenized"""
+"""Turns whose prompts are tokenized at most"""
 RESPONSE_BYTES_PER_TOKEN, RESPONSE_BYTES_PER_TURN = 9, 287
 """Text and ids; question, names and tar padding. `minibabel` has 334 bytes a turn of 5.2 tokens (mean of 32,254 turns); the 9 is an
 estimate: an id of up to 6 digits, a comma, some letters"""
@@ -32,26 +32,26 @@ estimate: an id of up to 6 digits, a comma, some letters"""
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The cost of one teacher role on one corpus. Counts are estimates where the corpus is large; `basis` says what they rest on."""
+    """The cost of one teacher role on one corpus. Counts are estimates where the corpus is large."""
 
     role: str
     corpus: str
     samples: int
     turns: float
     prompt_tokens: float
-    """in all"""
+    """of all turns"""
     response_tokens: float
     basis: str
-    """what `response_tokens` rests on"""
+    """where `response_tokens` comes from, and whether it is only a bound"""
     signals: Mapping[str, float]
-    """bytes in all, by signal"""
+    """signal -> bytes of all turns"""
     scored: bool
-    """a pass over prompt and response without generation"""
+    """whether a forward pass over prompt and response makes signals"""
     answered: bool = True
-    """whether the teacher answers: not where it only scores the answers of another column"""
+    """whether the teacher generates answers; False where it only scores the answers of another column"""
 
     def hours(self, tokens_per_s: float) -> float:
-        """At so many tokens a second, read and generated alike; a scoring pass reads everything once more."""
+        """Hours at `tokens_per_s`, read and generated tokens alike; a scoring pass reads everything once more."""
         tokens = self.prompt_tokens + self.response_tokens
         return tokens * (self.scored + self.answered) / tokens_per_s / 3600
 
@@ -114,20 +114,20 @@ class _Samples:
 def _budget(role: str, config: TeacherConfig, prompt_config: PromptConfig, prompt: Prompt, corpus: _Samples) -> Budget:
     scale = corpus.count / max(len(corpus.some), 1)  # only some of a large corpus is counted
     labels = config.backend == "label"  # type: ignore[attr-defined]
-    asked = [
+    counted = [
         request
         for key, metadata in corpus.some
         for request in requests(prompt_config, corpus.card.tasks, key, metadata)
         if request.label is not None or not labels
     ]
-    turns = len(asked) * scale
-    sample = _spread(asked, TOKENIZED)
+    turns = len(counted) * scale
+    tokenized = _spread(counted, TOKENIZED)
     fields: list[str] = getattr(config, "fields", [])
-    prompt_tokens = fmean([0.0] if labels or not sample else [len(prompt.teacher(r.question, reading(r, fields))) for r in sample])
+    read = [0.0] if labels or not tokenized else [len(prompt.teacher(r.question, reading(r, fields))) for r in tokenized]
     audio_positions = config.positions_per_s() * corpus.mean_seconds
-    prompt_tokens += audio_positions
-    mean, basis = _response(role, config, corpus, prompt, sample)
-    tokens = turns * mean
+    prompt_tokens = turns * (fmean(read) + audio_positions)
+    per_turn, basis = _response_tokens(role, config, corpus, prompt, tokenized)
+    tokens = turns * per_turn
     stored = config.signals_config()
     signals: dict[str, float] = {"response": tokens * RESPONSE_BYTES_PER_TOKEN + turns * RESPONSE_BYTES_PER_TURN}
     vocabulary = max(len(prompt.tokenizer), config.output_width())
@@ -140,10 +140,10 @@ def _budget(role: str, config: TeacherConfig, prompt_config: PromptConfig, promp
     if stored.attention is not None:
         signals["attention"] = turns * stored.attention.clip_bytes(audio_positions)
     scored, answered = bool(stored.names), not config.answers_from()
-    return Budget(role, corpus.card.name, corpus.count, turns, turns * prompt_tokens, tokens, basis, signals, scored, answered)
+    return Budget(role, corpus.card.name, corpus.count, turns, prompt_tokens, tokens, basis, signals, scored, answered)
 
 
-def _response(role: str, config: TeacherConfig, corpus: _Samples, prompt: Prompt, asked: Sequence[Request]) -> tuple[float, str]:
+def _response_tokens(role: str, config: TeacherConfig, corpus: _Samples, prompt: Prompt, asked: Sequence[Request]) -> tuple[float, str]:
     """(mean response tokens a turn, what that rests on): a column of the same role, the labels themselves, or the limit."""
     for name in corpus.shards.column_names() if corpus.shards is not None else ():
         same_role = name == config.answers_from() if config.answers_from() else name.startswith(f"{role}-")

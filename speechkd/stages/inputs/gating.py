@@ -173,7 +173,7 @@ def _gate_result(gates: GateConfig, column: Column, table: pa.Table) -> GateResu
 
 
 def _page_gates(gates: GateConfig, corpus: Corpus, column: Column, table: pa.Table) -> Iterator[Gate]:
-    """What the page shows of each gate: how many it drops, and the worst answers by its measure."""
+    """For the page: how many answers each gate drops, and the worst answers by its measure."""
     arrays, open_N = _arrays(table), _open(table)
     drops = dropped(gates, arrays, open_N)
     orders = {
@@ -194,6 +194,6 @@ def _page_gates(gates: GateConfig, corpus: Corpus, column: Column, table: pa.Tab
 
 def _worst(corpus: Corpus, column: Column, table: pa.Table, row: int, badness: float) -> Worst:
     turn = column.read(row)
-    shard, place = column.sample_of(row)
-    metadata = corpus.shards.table["metadata"][int(corpus.shards.starts[shard]) + place].as_py()
+    shard, offset = column.sample_of(row)
+    metadata = corpus.shards.table["metadata"][int(corpus.shards.starts[shard]) + offset].as_py()
     return Worst(column.key_of(row), turn.turn, turn.question, turn.text, metadata, badness)

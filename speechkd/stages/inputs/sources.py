@@ -18,12 +18,13 @@ from speechkd.data.plan.plan import ExampleRef, Plan, PlanSource
 from speechkd.data.reader import Reader
 from speechkd.losses import LossConfig
 from speechkd.models.collate import Collator
+from speechkd.models.model_folder import text_config
 from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import Recipe
-from speechkd.stages.assembly.model_facts import student_vocabulary_width, teacher_prompts
 from speechkd.stages.inputs.columns import ColumnText, column_spec, other_column
 from speechkd.stages.inputs.corpora import Corpus, open_corpora
 from speechkd.stages.inputs.gating import GateResult, apply_gates
+from speechkd.stages.inputs.prompt import teacher_prompts
 from speechkd.stages.inputs.rows import RowMaker, compared_with
 from speechkd.teachers.live_config import LiveConfig, column_of
 from speechkd.train.schedule import Schedule, Segment
@@ -108,7 +109,7 @@ def _check_origin(recipe: Recipe, role: str, column: Column, prompt: Prompt) -> 
         raise InputError(f"column `{column.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`)")
     for loss, config in recipe.losses.items():
         for signal in sorted(recipe.stored_signals(config, role) & column.spec.signals.names & {"topk", "sampled"}):
-            width = student_vocabulary_width(recipe.student)
+            width = text_config(recipe.student.llm, recipe.student.config_root).vocab_size
             student = Origin(tokenizer=tokenizer, vocab_size=width, temperature=getattr(config, "temperature", 1.0))
             if reason := column.spec.origin(signal).unfit_for(student):
                 raise InputError(f"column `{column.name}`: signal `{signal}` {reason} (loss `{loss}`)")

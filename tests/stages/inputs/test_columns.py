@@ -12,9 +12,9 @@ from speechkd.data.shards.index import open_shards
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import load_recipe
-from speechkd.stages.assembly.model_facts import teacher_prompts
 from speechkd.stages.inputs.columns import ColumnText
 from speechkd.stages.inputs.corpora import Corpus
+from speechkd.stages.inputs.prompt import teacher_prompts
 from speechkd.stages.inputs.rows import RowMaker, compared_with
 from speechkd.stages.inputs.sources import TrainSource
 from speechkd.stages.shard import shard

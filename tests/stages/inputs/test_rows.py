@@ -11,7 +11,7 @@ from speechkd.data.reader import Example
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import load_recipe
-from speechkd.stages.assembly.model_facts import teacher_prompts
+from speechkd.stages.inputs.prompt import teacher_prompts
 from speechkd.stages.inputs.rows import RowMaker
 
 ROOT = Path(__file__).parents[3]
