@@ -55,7 +55,7 @@ def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False,
     Arguments and errors as for `load_causal_lm`. Encoders of waveforms (0.1 to 1 B parameters) load whole on each rank and are partitioned
     when training starts: their weight norm cannot be made in parts.
     """
-    if not partitioned or read_config(local_folder(path_or_id, weights=False)).model_type in WAVEFORM:
+    if not partitioned or read_config(path_or_id).model_type in WAVEFORM:
         return pretrained.load_encoder(path_or_id, dtype)
     from transformers.initialization import no_init_weights
 

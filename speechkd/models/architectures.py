@@ -13,7 +13,7 @@ from torch import nn
 from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored
 from speechkd.models.encoder_families import ENCODERS, WAVEFORM
-from speechkd.models.model_folder import checkpoint_tensors, local_folder, read_config
+from speechkd.models.model_folder import checkpoint_tensors, read_config
 
 ENCODER_PREFIXES = ("model.encoder.", "encoder.", "thinker.audio_tower.", "model.audio_tower.", "audio_tower.", "")
 """Where an encoder's tensors stand: in a full Whisper, in one without head, in a speech LLM, or saved alone."""
@@ -102,7 +102,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def meta_causal_lm(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     """`causal_lm_from` on the meta device (no memory), from configuration files alone, for dry runs."""
-    config = read_config(local_folder(path_or_id, weights=False))
+    config = read_config(path_or_id)
     with torch.device("meta"):
         module = causal_lm_from(config, dtype)
         module.tie_weights()  # type: ignore[operator]
@@ -111,7 +111,7 @@ def meta_causal_lm(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.M
 
 def meta_encoder(path_or_id: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     """`encoder_from` on the meta device (no memory), from configuration files alone, for dry runs."""
-    config = read_config(local_folder(path_or_id, weights=False))
+    config = read_config(path_or_id)
     with torch.device("meta"):
         return encoder_from(config, dtype).eval()
 

@@ -48,10 +48,14 @@ def config_home(name: str, root: str | None) -> str:
     return str(local) if local is not None and not Path(name).is_dir() and local.is_dir() else name
 
 
-def read_config(folder: Path) -> Any:
-    """The folder's transformers configuration. Raises InputError where there is none that transformers knows."""
+def read_config(path_or_id: str | Path, config_root: str | None = None) -> Any:
+    """The transformers configuration of a model folder or hub id; `config_root` stands in for a hub out of reach (`config_home`).
+
+    Raises InputError as `local_folder`, and where there is no configuration that transformers knows.
+    """
     from transformers import AutoConfig
 
+    folder = local_folder(config_home(str(path_or_id), config_root), weights=False)
     if not (folder / "config.json").is_file():
         raise InputError(f"no `config.json` in model folder `{folder}`")
     try:
@@ -59,6 +63,11 @@ def read_config(folder: Path) -> Any:
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"not a model configuration that transformers knows: {reason} ({folder / 'config.json'})") from None
+
+
+def text_config(path_or_id: str | Path, config_root: str | None = None) -> Any:
+    """The part of that configuration that describes the language model: all of it, but for a speech LLM."""
+    return read_config(path_or_id, config_root).get_text_config()
 
 
 def _weight_names(folder: Path) -> list[Path]:

@@ -1,1 +1,1 @@
-"""The stages behind the verbs: each joins rooms, says what it does, skips what is done, and can be killed and run again."""
+"""The commands of the CLI, one file each. A stage skips what is already done, and can be killed and run again."""

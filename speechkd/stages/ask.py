@@ -1,4 +1,4 @@
-"""`speechkd ask EXPORT AUDIO QUESTION`: one answer from a distilled student."""
+"""`speechkd ask EXPORT AUDIO QUESTION`: prints one answer of a distilled student."""
 
 from __future__ import annotations
 

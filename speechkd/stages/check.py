@@ -1,4 +1,4 @@
-"""`speechkd check CARD|RECIPE|SHARDS`: prove that a file says something valid, or that shards hold the bytes that were published."""
+"""`speechkd check CARD|RECIPE|SHARDS`: validates a card or recipe, or verifies the bytes of published shards."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from speechkd.stages.shard import write_sample
 from speechkd.teachers.prompts import task_applies
 
 TRIED = 8
-"""Items that are decoded to try a card"""
+"""How many items are decoded to try a card"""
 
 
 def check(given: Path | str) -> int:
-    """Print what is good; exit code 1 if published bytes have changed. Raises InputError for what a user wrote wrong."""
+    """Print what was found; exit code 1 if published bytes have changed. Raises InputError for an invalid card or recipe."""
     path = place(given)
     if isinstance(path, UrlPath) or path.is_dir():
         return _shards(path)
@@ -42,15 +42,17 @@ def check(given: Path | str) -> int:
 
 
 def _card(path: Path) -> int:
-    """A card is good without its data; where the data is there, all items are listed and the first are decoded, as `shard` will."""
+    """Check a card; where its data is here, also list all items and decode the first ones as `speechkd shard` will."""
     card = load_card(path)
-    said = f"card ok: {card.name}/{card.version}, source {card.source['kind']}, tasks {', '.join(card.tasks) or 'none'}"
+    summary = f"card ok: {card.name}/{card.version}, source {card.source['kind']}, tasks {', '.join(card.tasks) or 'none'}"
     try:
         items = list_items(card, open_source(card, path.parent), path.parent)
     except MissingData as missing:
-        print(f"{said}\nits data is not here yet: {missing}")
+        print(f"{summary}\nits data is not here yet: {missing}")
         return 0
-    print(f"{said}\n{len(items)} items: {_counts(item.split for item in items)}; fields: {_counts(n for i in items for n in i.metadata)}")
+    print(
+        f"{summary}\n{len(items)} items: {_counts(item.split for item in items)}; fields: {_counts(n for i in items for n in i.metadata)}"
+    )
     with TemporaryDirectory(prefix="speechkd-check-") as folder:
         tried = card.model_copy(update={"shard_samples": TRIED, "quarantine_rate": 1.0})
         manifest, rejected = write_sample(tried, path.parent, items[:TRIED], Path(folder))
@@ -64,15 +66,15 @@ def _card(path: Path) -> int:
 
 
 def _doubts(card: Card, items: Sequence[Item]) -> Iterator[str]:
-    """Tasks as their labels stand: allowed, and mostly a slip of the pen."""
+    """Warnings about tasks whose labels are allowed but look like a mistake."""
     for name, task in card.tasks.items():
-        said = Counter(str(item.metadata[task.field]) for item in items if task_applies(task, item.metadata))
-        if not said and task.field != card.audio.duration_field:
+        labels = Counter(str(item.metadata[task.field]) for item in items if task_applies(task, item.metadata))
+        if not labels and task.field != card.audio.duration_field:
             yield f"no item answers task `{name}` (field `{task.field}`)"
         known = {choice.casefold() for choice in task.choices}
-        odd = [value for value in said if task.kind == "choice" and known and value.casefold() not in known]
+        odd = [value for value in labels if task.kind == "choice" and known and value.casefold() not in known]
         if odd:
-            yield f"{sum(said[v] for v in odd)} items answer task `{name}` with none of its choices, e.g. `{odd[0][:80]}`"
+            yield f"{sum(labels[v] for v in odd)} items answer task `{name}` with none of its choices, e.g. `{odd[0][:80]}`"
 
 
 def _counts(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""`speechkd demo`: the embedded recipe from corpus to answers, and a table of what came out."""
+"""`speechkd demo`: runs the demo recipe from corpus to answers and prints a table of results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speechkd.stages.run import EXPORT, REPORT, run
 
 RECIPE = Path("pipelines/meta_prompt_kd.yaml")
 SCORES = Path("standins/scores.json")
-"""What the stand-ins were measured to do when they were made"""
+"""How well the stand-in models did when they were made"""
 
 
 def demo(out: Path, ranks: int, sets: list[str]) -> int:
@@ -23,8 +23,8 @@ def demo(out: Path, ranks: int, sets: list[str]) -> int:
         raise InputError(f"the demo runs in the project's own folder (there is no `{RECIPE}` here); try: cd {home}")
     if out.name in ("", ".", ".."):
         raise InputError(f"--out `{out}` must name a folder")
-    own = [f"name={out.name}", f"runs={out.parent}", f"data.root={out / 'data'}", f"tracking.uri=sqlite:///{out / 'mlflow.db'}"]
-    code = run(load_recipe(RECIPE, [*own, *sets]), ranks)
+    overrides = [f"name={out.name}", f"runs={out.parent}", f"data.root={out / 'data'}", f"tracking.uri=sqlite:///{out / 'mlflow.db'}"]
+    code = run(load_recipe(RECIPE, [*overrides, *sets]), ranks)
     if code == 0:
         _show(out)
     return code

@@ -1,4 +1,4 @@
-"""`speechkd doctor`: what this machine has, what is missing, version floors."""
+"""`speechkd doctor`: prints what this machine has, what is missing, and which packages are too old."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fifth stage: the exported student answers from audio alone, beside its controls, graded strictly."""
+"""`speechkd eval`: asks the exported student about audio, asks the teacher and the controls the same, and grades all answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from speechkd.data.cards import load_card
 from speechkd.data.columns.column import Column
 from speechkd.data.reader import Reader
 from speechkd.evaluation.runner import Prediction, Score, ask, ask_reading, chance, grade, shuffled, summarise
-from speechkd.evaluation.task import Question
+from speechkd.evaluation.task import EvaluationConfig, Question
 from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
 from speechkd.stages.export import export
@@ -32,49 +32,50 @@ SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eva
 
 
 def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -> Path:
-    """Evaluate the export folder `exported` into `out`: predictions per corpus, summary, samples. Unchanged inputs: nothing to do.
+    """Evaluate the export folder `exported` into `out`: predictions per corpus, summary, samples. Does nothing where inputs are unchanged.
 
-    `regrade` grades the stored answers again, without asking; they must be this export's to these questions.
+    `regrade` grades the stored answers again without asking anyone. Raises InputError where they answer other questions, or are another
+    export's.
     """
-    corpora = open_corpora(recipe)
+    corpora = open_corpora(recipe.data)
     manifest = read_manifest(exported)
     settings = recipe.evaluation.identity()
-    answered = _answered(recipe, corpora)
-    answers = [column.digest for columns in answered for column in columns]
-    of = digest([manifest.files, settings, [c.shards.digest for c in corpora], answers])
-    told = read_json(out / SUMMARY).get("inputs") if (out / SUMMARY).is_file() else None
-    if regrade and told != of:
+    teacher_columns = _teacher_columns(recipe, corpora)
+    answers = [column.digest for columns in teacher_columns for column in columns]
+    inputs = digest([manifest.files, settings, [c.shards.digest for c in corpora], answers])
+    earlier = read_json(out / SUMMARY).get("inputs") if (out / SUMMARY).is_file() else None
+    if regrade and earlier != inputs:
         raise InputError(f"nothing to regrade: `{out}` holds no answers of this export to these questions (run `speechkd eval` first)")
-    if told == of and not regrade:
+    if earlier == inputs and not regrade:
         say(f"eval: `{out}` is of this export already")
         return out
     tasks: dict[str, dict[str, object]] = {}
     rows: list[dict[str, object]] = []
-    for corpus, columns in zip(corpora, answered, strict=True):
+    for corpus, columns in zip(corpora, teacher_columns, strict=True):
         stored = out / f"predictions-{corpus.card.name}.jsonl"
-        asked = evaluation_questions(recipe, corpus)
+        asked = evaluation_questions(recipe.evaluation, corpus)
         if not asked:
             say(f"eval: corpus `{corpus.card.name}` has no tasks for the splits {sorted(recipe.evaluation.splits.values())}")
             continue
-        predictions = _read(stored) if regrade else _predict(recipe, corpus, columns, asked, exported)
+        predictions = _read(stored) if regrade else _predict(recipe.evaluation, corpus, columns, asked, exported)
         if not regrade:
             lines = [
                 json.dumps({"system": system, **asdict(p)}, ensure_ascii=False) for system, given in predictions.items() for p in given
             ]
             write_text(stored, "\n".join(lines) + "\n")
-        tasks |= _summary(recipe, corpus, asked, predictions, prefix=f"{corpus.card.name}/" if len(corpora) > 1 else "")
-        rows += _samples(recipe, corpus, asked, predictions)
+        tasks |= _summary(recipe.evaluation, corpus, asked, predictions, prefix=f"{corpus.card.name}/" if len(corpora) > 1 else "")
+        rows += _samples(recipe.evaluation, corpus, asked, predictions)
     write_text(out / SAMPLES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_json(out / SUMMARY, {"tasks": tasks, "inputs": of})
+    write_json(out / SUMMARY, {"tasks": tasks, "inputs": inputs})
     return out
 
 
 def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool = False) -> Path:
-    """Evaluate the run's export (made from its newest checkpoint if need be) into `eval`.
+    """Evaluate the run's export (made from its newest checkpoint if need be) into `eval`, and publish the results.
 
-    Another export or checkpoint folder of the run goes into `eval/<its name>`, other corpora than the run's into `eval/<their names>`, so
-    that neither passes for the run's own result. Raises InputError where the run was trained by another recipe; its data may be another,
-    and of an export only the questions count.
+    Another checkpoint or export of the run goes into `eval/<its name>`, other corpora than the run's into `eval/<their names>`; neither is
+    published as the run's result. Raises InputError where the run was trained by another recipe (its data and teachers may differ). For
+    an export only the questions count: its recipe is not compared.
     """
     folder = recipe.run_dir
     if checkpoint is None or not (checkpoint / MANIFEST).is_file():
@@ -85,36 +86,36 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
             cards = [load_card(Path(corpus.card)).name for corpus in recipe.data.corpora]
             return evaluate(recipe, exported, folder / EVAL / "+".join(cards), regrade)
         graded = evaluate(recipe, exported, folder / EVAL, regrade)
-        publish_results(recipe, folder, read_json(graded / SUMMARY)["tasks"], read_json(exported / MANIFEST)["step"])
+        publish_results(recipe.tracking, folder, read_json(graded / SUMMARY)["tasks"], read_json(exported / MANIFEST)["step"])
         return graded
     exported = checkpoint if (checkpoint / MANIFEST).is_file() else export(folder, folder / f"{EXPORT}-{checkpoint.name}", checkpoint)
     return evaluate(recipe, exported, folder / EVAL / checkpoint.name, regrade)
 
 
 def _predict(
-    recipe: Recipe, corpus: Corpus, columns: Sequence[Column], asked: Sequence[Question], exported: Path
+    config: EvaluationConfig, corpus: Corpus, columns: Sequence[Column], asked: Sequence[Question], exported: Path
 ) -> dict[str, list[Prediction]]:
-    """Every system's answers: student and teacher column on all splits; reading, shuffled and untrained on the main one."""
+    """Every system's answers: student and teacher on all splits; reading, shuffled and untrained on the main split."""
     reader = Reader(corpus.shards)
     other = shuffled(asked)
-    main = next(iter(recipe.evaluation.splits.values()))
+    main = next(iter(config.splits.values()))
     first = [q for q in asked if q.split == main]
-    limits = (recipe.evaluation.max_new_tokens, recipe.evaluation.batch_size)
+    limits = (config.max_new_tokens, config.batch_size)
 
-    def own(question: Question) -> np.ndarray:
+    def right_audio(question: Question) -> np.ndarray:
         return _hear(reader, question)
 
-    def swapped(question: Question) -> np.ndarray:
+    def wrong_audio(question: Question) -> np.ndarray:
         return _hear(reader, other[question.task, question.sample.key])
 
     student = load_student(exported)
-    predictions = {"student": ask(student, asked, own, *limits, label="eval student")}
-    if recipe.evaluation.reads is not None:
-        predictions["reads"] = ask_reading(student, first, recipe.evaluation.reads, *limits, label="eval reads")
-    if recipe.evaluation.controls:
-        predictions["shuffled"] = ask(student, first, swapped, *limits, label="eval shuffled")
+    predictions = {"student": ask(student, asked, right_audio, *limits, label="eval student")}
+    if config.reads is not None:
+        predictions["reads"] = ask_reading(student, first, config.reads, *limits, label="eval reads")
+    if config.controls:
+        predictions["shuffled"] = ask(student, first, wrong_audio, *limits, label="eval shuffled")
         del student  # one language model in memory at a time
-        predictions["untrained"] = ask(load_student(exported, weights=False), first, own, *limits, label="eval untrained")
+        predictions["untrained"] = ask(load_student(exported, weights=False), first, right_audio, *limits, label="eval untrained")
     for column in columns:
         examples = column.examples().select(["key", "turn"]).to_pylist()
         answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}
@@ -125,13 +126,13 @@ def _predict(
     return predictions
 
 
-def _answered(recipe: Recipe, corpora: Sequence[Corpus]) -> list[list[Column]]:
-    """By corpus, the columns of teachers' own answers that it has, of the roles that the recipe trains on."""
+def _teacher_columns(recipe: Recipe, corpora: Sequence[Corpus]) -> list[list[Column]]:
+    """For each corpus its columns of teachers' answers, of the roles that the recipe trains on; columns of labels are left out."""
     roles = [role for role in recipe.train.roles if recipe.teachers[role].backend != "label"]
     if not roles:
         return [[] for _ in corpora]
-    prompt = open_prompt(recipe)
-    names = [column_spec(recipe, role, prompt).name for role in roles]
+    prompt = open_prompt(recipe.prompt, recipe.student.llm)
+    names = [column_spec(role, recipe.teachers[role], recipe.prompt, prompt).name for role in roles]
     return [[corpus.shards.column(name) for name in names if name in corpus.shards.column_names()] for corpus in corpora]
 
 
@@ -142,10 +143,10 @@ def _hear(reader: Reader, question: Question) -> np.ndarray:
 
 
 def _summary(
-    recipe: Recipe, corpus: Corpus, asked: Sequence[Question], predictions: dict[str, list[Prediction]], prefix: str
+    config: EvaluationConfig, corpus: Corpus, asked: Sequence[Question], predictions: dict[str, list[Prediction]], prefix: str
 ) -> dict[str, dict[str, object]]:
     """Per task: each system's score on the main split, the student's on the other splits, chance, counts."""
-    (main_label, main), *others = recipe.evaluation.splits.items()
+    (main_label, main), *others = config.splits.items()
     out: dict[str, dict[str, object]] = {}
     for task in dict.fromkeys(q.task for q in asked):
 
@@ -153,11 +154,11 @@ def _summary(
             chosen = [p for p in predictions.get(system, []) if p.task == task and p.split == split]
             return summarise(grade(chosen, corpus.card.tasks))
 
-        own = score("student", main)
+        student = score("student", main)
         row: dict[str, object] = {
-            "student": own.value if own else None,
-            "n": own.n if own else 0,
-            "unparsable": own.unparsable if own else 0,
+            "student": student.value if student else None,
+            "n": student.n if student else 0,
+            "unparsable": student.unparsable if student else 0,
         }
         for label, split in others:
             far = score("student", split)
@@ -167,8 +168,8 @@ def _summary(
                 f"{label}_unparsable": far.unparsable if far else 0,
             }
         for system in ("teacher", "shuffled", "untrained", *(["reads"] if "reads" in predictions else [])):
-            there = score(system, main)
-            row |= {system: there.value if there else None, f"{system}_unparsable": there.unparsable if there else None}
+            found = score(system, main)
+            row |= {system: found.value if found else None, f"{system}_unparsable": found.unparsable if found else None}
         row["chance"] = chance([q for q in asked if q.task == task and q.split == main], corpus.card.tasks[task])
         row["splits"] = {main_label: main, **dict(others)}
         out[prefix + task] = row
@@ -176,14 +177,14 @@ def _summary(
 
 
 def _samples(
-    recipe: Recipe, corpus: Corpus, asked: Sequence[Question], predictions: dict[str, list[Prediction]]
+    config: EvaluationConfig, corpus: Corpus, asked: Sequence[Question], predictions: dict[str, list[Prediction]]
 ) -> list[dict[str, object]]:
     """A few clips for the report, spread over tasks and splits, with every system's answer."""
     reader = Reader(corpus.shards)
     answers = {system: {(p.task, p.key): p.answer for p in ps} for system, ps in predictions.items()}
-    step = max(1, len(asked) // max(1, recipe.evaluation.samples))
+    step = max(1, len(asked) // max(1, config.samples))
     rows: list[dict[str, object]] = []
-    for question in asked[::step][: recipe.evaluation.samples]:
+    for question in asked[::step][: config.samples]:
         where = (question.task, question.sample.key)
         answer = answers["student"].get(where, "")
         stored = Prediction(question.task, question.split, question.sample.key, question.instruction, question.reference, answer)

@@ -19,6 +19,7 @@ from speechkd.recipe import Recipe
 from speechkd.stages.assembly.student import meta_student
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.run_folder import CHECKPOINTS, NOT_THE_STUDENTS, PROBES, run_recipe, same_recipe
+from speechkd.teachers.prompts import PromptConfig
 
 STUDENT = "student."
 """Prefix of the student's names inside the module that is trained"""
@@ -38,7 +39,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     from safetensors.torch import load_file
 
     recipe = run_recipe(run_dir)
-    _mergeable(recipe, merge)
+    _mergeable(recipe.name, recipe.student, merge)
     source = latest(run_dir / CHECKPOINTS) if checkpoint is None else checkpoint
     if checkpoint is not None and (why := why_invalid(checkpoint)):
         raise InputError(f"`{checkpoint}` is no valid checkpoint: {why}")
@@ -50,7 +51,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
         return out
     trained = load_file(source / WEIGHTS)  # what a loss learned for itself ends with training
     tensors = {name.removeprefix(STUDENT): tensor for name, tensor in trained.items() if name.startswith(STUDENT)}
-    prompt = _prompt(recipe, trainer, source)
+    prompt = _prompt(recipe.prompt, recipe.student.llm, trainer, source)
     card = Environment(loader=PackageLoader("speechkd.stages", "."), autoescape=False).get_template("model_card.md.j2")
     difference = write_export(
         out,
@@ -70,25 +71,23 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     return out
 
 
-def _mergeable(recipe: Recipe, merge: bool) -> None:
+def _mergeable(recipe: str, config: StudentConfig, merge: bool) -> None:
     """Raises InputError where there is no LoRA to fold in, or folding it in would change what the student says."""
-    lora = recipe.student.lora
+    lora = config.lora
     if merge and lora is None:
-        raise InputError(f"`--merge` folds LoRA into the language model, and recipe `{recipe.name}` trains no LoRA: export without it")
-    if merge and lora is not None and lora.scope == "audio" and lora_layers(meta_student(recipe).llm):
+        raise InputError(f"`--merge` folds LoRA into the language model, and recipe `{recipe}` trains no LoRA: export without it")
+    if merge and lora is not None and lora.scope == "audio" and lora_layers(meta_student(config).llm):
         raise InputError(
-            f"`--merge` folds LoRA into every position, and recipe `{recipe.name}` trains it at audio positions only "
+            f"`--merge` folds LoRA into every position, and recipe `{recipe}` trains it at audio positions only "
             "(student.lora.scope: audio): export without it"
         )
 
 
-def _prompt(recipe: Recipe, trainer: dict[str, Any], checkpoint: Path) -> str:
+def _prompt(config: PromptConfig, llm: str, trainer: dict[str, Any], checkpoint: Path) -> str:
     """The template that the student was trained with. Raises InputError where its file says something else now."""
-    text = open_prompt(recipe).text
+    text = open_prompt(config, llm).text
     if trainer.get("prompt") not in (None, sha256_bytes(text.encode())):  # checkpoints did not always say
-        raise InputError(
-            f"`{recipe.prompt.template}` has changed since `{checkpoint}` was trained with it: put the old text back, then export"
-        )
+        raise InputError(f"`{config.template}` has changed since `{checkpoint}` was trained with it: put the old text back, then export")
     return text
 
 

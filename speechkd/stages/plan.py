@@ -1,7 +1,8 @@
-"""`speechkd plan` and `speechkd train --dry-run`: what a recipe will need, known before a process or a GPU is touched."""
+"""`speechkd plan` and `speechkd train --dry-run`: prints what a recipe will need, before any process or GPU is used."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -10,6 +11,7 @@ from speechkd.core.errors import InputError
 from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.models.lora import lora_layers
 from speechkd.models.student import Student
+from speechkd.models.student_config import StudentConfig
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.model_facts import live_parameters
 from speechkd.stages.assembly.preflight import check_method
@@ -18,6 +20,7 @@ from speechkd.stages.inputs.budget import budgets
 from speechkd.stages.inputs.corpora import open_corpora
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_schedule, open_train_sources
+from speechkd.teachers.live_config import LiveConfig
 
 GIB = 2**30
 OPTIMISER_BYTES = 4 + 4 + 4 + 4
@@ -28,15 +31,16 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     """Build the student on the meta device and print parameters, memory per rank, steps, what the teacher costs, data. Allocates nothing.
 
     Raises InputError for whatever would stop the real run: losses that the teacher cannot feed, ranks that the plan cannot deal out,
-    missing configurations. Shards that are not there yet are said, not refused.
+    missing configurations. Shards that are not there yet are reported, not refused.
     """
     memory = read_ds_config(Path(recipe.deepspeed))
     recipe.plan.per_rank(ranks)
-    student = meta_student(recipe)
+    student = meta_student(recipe.student)
     notes = check_method(recipe, dry=True)
-    _print_parameters(recipe, student)
-    _print_live(recipe)
-    _print_memory(recipe, student, ranks, stage(memory))
+    _print_parameters(recipe.student, student)
+    live_counts = live_parameters(recipe.live, recipe.student)
+    _print_live(recipe.live, live_counts)
+    _print_memory(student, recipe.student.dtype, sum(live_counts.values()), ranks, stage(memory))
     print(
         f"regime      {recipe.train.regime}: " + ", then ".join(f"{p.name} {p.steps} steps of {_mix(p.mix)}" for p in recipe.train.phases)
     )
@@ -50,12 +54,12 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     return 0
 
 
-def _print_parameters(recipe: Recipe, student: Student) -> None:
+def _print_parameters(config: StudentConfig, student: Student) -> None:
     parts: tuple[tuple[str, str, nn.Module], ...] = (
-        ("encoder", recipe.student.encoder, student.encoder),
-        ("llm", recipe.student.llm, student.llm),
+        ("encoder", config.encoder, student.encoder),
+        ("llm", config.llm, student.llm),
         ("projector", student.projector.__class__.__name__, student.projector),
-        ("layer mix", "softmax of all" if recipe.student.encoder_states == "weighted_sum" else "the last layer", student.mix),
+        ("layer mix", "softmax of all" if config.encoder_states == "weighted_sum" else "the last layer", student.mix),
     )
     if student.lora is not None:
         layers = lora_layers(student)
@@ -67,16 +71,16 @@ def _print_parameters(recipe: Recipe, student: Student) -> None:
         print(f"{part:<11} {count:>15,} parameters, {trained:>12,} trained  ({name})")
 
 
-def _print_live(recipe: Recipe) -> None:
-    own = live_parameters(recipe)
-    for name, config in recipe.live.items():
-        what = f"{own[name]:>15,} parameters of its own" if name in own else "the student's own language model, without LoRA"
+def _print_live(live: Mapping[str, LiveConfig], counts: Mapping[str, int]) -> None:
+    for name, config in live.items():
+        what = f"{counts[name]:>15,} parameters of its own" if name in counts else "the student's own language model, without LoRA"
         print(f"live        {what}  ({name}: {config.kind})")
 
 
-def _print_memory(recipe: Recipe, student: Student, ranks: int, zero: int) -> None:
-    size = 2 if recipe.student.dtype == "bfloat16" else 4
-    frozen = sum(p.numel() for p in student.parameters() if not p.requires_grad) * size + sum(live_parameters(recipe).values()) * size
+def _print_memory(student: Student, dtype: str, live: int, ranks: int, zero: int) -> None:
+    """`live`: parameters of live teachers' own models; `zero`: the ZeRO stage."""
+    size = 2 if dtype == "bfloat16" else 4
+    frozen = (sum(p.numel() for p in student.parameters() if not p.requires_grad) + live) * size
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     split = ranks if zero == 3 else 1
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in student.modules()) * size
@@ -99,8 +103,8 @@ def _print_teachers(recipe: Recipe, tokens_per_s: float) -> None:
 
 def _print_data(recipe: Recipe, ranks: int) -> None:
     try:
-        open_corpora(recipe)  # first, so that a hub is asked for a tokenizer only where there are shards
-        sources = open_train_sources(recipe, open_prompt(recipe))
+        open_corpora(recipe.data)  # first, so that a hub is asked for a tokenizer only where there are shards
+        sources = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     except InputError as missing:
         print(f"data        not ready: {missing}")
         return

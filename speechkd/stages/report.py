@@ -1,4 +1,4 @@
-"""`speechkd report RUN|SHARDS`: one page about a run, from what lies in its folder, or about published shards."""
+"""`speechkd report RUN|SHARDS`: writes an HTML page about a run, from the files in its folder, or about published shards."""
 
 from __future__ import annotations
 

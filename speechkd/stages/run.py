@@ -1,4 +1,4 @@
-"""Every stage in order. Each one knows by itself what is done and unchanged, so running again costs seconds and continues a killed run."""
+"""`speechkd run`: every stage in order. Each skips what is done and unchanged, so a second run takes seconds and continues a killed one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPORT, SECONDS = "report.html", "seconds.json"
 
 
 class Stopwatch:
-    """Seconds of each stage, kept in the run folder. A stage that did its work over several runs adds up; a skipped one keeps its time."""
+    """Seconds of each stage, kept in the run folder. Time adds up over several runs of a stage; a skipped stage keeps its time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,8 +49,7 @@ class Stopwatch:
 def run(recipe: Recipe, ranks: int) -> int:
     """shard, teach, train, export, eval, report; returns the exit code of the stage that stopped it, else 0.
 
-    Raises InputError, before the teacher has spent its hours, for what training would refuse of recipe and ranks, and for what training or
-    evaluation would of the corpora.
+    Raises InputError, before the teacher has spent its hours, for whatever training or evaluation would refuse later.
     """
     recipe.plan.per_rank(ranks)
     read_ds_config(Path(recipe.deepspeed))
@@ -63,7 +62,7 @@ def run(recipe: Recipe, ranks: int) -> int:
 def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     watch = Stopwatch(folder / SECONDS)
     watch.time("shard", lambda: [shard(Path(corpus.card), recipe.data.root) for corpus in recipe.data.corpora])
-    check_clips(recipe, open_corpora(recipe))
+    check_clips(open_corpora(recipe.data), recipe.student.encoder, recipe.train.roles, recipe.evaluation)
     watch.time("teach", lambda: teach(recipe))
     code = watch.time("train", lambda: train(recipe, ranks))
     if code:
@@ -71,17 +70,17 @@ def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     exported = watch.time("export", lambda: export(folder, folder / EXPORT))
     graded = watch.time("eval", lambda: evaluate(recipe, exported, folder / EVAL))
     summary = read_json(graded / SUMMARY)
-    if not _is_told(folder, summary):
+    if not _is_published(folder, summary):
         write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
         watch.time("report", lambda: write_report(folder, folder / REPORT))
-        publish_results(recipe, folder, summary["tasks"], read_json(exported / MANIFEST)["step"], files=(REPORT,))
+        publish_results(recipe.tracking, folder, summary["tasks"], read_json(exported / MANIFEST)["step"], files=(REPORT,))
         write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
     return 0
 
 
-def _is_told(folder: Path, summary: dict[str, object]) -> bool:
-    """Whether summary and report are of this very evaluation already."""
+def _is_published(folder: Path, summary: dict[str, object]) -> bool:
+    """Whether summary and report of this very evaluation are there already."""
     if not ((folder / REPORT).is_file() and (folder / SUMMARY).is_file()):
         return False
-    told = read_json(folder / SUMMARY)
-    return all(told.get(name) == value for name, value in summary.items())
+    earlier = read_json(folder / SUMMARY)
+    return all(earlier.get(name) == value for name, value in summary.items())

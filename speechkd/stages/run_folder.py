@@ -1,4 +1,4 @@
-"""A run's folder: whose it is. The resolved recipe is written into it once; whoever comes later must mean the same one."""
+"""Run folder: stores the resolved recipe and rejects a different one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speechkd.recipe import Recipe
 Resume = Literal["auto", "require", "never"]
 RECIPE, RUN, CHECKPOINTS, PROBES = "recipe.yaml", "run.json", "checkpoints", "probes"
 NOT_THE_STUDENTS = ("data", "teachers", "gates", "deepspeed")
-"""Blocks in which a run's export and evaluation may differ from its training: another corpus can be asked, beside other answers"""
+"""Blocks in which export and evaluation of a run may differ from its training: another corpus can be asked about, with other teachers"""
 
 
 def run_recipe(folder: Path) -> Recipe:
@@ -28,7 +28,7 @@ def run_recipe(folder: Path) -> Recipe:
 
 
 def same_recipe(folder: Path, recipe: Recipe, but: Collection[str] = ()) -> None:
-    """Raises InputError naming the first key in which `recipe` is not what the run in `folder` was trained by; blocks in `but` may differ.
+    """Raises InputError naming the first key in which `recipe` differs from the recipe of the run in `folder`; blocks in `but` may differ.
 
     How a student is judged, logged and saved is never compared, nor where the shards are.
     """
@@ -44,16 +44,16 @@ def other_data(folder: Path, recipe: Recipe) -> bool:
     return bool(recipe.trained_by()["data"] != run_recipe(folder).trained_by()["data"])
 
 
-def _difference(recipe: Recipe, there: Recipe, but: Collection[str] = ()) -> str | None:
-    """The first thing in which `recipe` would train another student than the one `there`, in words."""
-    if recipe.digest() == there.digest():
+def _difference(recipe: Recipe, stored: Recipe, but: Collection[str] = ()) -> str | None:
+    """The first key in which `recipe` would train another student than the `stored` recipe, in words; None where there is none."""
+    if recipe.digest() == stored.digest():
         return None
-    first = next(differences(_by_key(recipe, but), _by_key(there, but)), None)
+    first = next(differences(_by_key(recipe, but), _by_key(stored, but)), None)
     return first and f"`{first[0]}` is {_brief(first[1])}, there {_brief(first[2])}"
 
 
 def _by_key(recipe: Recipe, but: Collection[str]) -> dict[str, Any]:
-    """What changes the trained student, under the keys that a user writes."""
+    """What changes the trained student, by the keys that a user writes in a recipe."""
     data = {key: value for key, value in recipe.trained_by().items() if key not in but}
     data["student"] = {key: value for key, value in data["student"].items() if key != "config_root"}  # of dry runs only
     regime, phases = recipe.train.regime, data.pop("phases")
@@ -71,16 +71,16 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
     Raises InputError if the folder belongs to another recipe or other data, if `require` finds no checkpoint, if `never` finds one,
     or if checkpoints were published once and none of them is valid now: a run never silently starts over.
     """
-    own = {"recipe": recipe.digest(), "plan": plan_digest}
+    digests = {"recipe": recipe.digest(), "plan": plan_digest}
     checkpoints = folder / CHECKPOINTS
     if (folder / RUN).is_file():
-        there = read_json(folder / RUN)
-        if there.get("recipe") != own["recipe"]:
-            what = _difference(recipe, run_recipe(folder)) or f"its digest is {str(there.get('recipe'))[:8]}"
-            raise InputError(f"run folder `{folder}` belongs to another recipe ({what}): use another `name`, or remove it")
-        if there.get("plan") != own["plan"]:
-            digests = f"digest {str(there.get('plan'))[:8]}, this one is {plan_digest[:8]}"
-            raise InputError(f"run folder `{folder}` belongs to other data ({digests}): use another `name`, or remove it")
+        stored = read_json(folder / RUN)
+        if stored.get("recipe") != digests["recipe"]:
+            found = _difference(recipe, run_recipe(folder)) or f"its digest is {str(stored.get('recipe'))[:8]}"
+            raise InputError(f"run folder `{folder}` belongs to another recipe ({found}): use another `name`, or remove it")
+        if stored.get("plan") != digests["plan"]:
+            found = f"digest {str(stored.get('plan'))[:8]}, this one is {plan_digest[:8]}"
+            raise InputError(f"run folder `{folder}` belongs to other data ({found}): use another `name`, or remove it")
     newest = latest(checkpoints)
     if resume == "require" and newest is None:
         raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`")
@@ -91,4 +91,4 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
             f"`{checkpoints}` holds checkpoints and none is valid: repair or remove the run folder; it is not started over silently"
         )
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    write_json(folder / RUN, own)
+    write_json(folder / RUN, digests)

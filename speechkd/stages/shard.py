@@ -1,4 +1,4 @@
-"""The first stage: a card's audio and metadata become base shards."""
+"""`speechkd shard`: turns the audio and metadata that a card describes into base shards."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from speechkd.data.storage.store import Place, Unreachable, place
 
 
 def shard(card_path: Path, out: Place | str, partition: tuple[int, int] = (0, 1), workers: int | None = None, quiet: bool = False) -> Place:
-    """Write the shards of partition (i, n) below `out`, a folder or URL, and publish the version if they were the last ones missing.
+    """Write the shards of partition (i, n) below `out`, a folder or URL; publish the version if no shard is missing then.
 
-    Returns the version's folder, ROOT/<dataset>/<version>. A published version with this card is left as it is. Continues what was begun.
+    Returns the version's folder, `out`/<dataset>/<version>. Leaves a version published from this card as it is; continues one half written.
     Raises InputError: a bad card, missing raw data, a version published from another card, too many rejected items, an unreachable
     store, a full disk.
     """
@@ -77,7 +77,7 @@ def _counted(root: Place, quiet: bool) -> Place:
 
 
 def write_sample(card: Card, card_dir: Path, items: list[Item], root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(manifest, quarantine) of a few items written below `root` by the very code that shards a corpus: what `check` shows of a card."""
+    """(manifest, quarantine) of a few items written below `root` by the code that shards a corpus; `check` uses it to try a card."""
     parted = [Block(items, items_digest(card, items))]
     _write(root, card, card_dir, parted, [0], 1, quiet=True)
     publish(root, card, base_receipts(root, card, {0: parted[0].digest}), parted)

@@ -1,4 +1,4 @@
-"""`speechkd status RUN`: where a run stands, from its folder alone."""
+"""`speechkd status RUN`: prints state, step and last metrics of a run, from its folder alone."""
 
 from __future__ import annotations
 

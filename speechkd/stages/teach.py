@@ -1,4 +1,4 @@
-"""The second stage: a teacher answers every turn of every clip, shard by shard, into a column beside the audio."""
+"""`speechkd teach`: a teacher answers every turn of every clip, shard by shard; its answers become a column beside the audio."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs.columns import ColumnText, column_spec
 from speechkd.stages.inputs.corpora import Corpus, open_corpora, train_splits
-from speechkd.stages.inputs.gating import PAGE, assess
+from speechkd.stages.inputs.gating import PAGE, measure_column
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
@@ -32,18 +32,19 @@ from speechkd.teachers.prompts import reading, requests
 def teach(
     recipe: Recipe, partition: tuple[int, int] = (0, 1), roles: list[str] | None = None, retry_failed: bool = False
 ) -> list[Column | None]:
-    """Make the columns that the recipe's regime trains on (or those of `roles`); shards that have theirs are left alone.
+    """Make the columns that the recipe's regime trains on (or those of `roles`); shards that are done are skipped.
 
-    `retry_failed` asks again, once, for answers of finished columns that failed or were cut. Returns each corpus's and role's column, None
-    where other partitions are still at work. The teacher loads only if something is missing.
+    `partition` (i, n): this process works on every n-th shard, from i on. `retry_failed` asks once more for answers of finished columns
+    that failed or were cut. Returns the column of each role and corpus, None where other partitions are still at work. A teacher loads
+    only if something is missing.
     """
     part, parts = partition
     if not 0 <= part < parts:
         raise InputError(f"partition {part}/{parts}: must be 0/{parts} to {parts - 1}/{parts}")
-    prompt = open_prompt(recipe)
-    corpora = open_corpora(recipe)
+    prompt = open_prompt(recipe.prompt, recipe.student.llm)
+    corpora = open_corpora(recipe.data)
     for corpus in corpora:
-        train_splits(recipe, corpus)  # found wrong now, not after the answers were paid for
+        train_splits(corpus, recipe.train.roles)  # a wrong split fails now, not after the answers were paid for
     wanted = [(role, corpus) for role in roles or recipe.train.roles for corpus in corpora if corpus.config.weight(role)]
     works = [_Work(recipe, role, corpus, prompt, partition) for role, corpus in wanted]
     return [work.column(retry_failed) for work in works]
@@ -51,7 +52,7 @@ def teach(
 
 @dataclass
 class _Work:
-    """One role's column on one corpus."""
+    """Makes the column of one teacher role on one corpus."""
 
     recipe: Recipe
     role: str
@@ -61,7 +62,7 @@ class _Work:
 
     @cached_property
     def spec(self) -> ColumnSpec:
-        return column_spec(self.recipe, self.role, self.prompt)
+        return column_spec(self.role, self.config, self.recipe.prompt, self.prompt)
 
     @cached_property
     def config(self) -> TeacherConfig:
@@ -84,20 +85,20 @@ class _Work:
             self._reopen_failed(column)
             column = self._published() or self._fill()
         if column is not None and self.recipe.gates.active:
-            kept = assess(self.recipe, self.role, self.corpus, column)
-            say(f"teach: {column.name}: {kept.line()}; the worst answers: {column.root / PAGE}")
+            result = measure_column(self.role, self.config, self.recipe.gates, self.corpus, column)
+            say(f"teach: {column.name}: {result.line()}; the worst answers: {column.root / PAGE}")
         return column
 
     def _published(self) -> Column | None:
-        known = self.spec.name in self.corpus.shards.column_names()
-        return self.corpus.shards.column(self.spec.name) if known else None
+        published = self.spec.name in self.corpus.shards.column_names()
+        return self.corpus.shards.column(self.spec.name) if published else None
 
     def _fill(self) -> Column | None:
         part, parts = self.partition
-        mine = [shard for shard in self.writer.missing() if shard % parts == part]
+        to_do = [shard for shard in self.writer.missing() if shard % parts == part]
         total = self.corpus.shards.shards
-        for shard in progress(self._claimable(mine), f"teach {self.role}", total=total, start=total - len(mine)):
-            answered = self._taken(shard) if self.config.answers_from() else self._answered(shard)
+        for shard in progress(self._claimable(to_do), f"teach {self.role}", total=total, start=total - len(to_do)):
+            answered = self._answers_of_column(shard) if self.config.answers_from() else self._answered(shard)
             self.writer.write_shard(shard, _turns(answered), self._signals(answered))
         left = self.writer.missing()
         if left:
@@ -112,7 +113,7 @@ class _Work:
         return column
 
     def _claimable(self, shards: list[int]) -> Iterator[int]:
-        """The shards that are still to do: first those that nobody holds, then the others as they come free."""
+        """The shards still to do, each locked: first those that no other process holds, then the others as they come free."""
         for wait in (False, True):
             busy = []
             for shard in shards:
@@ -129,8 +130,8 @@ class _Work:
         answers = answer_all(self.teacher, [request for request, _ in asked], [key for _, key in asked], self._journal(shard))
         return [(request, answer) for (request, _), answer in zip(asked, answers, strict=True)]
 
-    def _taken(self, shard: int) -> list[tuple[Request, Answer]]:
-        """The requests of a shard that the column `responses` has an answer to, with that answer.
+    def _answers_of_column(self, shard: int) -> list[tuple[Request, Answer]]:
+        """The requests of a shard that the column named by `responses` answers, with those answers.
 
         Raises InputError for a column of other tokens or another template, and for an answer to another question.
         """
@@ -143,8 +144,8 @@ class _Work:
         for request, _ in self._asked(shard):
             turn = stored.get((request.key, request.turn))
             if turn is not None and turn.question != request.question:
-                said = f"`{request.key}`, turn `{request.turn}`: {turn.question[:60]!r}, not {request.question[:60]!r}"
-                raise InputError(f"column `{column.name}` answers another question ({said})")
+                difference = f"`{request.key}`, turn `{request.turn}`: {turn.question[:60]!r}, not {request.question[:60]!r}"
+                raise InputError(f"column `{column.name}` answers another question ({difference})")
             if turn is not None:
                 out.append((request, Answer(turn.text, turn.tokens, turn.prompt_tokens, turn.stop, turn.reason)))
         return out
@@ -157,7 +158,7 @@ class _Work:
         out = []
         for sample in self.corpus.shards.samples(shard=shard):
             clip = Clip(round(sample.seconds * SAMPLE_RATE), partial(self._hear, sample.row)) if sample.seconds > 0 else None
-            for asked in requests(config, tasks, sample.key, sample.metadata, self._described(sample.row), audio=clip is not None):
+            for asked in requests(config, tasks, sample.key, sample.metadata, self._span_column_text(sample.row), audio=clip is not None):
                 request = replace(asked, clip=clip)
                 if self.teacher.accepts(request):
                     out.append((request, answer_key(spec_digest, sample.digest, request, reading(request, fields))))
@@ -167,8 +168,8 @@ class _Work:
     def _span_text(self) -> ColumnText:
         return ColumnText(self.corpus, self.recipe.prompt.span.column, "prompt.span.column")
 
-    def _described(self, row: int) -> str | None:
-        """What the column that stands in the prompt's span says of a clip, where the recipe names one."""
+    def _span_column_text(self, row: int) -> str | None:
+        """The text that the prompt's span takes from a column for a clip, where the recipe names one."""
         return self._span_text.get(row) if self.recipe.prompt.span.reads == "column" else None
 
     @cached_property
@@ -181,7 +182,7 @@ class _Work:
         return samples_T
 
     def _signals(self, answered: Sequence[tuple[Request, Answer]]) -> TurnSignals:
-        """What the recipe stores beside the responses, scored again at every attempt: one forward pass is cheaper than journaling it."""
+        """The signals stored beside the responses. Every attempt scores them again: a forward pass is cheaper than a journal of them."""
         if not self.spec.signals.names:
             return {}
         teacher = self.teacher
@@ -193,7 +194,7 @@ class _Work:
         return AnswerJournal(self.writer.local / "answers" / f"{shard_name(shard)}.jsonl")
 
     def _reopen_failed(self, column: Column) -> None:
-        """Journal the whole answers of this partition's shards that have others, and take those shards back."""
+        """Reopen this partition's shards that have failed or cut answers: journal their whole answers, and withdraw the shards."""
         part, parts = self.partition
         failed = [entry["shard"] for entry in column.manifest["shards"] if entry["stop_error"] + entry["stop_length"]]
         failed = [shard for shard in failed if shard % parts == part]

@@ -1,4 +1,4 @@
-"""The third stage, seen from outside: check everything, write the run folder, start the ranks, tell the truth about how they ended."""
+"""`speechkd train`: checks everything, writes the run folder, starts the ranks and records how they ended."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     """
     folder = run_dir or recipe.run_dir
     read_ds_config(Path(recipe.deepspeed))
-    sources = open_train_sources(recipe, open_prompt(recipe))
+    sources = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     schedule = make_schedule(recipe, sources)
     schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
     check_method(recipe)
-    check_clips(recipe, [*{id(train_source.corpus): train_source.corpus for train_source in sources}.values()])
+    corpora = [*{id(train_source.corpus): train_source.corpus for train_source in sources}.values()]
+    check_clips(corpora, recipe.student.encoder, recipe.train.roles, recipe.evaluation)
     prepare_run(folder, recipe, schedule.digest, resume)
     newest = latest(folder / CHECKPOINTS)
     journal = Journal(folder / JOURNAL)
     if newest is not None and read_trainer(newest)["step"] >= schedule.steps:
-        same_base(read_trainer(newest), recipe, newest)
+        same_base(read_trainer(newest), newest, recipe.student, recipe.live)
         say(f"train: finished before at step {schedule.steps} ({newest})")
         if last_status(folder / JOURNAL) != "FINISHED":  # killed between its last checkpoint and its last word
             journal.status("FINISHED")
@@ -70,7 +71,7 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
 
 
 def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[TrainSource]) -> None:
-    """What is known before the first step: settings, tags, what the data holds."""
+    """Journal what is known before the first step: settings, tags, what the data holds."""
     journal.params(recipe.model_dump(mode="json"))
     journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in sources}))
     quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in sources}.values())
@@ -81,7 +82,7 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[
 
 
 def _let_finish(sender: subprocess.Popen[bytes]) -> None:
-    """Give the sender its half minute, so that MLflow is complete when the command ends; it ends by itself in any case."""
+    """Wait up to half a minute for the sender, so that MLflow is complete when the command ends; it ends by itself in any case."""
     try:
         sender.wait(timeout=SENDER_GRACE_S)
     except subprocess.TimeoutExpired:
@@ -107,7 +108,7 @@ def _user() -> str:
 
 
 def _revision(code: Path) -> dict[str, str]:
-    """The commit of the code that runs, and whether files of it were changed since; nothing where it is no part of a git repository."""
+    """The commit of the running code, and whether its files changed since; empty outside a git repository."""
     if not shutil.which("git"):
         return {}
 

@@ -1,11 +1,12 @@
-"""One rank of a training run: `torchrun ... -m speechkd.stages.worker RUN_DIR`. What to do stands in the run folder."""
+"""One rank of a training run: `torchrun ... -m speechkd.stages.worker RUN_DIR`. The recipe is read from the run folder."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def work(folder: Path) -> None:
     """Train this rank's share of the run in `folder`, from the newest valid checkpoint to the end or to a preemption."""
     preemption = PreemptionFlag()
     recipe = run_recipe(folder)
-    init_distributed(max(GROUP_TIMEOUT_S, 2 * recipe.train.stall_s))  # the watchdog speaks first: it knows where a rank stood
+    init_distributed(max(GROUP_TIMEOUT_S, 2 * recipe.train.stall_s))  # the watchdog fires first: it knows where a rank is stuck
     # Ranks of a killed launcher may still be saving their last step: wait for them, and never write beside another run.
     busy = f"another training run is at work in `{folder}`"
     with exclusive(folder / LOCK, LOCK_WAIT_S, busy) if dist.rank() == 0 else nullcontext():
@@ -55,13 +56,14 @@ def work(folder: Path) -> None:
 
 
 def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
-    prompt = open_prompt(recipe)
+    prompt = open_prompt(recipe.prompt, recipe.student.llm)
     sources = open_train_sources(recipe, prompt)
     schedule = make_schedule(recipe, sources)
     world = dist.world_size()
     dist.barrier()  # rank 0 holds the run folder's lock
     newest = latest(folder / CHECKPOINTS)
-    student = build_student(recipe)
+    memory = read_ds_config(Path(recipe.deepspeed))
+    student = build_student(recipe.student, memory, recipe.seed)
     with torch_seed(recipe.seed, "losses"):
         distiller = Distiller(student, build_method(recipe, student))
     if newest is not None:
@@ -69,19 +71,19 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         load_weights(distiller, newest)
     accumulate = recipe.plan.per_rank(world)
     precision: Precision = "bf16" if recipe.student.dtype == "bfloat16" else "fp32"
-    engine = Engine(distiller, recipe.optim, read_ds_config(Path(recipe.deepspeed)), accumulate, recipe.optim.clip, precision)
+    engine = Engine(distiller, recipe.optim, memory, accumulate, recipe.optim.clip, precision)
     start = 0
     if newest is not None:
         start = load_moments(engine, newest)
         if dist.rank() == 0:
             say(f"train: continues from {newest} on {world} ranks")
-    state = {"recipe": recipe.digest(), "plan": schedule.digest, "seed": recipe.seed, "base": frozen_base(recipe)}
+    state = {"recipe": recipe.digest(), "plan": schedule.digest, "seed": recipe.seed, "base": frozen_base(recipe.student, recipe.live)}
     state["prompt"] = sha256_bytes(prompt.text.encode())
     collator = make_collator(distiller.student, load_features(recipe.student.encoder))
     load = make_loader(recipe, sources, prompt, collator)
 
     def keep(step: int) -> None:
-        _assert_partitioned(engine, recipe)
+        _assert_partitioned(engine, memory)
         save(engine, folder / CHECKPOINTS, step, state, recipe.train.keep_checkpoints)
         _write_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
 
@@ -109,21 +111,22 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
 
 
 def _same_run(trainer: dict[str, object], recipe: Recipe, schedule: Schedule, checkpoint: Path) -> None:
+    """Raises InputError for a checkpoint of another recipe, other data or other frozen models."""
     if trainer.get("recipe") != recipe.digest() or trainer.get("plan") != schedule.digest:
         raise InputError(f"`{checkpoint}` belongs to another recipe or other data than `{recipe.name}` has now")
-    same_base(trainer, recipe, checkpoint)
+    same_base(trainer, checkpoint, recipe.student, recipe.live)
 
 
-def _assert_partitioned(engine: Engine, recipe: Recipe) -> None:
-    """With a persistence threshold of 0, nothing may be whole on a rank between steps: a leak of gathered weights shows here first."""
-    memory = read_ds_config(Path(recipe.deepspeed))["zero_optimization"]
-    if memory["stage"] == 3 and memory.get("stage3_param_persistence_threshold") == 0 and dist.world_size() > 1:
+def _assert_partitioned(engine: Engine, memory: Mapping[str, Any]) -> None:
+    """With a persistence threshold of 0, no parameter may be whole on a rank between steps: catches leaks of gathered weights."""
+    zero = memory["zero_optimization"]
+    if zero["stage"] == 3 and zero.get("stage3_param_persistence_threshold") == 0 and dist.world_size() > 1:
         whole = [name for name, available in partition_report(engine.module).items() if available]
         assert not whole, f"whole between steps: {whole[:5]}"
 
 
 def _write_probe(path: Path, engine: Engine, load: Callable[[Sequence[ExampleRef]], Batch], schedule: Schedule) -> None:
-    """Logits that training sees at a few positions of the first step's examples, for comparing the export with. Collective."""
+    """Save training's logits at a few positions of the first examples, to compare the export with. Every rank must call it."""
     refs = [ref for micro in schedule.share(0, 0, 1) for ref in micro][:2]
     batch = load(refs)
     batch.response_T, batch.mask_T = batch.response_T[:PROBE_POSITIONS], batch.mask_T[:PROBE_POSITIONS]

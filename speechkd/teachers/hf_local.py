@@ -10,7 +10,7 @@ from pydantic import Field
 
 from speechkd.core.errors import InputError
 from speechkd.models.exported import load_tokenizer
-from speechkd.models.model_folder import fingerprint, local_folder, read_config
+from speechkd.models.model_folder import fingerprint, text_config
 from speechkd.models.pretrained import load_causal_lm
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request, ScoringConfig, batches
@@ -46,12 +46,12 @@ class LoadedConfig(LocalConfig):
 
     def output_width(self) -> int:
         """Width of the model's output, from its configuration alone."""
-        width: int = read_config(local_folder(self.model, weights=False)).get_text_config().vocab_size
+        width: int = text_config(self.model).vocab_size
         return width
 
     def state_width(self) -> int:
         """Width of the model's states, from its configuration alone."""
-        width: int = read_config(local_folder(self.model, weights=False)).get_text_config().hidden_size
+        width: int = text_config(self.model).hidden_size
         return width
 
 

@@ -12,7 +12,7 @@ from speechkd.core.files import sha256_file
 from speechkd.models.architectures import meta_encoder
 from speechkd.models.encoder_families import SAMPLE_RATE, hearing
 from speechkd.models.exported import MANIFEST, llm_of, load_student, read_manifest
-from speechkd.models.model_folder import local_folder, read_config
+from speechkd.models.model_folder import text_config
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, StudentPrompt
 from speechkd.teachers.hearing import HearingTeacher
@@ -55,7 +55,7 @@ class SnapshotTeacherConfig(LocalConfig):
 
     def _llm(self) -> Any:
         folder = Path(self.model)
-        return read_config(local_folder(llm_of(folder, read_manifest(folder)), weights=False)).get_text_config()
+        return text_config(llm_of(folder, read_manifest(folder)))
 
 
 class StudentEars:

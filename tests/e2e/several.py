@@ -25,7 +25,12 @@ def train_several(recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         assert all(teach(recipe))
         check_method(recipe)
-        prepare_run(recipe.run_dir, recipe, make_schedule(recipe, open_train_sources(recipe, open_prompt(recipe))).digest, "never")
+        prepare_run(
+            recipe.run_dir,
+            recipe,
+            make_schedule(recipe, open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))).digest,
+            "never",
+        )
     assert run_ranks([__file__, *(str(recipe.run_dir) for recipe in recipes)], 2) == 0
     for recipe in recipes:
         trained(recipe)

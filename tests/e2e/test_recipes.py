@@ -79,7 +79,7 @@ def test_a_teacher_reads_what_the_start_wrote_about_the_clips(workshop: Path, ex
     path, changes = small(workshop, exported, "source_layer.yaml"), shlex.split(LAYER_AC.replace("EXPORT", str(exported)))
     reader = f"live.reader={{kind: text_llm, model: standins/llm, reads: {{form: column, column: {column.name}}}}}"
     recipe = load_recipe(path, [*changes, "name=reads-descriptions", reader])
-    (train_source,) = open_train_sources(recipe, open_prompt(recipe))
+    (train_source,) = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     row = train_source.plan_source.row(0)
     answers = {column.key_of(number): column.read(number).text for number in range(len(column.examples()))}
     assert train_source.words(row) == {column.name: answers[train_source.reader.read(row, hear=False).key]}

@@ -55,7 +55,7 @@ def refusal(folder: Path, *sets: str) -> str:
     """Why training would not start."""
     with pytest.raises(InputError) as refused:
         recipe = load_recipe(folder / "recipe.yaml", [*SIGNALS, *sets])
-        open_train_sources(recipe, open_prompt(recipe))
+        open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     said = str(refused.value)
     assert "\n" not in said
     return said

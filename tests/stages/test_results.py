@@ -15,5 +15,5 @@ ROW = {"student": 0.9, "unseen": 0.8, "teacher": 1, "chance": 0.25, "shuffled": 
 def test_scores_are_charts_and_the_counts_behind_the_controls_are_not(tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "pipelines/meta_prompt_kd.yaml", ["tracking.uri=null"])
     more = {"unseen_n": 320, "unseen_unparsable": 2, "shuffled_unparsable": 9, "teacher_unparsable": None, "splits": {"student": "test"}}
-    publish_results(recipe, tmp_path, {"language": {**ROW, **more}}, step=7)
+    publish_results(recipe.tracking, tmp_path, {"language": {**ROW, **more}}, step=7)
     assert metric_series(tmp_path / JOURNAL) == {f"eval/language/{name}": [(7, float(value))] for name, value in ROW.items()}

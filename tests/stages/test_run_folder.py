@@ -105,8 +105,8 @@ def test_a_template_that_changed_since_training_is_not_exported(tmp_path: Path) 
     template = tmp_path / "prompt.j2"
     template.write_text(Path(recipe(tmp_path).prompt.template).read_text(encoding="utf-8"), encoding="utf-8")
     own = recipe(tmp_path, f"prompt.template={template}")
-    trained_with = {"prompt": sha256_bytes(_prompt(own, {}, tmp_path).encode())}
-    assert _prompt(own, trained_with, tmp_path) == _prompt(own, {}, tmp_path)
+    trained_with = {"prompt": sha256_bytes(_prompt(own.prompt, own.student.llm, {}, tmp_path).encode())}
+    assert _prompt(own.prompt, own.student.llm, trained_with, tmp_path) == _prompt(own.prompt, own.student.llm, {}, tmp_path)
     template.write_text("{{ question }} please " + template.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(InputError, match="prompt.j2` has changed since"):
-        _prompt(own, trained_with, tmp_path)
+        _prompt(own.prompt, own.student.llm, trained_with, tmp_path)

@@ -161,22 +161,22 @@ def test_gates_drop_by_recipe_and_say_what(recipe: Make, capsys: pytest.CaptureF
         assert column is not None
         unmeasured = load_recipe(path, strict)
         with pytest.raises(InputError, match="not measured for `gates`: run `speechkd teach`"):
-            open_train_sources(unmeasured, open_prompt(unmeasured))
+            open_train_sources(unmeasured, open_prompt(unmeasured.prompt, unmeasured.student.llm))
         teach(unmeasured)
         calls = len(endpoint.calls)
         assert "kept 48 of 60 answers; dropped: failed 0, cut 0, refusal 8, contradiction 4" in capsys.readouterr().err
-        [train_source] = open_train_sources(unmeasured, open_prompt(unmeasured))
+        [train_source] = open_train_sources(unmeasured, open_prompt(unmeasured.prompt, unmeasured.student.llm))
         assert train_source.reader.column is not None
         texts = [train_source.reader.column.read(int(row)).text for row in train_source.plan_source.row_N]
         assert len(texts) == 48 and all("german" in text for text in texts)
-        [plain] = open_train_sources(load_recipe(path), open_prompt(unmeasured))
+        [plain] = open_train_sources(load_recipe(path), open_prompt(unmeasured.prompt, unmeasured.student.llm))
         assert len(plain.plan_source.shard_N) == 60 and plain.plan_source.content_digest() != train_source.plan_source.content_digest()
         looser = load_recipe(path, ["gates.drop_refusals=true"])
-        [more] = open_train_sources(looser, open_prompt(looser))
+        [more] = open_train_sources(looser, open_prompt(looser.prompt, looser.student.llm))
         assert len(more.plan_source.shard_N) == 52 and calls == len(endpoint.calls) == 60, "other thresholds ask nothing"
         none = load_recipe(path, ["gates.min_words=50"])
         with pytest.raises(InputError, match="the gates drop every answer"):
-            open_train_sources(none, open_prompt(none))
+            open_train_sources(none, open_prompt(none.prompt, none.student.llm))
     page = (column.root / "answers.html").read_text(encoding="utf-8")
     assert "refusal" in page and "&lt;script&gt;" in page and "<script>" not in page and "no threshold set" in page
     assert load_recipe(path).digest() != unmeasured.digest() != looser.digest()
@@ -195,7 +195,7 @@ def test_the_key_is_in_no_file_and_on_no_screen(
     assert column is not None and column.manifest["totals"]["stop_error"] == 30
     run = tmp_path / "run"
     journal = Journal(run / JOURNAL)
-    _describe(journal, run, loaded, open_train_sources(loaded, open_prompt(loaded)))
+    _describe(journal, run, loaded, open_train_sources(loaded, open_prompt(loaded.prompt, loaded.student.llm)))
     journal.close()
     store = Store(tmp_path / "mlflow.db")
     sync(run, store.uri, "tests")

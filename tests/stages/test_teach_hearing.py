@@ -96,7 +96,7 @@ def test_signals_are_added_to_answers_that_are_there(room: Path, speech_llm: str
     assert all(len(read.signals(row).ids_TK) == len(read.read(row).tokens) for row in range(10))
     assert planned.basis.endswith(labels.name + " has") and "scored only" in planned.lines(1.0)[1]
     assert planned.hours(1.0) == pytest.approx((planned.prompt_tokens + planned.response_tokens) / 3600)
-    [train_source] = open_train_sources(made, open_prompt(made))
+    [train_source] = open_train_sources(made, open_prompt(made.prompt, made.student.llm))
     assert len(train_source.plan_source) > 0
 
     losses = {"ce": {"kind": "response_ce"}, "awcka": {"kind": "attn_cka", "teacher": "hearer", "attention": "stored"}}
@@ -105,18 +105,18 @@ def test_signals_are_added_to_answers_that_are_there(room: Path, speech_llm: str
     made = recipe(room, hears, student={"projector": {"kind": "linear", "pool": 2}}, **over)
     column = taught(made)
     assert column.manifest["totals"]["stop_eos"] == 9, "of the text-only sample there is nothing to hear"
-    sources = open_train_sources(made, open_prompt(made))
+    sources = open_train_sources(made, open_prompt(made.prompt, made.student.llm))
     source = sources[0].plan_source
     heard = hearing(meta_encoder(made.student.encoder))
     with_pool = partial(Collator, lambda clips, samples: torch.zeros(len(clips), 80, samples // 160), heard)
-    load = make_loader(made, sources, open_prompt(made), with_pool(lambda frames: -(-frames // 2)))
+    load = make_loader(made, sources, open_prompt(made.prompt, made.student.llm), with_pool(lambda frames: -(-frames // 2)))
     batch = load([ExampleRef(0, source.row(number)) for number in range(4)])
     attention_CQ = batch.signals.attention_CQ
     assert attention_CQ.shape == batch.clips.mask_CQ.shape and not attention_CQ[~batch.clips.mask_CQ].any()
     for number in range(4):
         stored_Q = column.signals(source.row(number)).attention_CQ[0]
         assert torch.equal(attention_CQ[number, : len(stored_Q)], stored_Q)
-    coarse = make_loader(made, sources, open_prompt(made), with_pool(lambda frames: -(-frames // 5)))
+    coarse = make_loader(made, sources, open_prompt(made.prompt, made.student.llm), with_pool(lambda frames: -(-frames // 5)))
     with pytest.raises(InputError, match="must hear in equal steps"):
         coarse([ExampleRef(0, source.row(number)) for number in range(4)])
 

@@ -1,1 +1,1 @@
-"""What a run is built from: the recipe's student, losses and live teachers, checked from configuration files, then built."""
+"""What a run trains: checks the student, losses and live teachers of a recipe from configuration files, then builds them."""

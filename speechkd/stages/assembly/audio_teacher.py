@@ -14,64 +14,61 @@ from speechkd.engine.zero import local_device
 from speechkd.models.encoder import layer_mix
 from speechkd.models.encoder_families import SPEECH_LLMS
 from speechkd.models.exported import llm_of, read_manifest, trained_tensors
-from speechkd.models.model_folder import config_home, fingerprint, local_folder, read_config
+from speechkd.models.model_folder import fingerprint, read_config
 from speechkd.models.projectors import PROJECTORS, ProjectorConfig
 from speechkd.models.projectors.init_from import init_projector
 from speechkd.models.projectors.linear import LinearConfig, LinearProjector
 from speechkd.models.student import Student
-from speechkd.recipe import Recipe
+from speechkd.models.student_config import StudentConfig
 from speechkd.stages.assembly.model_facts import is_speech_llm
 from speechkd.teachers.live import AudioTeacher
-from speechkd.teachers.live_config import SpeechConfig
+from speechkd.teachers.live_config import LiveConfig, SpeechConfig
 
 OWN_PROJECTOR = LinearConfig(pool=1)
 """The projector of a speech LLM: one Linear, no pooling"""
 
 
-def check_speech(recipe: Recipe, teacher: str) -> None:
+def check_speech(teacher: str, config: LiveConfig, student: StudentConfig) -> None:
     """Raises InputError for a speech teacher that does not fit the student's encoder or positions; other live teachers pass."""
-    config = recipe.live[teacher]
     if not isinstance(config, SpeechConfig):
         return
-    if is_speech_llm(recipe, config):
-        _check_speech_llm(recipe, teacher, config)
+    if is_speech_llm(config.model, student.config_root):
+        _check_speech_llm(teacher, config, student)
         return
     manifest = read_manifest(Path(config.model))
     if manifest.student.lora is not None:
         raise InputError(f"`{config.model}` has LoRA apart from its base: export it with `--merge` (live.{teacher}.model)")
-    if manifest.fingerprints.encoder != fingerprint(recipe.student.encoder):
-        raise InputError(
-            f"`{config.model}` hears through another encoder than the student's `{recipe.student.encoder}` (live.{teacher}.model)"
-        )
-    _same_positions(recipe, teacher, config, manifest.student.projector)
+    if manifest.fingerprints.encoder != fingerprint(student.encoder):
+        raise InputError(f"`{config.model}` hears through another encoder than the student's `{student.encoder}` (live.{teacher}.model)")
+    _same_positions(teacher, config, student, manifest.student.projector)
 
 
-def _check_speech_llm(recipe: Recipe, teacher: str, config: SpeechConfig) -> None:
-    kind = read_config(local_folder(config_home(config.model, recipe.student.config_root), weights=False)).model_type
+def _check_speech_llm(teacher: str, config: SpeechConfig, student: StudentConfig) -> None:
+    kind = read_config(config.model, student.config_root).model_type
     if kind not in SPEECH_LLMS:
         raise InputError(
             f"`{config.model}` is neither an export nor a speech LLM ({', '.join(SPEECH_LLMS)}), but `{kind}` (live.{teacher}.model)"
         )
-    if recipe.student.encoder != config.model:
+    if student.encoder != config.model:
         raise InputError(
-            f"`{config.model}` hears through its own encoder, the student through `{recipe.student.encoder}`: "
+            f"`{config.model}` hears through its own encoder, the student through `{student.encoder}`: "
             f"set `student.encoder` to it (live.{teacher}.model)"
         )
-    _same_positions(recipe, teacher, config, OWN_PROJECTOR)
+    _same_positions(teacher, config, student, OWN_PROJECTOR)
 
 
-def _same_positions(recipe: Recipe, teacher: str, config: SpeechConfig, projector: ProjectorConfig) -> None:
+def _same_positions(teacher: str, config: SpeechConfig, student: StudentConfig, projector: ProjectorConfig) -> None:
     """Raises InputError where a clip has another number of audio positions in the teacher than in the student."""
-    blocks = recipe.student.projector, projector
+    blocks = student.projector, projector
     with torch.device("meta"):
         ours, theirs = (PROJECTORS.get(block.kind)(block, 8, 8) for block in blocks)
     if any(ours.positions(frames) != theirs.positions(frames) for frames in (1, 50, 99, 1500)):
         raise InputError(f"`{config.model}` makes another number of audio positions than the student's projector (live.{teacher}.model)")
 
 
-def load_audio_teacher(recipe: Recipe, name: str, student: Student, load_llm: Callable[[str], nn.Module]) -> AudioTeacher:
+def load_audio_teacher(name: str, student: Student, config_root: str | None, load_llm: Callable[[str], nn.Module]) -> AudioTeacher:
     """A speech teacher on this rank, from an export or a whole speech LLM. It reads the states of the student's encoder."""
-    if is_speech_llm(recipe, SpeechConfig(model=name)):
+    if is_speech_llm(name, config_root):
         whole: Any = load_llm(name)
         whole.set_attn_implementation("eager")
         config = OWN_PROJECTOR.model_copy(update={"init_from": name})

@@ -1,4 +1,4 @@
-"""A recipe's losses and live teachers on this rank, beside the student."""
+"""Builds a recipe's losses and live teachers on this rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from speechkd.train.distiller import Method
 
 
 def build_method(recipe: Recipe, student: Student) -> Method:
-    """The recipe's losses and live teachers. `student` is as it is at step 0: a snapshot is taken of it before any checkpoint is loaded."""
+    """The recipe's losses and live teachers. Call it before a checkpoint is loaded: a snapshot teacher is a copy of `student` at step 0."""
     memory = read_ds_config(Path(recipe.deepspeed))
     dtype = getattr(torch, recipe.student.dtype)
     split = stage(memory) == 3
@@ -28,9 +28,9 @@ def build_method(recipe: Recipe, student: Student) -> Method:
         return load_causal_lm(name, dtype, split, memory)
 
     def load_speech(name: str) -> AudioTeacher:
-        return load_audio_teacher(recipe, name, student, load_llm)
+        return load_audio_teacher(name, student, recipe.student.config_root, load_llm)
 
     live = {name: build_live(name, config, student, load_llm, load_speech) for name, config in recipe.live.items()}
-    shared = {name: shared_ids(recipe, name) for name in recipe.live}
+    shared = {name: shared_ids(name, config, recipe.student) for name, config in recipe.live.items()}
     stored = [stored_states(recipe, name, config) for name, config in recipe.losses.items() if "hidden" in config.needs().stored]
     return Method(losses=recipe.losses, streams=recipe.train.streams, teachers=live, shared=shared, stored=stored[0] if stored else None)

@@ -1,79 +1,70 @@
-"""What stands behind a live teacher: its language model, tokenizer and prompt, known from configuration files and tokenizers alone."""
+"""Facts about the language models of the student and its live teachers, from configuration files and tokenizers alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speechkd.core.errors import InputError
 from speechkd.models.architectures import meta_causal_lm
 from speechkd.models.exported import MANIFEST, TOKENIZER, llm_of, load_tokenizer, read_manifest
-from speechkd.models.model_folder import HUB_ID, config_home, local_folder, read_config
-from speechkd.models.prompt import Prompt
-from speechkd.recipe import Recipe
-from speechkd.teachers.live_config import SpeechConfig, TextLlmConfig
+from speechkd.models.model_folder import HUB_ID, config_home, text_config
+from speechkd.models.student_config import StudentConfig
+from speechkd.teachers.live_config import LiveConfig, SpeechConfig, TextLlmConfig
 
 
-def llm_behind(recipe: Recipe, teacher: str) -> str:
-    """The language model behind a live teacher, or the student's."""
-    config = recipe.live.get(teacher)
-    if isinstance(config, TextLlmConfig) or isinstance(config, SpeechConfig) and is_speech_llm(recipe, config):
-        return config.model
-    if isinstance(config, SpeechConfig):
-        return llm_of(Path(config.model), read_manifest(Path(config.model)))
-    return recipe.student.llm
-
-
-def tokenizer_behind(recipe: Recipe, teacher: str) -> Any:
-    """The tokenizer of that language model; an export brings its own."""
-    config = recipe.live.get(teacher)
-    exported = isinstance(config, SpeechConfig) and not is_speech_llm(recipe, config)
-    return load_tokenizer(str(Path(config.model) / TOKENIZER) if exported else llm_behind(recipe, teacher))  # type: ignore[union-attr]
-
-
-def is_speech_llm(recipe: Recipe, config: SpeechConfig) -> bool:
-    """Whether a speech teacher is a whole speech LLM, not an export."""
-    if (Path(config.model) / MANIFEST).is_file():
-        return False
-    home = Path(config_home(config.model, recipe.student.config_root))
-    on_the_hub = not Path(config.model).exists() and HUB_ID.fullmatch(config.model) is not None
-    return (home / "config.json").is_file() or on_the_hub
-
-
-def depth(recipe: Recipe, teacher: str) -> int:
-    """Layers of that language model."""
-    layers: int = _text_config(recipe, teacher).num_hidden_layers
+def student_depth(student: StudentConfig) -> int:
+    """Number of layers of the student's language model."""
+    layers: int = text_config(student.llm, student.config_root).num_hidden_layers
     return layers
 
 
-def vocabulary_width(recipe: Recipe, teacher: str) -> int:
-    """Width of its output, padding included."""
-    width: int = _text_config(recipe, teacher).vocab_size
+def student_vocabulary_width(student: StudentConfig) -> int:
+    """Width of the student's output, padding included."""
+    width: int = text_config(student.llm, student.config_root).vocab_size
     return width
 
 
-def _text_config(recipe: Recipe, teacher: str) -> Any:
-    return read_config(local_folder(config_home(llm_behind(recipe, teacher), recipe.student.config_root), weights=False)).get_text_config()
+def teacher_llm(live: LiveConfig, student: StudentConfig) -> str:
+    """The language model of a live teacher: its own, or the student's for `self` and `snapshot`."""
+    if isinstance(live, SpeechConfig) and not is_speech_llm(live.model, student.config_root):
+        return llm_of(Path(live.model), read_manifest(Path(live.model)))
+    return live.model if isinstance(live, (TextLlmConfig, SpeechConfig)) else student.llm
 
 
-def teacher_prompts(recipe: Recipe, prompt: Prompt) -> dict[str, Prompt]:
-    """The prompt of every live teacher that reads, in its own tokenizer. Raises InputError where its turns end with another token."""
-    prompts = {}
-    for name, config in recipe.live.items():
-        if config.kind == "self":
-            prompts[name] = prompt
-        elif isinstance(config, TextLlmConfig):
-            prompts[name] = Prompt(prompt.text, load_tokenizer(config.model), recipe.prompt.template)
-            if prompts[name].end_of_turn != prompt.end_of_turn:
-                raise InputError(f"`{config.model}` ends a turn with another token than the student's LLM (live.{name}.model)")
-    return prompts
+def teacher_tokenizer(live: LiveConfig, student: StudentConfig) -> Any:
+    """The tokenizer of a live teacher's language model; an export brings its own."""
+    if isinstance(live, SpeechConfig) and not is_speech_llm(live.model, student.config_root):
+        return load_tokenizer(str(Path(live.model) / TOKENIZER))
+    return load_tokenizer(teacher_llm(live, student))
 
 
-def live_parameters(recipe: Recipe) -> dict[str, int]:
-    """Parameters of the language models that live teachers bring with them, from configuration files alone."""
+def teacher_depth(live: LiveConfig, student: StudentConfig) -> int:
+    """Number of layers of a live teacher's language model."""
+    layers: int = text_config(teacher_llm(live, student), student.config_root).num_hidden_layers
+    return layers
+
+
+def teacher_vocabulary_width(live: LiveConfig, student: StudentConfig) -> int:
+    """Width of a live teacher's output, padding included."""
+    width: int = text_config(teacher_llm(live, student), student.config_root).vocab_size
+    return width
+
+
+def is_speech_llm(model: str, config_root: str | None) -> bool:
+    """Whether the model of a speech teacher is a whole speech LLM, not an export."""
+    if (Path(model) / MANIFEST).is_file():
+        return False
+    home = Path(config_home(model, config_root))
+    on_the_hub = not Path(model).exists() and HUB_ID.fullmatch(model) is not None
+    return (home / "config.json").is_file() or on_the_hub
+
+
+def live_parameters(live: Mapping[str, LiveConfig], student: StudentConfig) -> dict[str, int]:
+    """Parameter counts of the language models that live teachers add to the student's, by teacher."""
     counts = {}
-    for name, config in recipe.live.items():
+    for name, config in live.items():
         if isinstance(config, (TextLlmConfig, SpeechConfig)):
-            llm = meta_causal_lm(config_home(llm_behind(recipe, name), recipe.student.config_root))
+            llm = meta_causal_lm(config_home(teacher_llm(config, student), student.config_root))
             counts[name] = sum(p.numel() for p in llm.parameters())
     return counts

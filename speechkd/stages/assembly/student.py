@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import torch_seed
-from speechkd.engine.ds_config import read_ds_config, stage
+from speechkd.engine.ds_config import stage
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.zero import local_device
 from speechkd.models.architectures import meta_causal_lm, meta_encoder
@@ -16,15 +18,14 @@ from speechkd.models.exported import read_manifest, trained_tensors
 from speechkd.models.model_folder import config_home, fingerprint
 from speechkd.models.projectors.init_from import check_init_from, init_projector
 from speechkd.models.student import Student
-from speechkd.recipe import Recipe
+from speechkd.models.student_config import StudentConfig
 
 
-def meta_student(recipe: Recipe) -> Student:
+def meta_student(config: StudentConfig) -> Student:
     """The recipe's student on the meta device, from configuration files alone (`student.config_root` stands in for a hub out of reach).
 
     Raises InputError for a LoRA target that matches nothing.
     """
-    config = recipe.student
     dtype = getattr(torch, config.dtype)
     encoder = meta_encoder(config_home(config.encoder, config.config_root), dtype)
     llm = meta_causal_lm(config_home(config.llm, config.config_root), dtype)
@@ -32,15 +33,16 @@ def meta_student(recipe: Recipe) -> Student:
         return Student(encoder, llm, config)
 
 
-def build_student(recipe: Recipe) -> Student:
-    """The student on this rank: frozen models partitioned as they load, what trains made from the seed (equal on all ranks)."""
-    config = recipe.student
-    memory = read_ds_config(Path(recipe.deepspeed))
+def build_student(config: StudentConfig, memory: Mapping[str, Any], seed: int) -> Student:
+    """The student on this rank: frozen models partitioned as they load, what trains made from the seed (equal on all ranks).
+
+    `memory`: the DeepSpeed file, as `read_ds_config` returned it.
+    """
     dtype = getattr(torch, config.dtype)
     split = stage(memory) == 3
     encoder = load_encoder(config.encoder, dtype, split, memory)
     llm = load_causal_lm(config.llm, dtype, split, memory)
-    with torch_seed(recipe.seed, "student"):
+    with torch_seed(seed, "student"):
         student = Student(encoder, llm, config)
         init_projector(student.projector)
     if config.init_from:
@@ -56,9 +58,8 @@ def _init_from_export(student: Student, folder: Path) -> None:
         parameters.get(name, parameters.get(f"{home}.base_layer.{last}", tensor)).data.copy_(tensor)
 
 
-def check_init_export(recipe: Recipe) -> None:
-    """Raises InputError for an export that a student of this recipe cannot start from."""
-    config = recipe.student
+def check_init_export(config: StudentConfig) -> None:
+    """Raises InputError for an export that this student cannot start from."""
     if not config.init_from:
         return
     folder, key = Path(config.init_from), "student.init_from"
@@ -74,8 +75,8 @@ def check_init_export(recipe: Recipe) -> None:
             raise InputError(f"`{folder}` has another `{name}` than `student.{name}`: set that to the export's ({key})")
 
 
-def check_init_projector(recipe: Recipe) -> None:
+def check_init_projector(config: StudentConfig) -> None:
     """Raises InputError where the projector cannot start from the local model that it names; hub ids are not checked here."""
-    source = recipe.student.projector.starts_from()
+    source = config.projector.starts_from()
     if source is not None and Path(source).is_dir():
-        check_init_from(meta_student(recipe).projector, source)
+        check_init_from(meta_student(config).projector, source)

@@ -1,1 +1,1 @@
-"""What a run reads: the corpora, columns and prompt of a recipe, as training sources."""
+"""What a run reads: opens the corpora, teacher columns and prompt of a recipe and makes training batches of them."""

@@ -1,4 +1,4 @@
-"""What the teacher will cost, before it runs: samples, turns, tokens, bytes of each signal, hours."""
+"""Estimates what a teacher will cost before it runs: samples, turns, tokens, bytes of each signal, hours."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from speechkd.recipe import CorpusConfig, Recipe
 from speechkd.stages.inputs.corpora import version_folder
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers.base import Request, TeacherConfig
-from speechkd.teachers.prompts import reading, requests
+from speechkd.teachers.prompts import PromptConfig, reading, requests
 
 T = TypeVar("T")
 
 COUNTED = 20_000
-"""Samples whose turns are counted; of a larger corpus, as many spread evenly over it"""
+"""Samples whose turns are counted at most; a larger corpus is sampled evenly"""
 TOKENIZED = 400
-"""Turns whose prompts are tokenized"""
+"""Turns whose prompts are tokenized at most"""
 RESPONSE_BYTES_PER_TOKEN, RESPONSE_BYTES_PER_TURN = 9, 287
 """Text and ids; question, names and tar padding. `minibabel` has 334 bytes a turn of 5.2 tokens (mean of 32,254 turns); the 9 is an
 estimate: an id of up to 6 digits, a comma, some letters"""
@@ -32,37 +32,37 @@ estimate: an id of up to 6 digits, a comma, some letters"""
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """One teacher role on one corpus. Counts are estimates where the corpus is large; `at_most` says that response tokens are a bound."""
+    """The cost of one teacher role on one corpus. Counts are estimates where the corpus is large."""
 
     role: str
     corpus: str
     samples: int
     turns: float
     prompt_tokens: float
-    """in all"""
+    """of all turns"""
     response_tokens: float
     basis: str
-    """what `response_tokens` rests on"""
+    """where `response_tokens` comes from, and whether it is only a bound"""
     signals: Mapping[str, float]
-    """bytes in all, by signal"""
+    """signal -> bytes of all turns"""
     scored: bool
-    """a pass over prompt and response without generation"""
+    """whether a forward pass over prompt and response makes signals"""
     answered: bool = True
-    """whether the teacher answers: not where it only scores the answers of another column"""
+    """whether the teacher generates answers; False where it only scores the answers of another column"""
 
     def hours(self, tokens_per_s: float) -> float:
-        """At so many tokens a second, read and generated alike; a scoring pass reads everything once more."""
+        """Hours at `tokens_per_s`, read and generated tokens alike; a scoring pass reads everything once more."""
         tokens = self.prompt_tokens + self.response_tokens
         return tokens * (self.scored + self.answered) / tokens_per_s / 3600
 
     def lines(self, tokens_per_s: float) -> list[str]:
         """For people."""
-        asked = self.prompt_tokens / max(self.turns, 1)
+        per_turn = self.prompt_tokens / max(self.turns, 1)
         size = ", ".join(f"{name} {_size(value)}" for name, value in self.signals.items())
         passes = ("" if not self.scored else ", read twice: answered, then scored") if self.answered else ", scored only"
         return [
             f"teacher     {self.role} on {self.corpus}: {self.samples:,} samples, {round(self.turns):,} turns, "
-            f"{round(self.prompt_tokens):,} prompt tokens ({asked:.0f} a turn), {round(self.response_tokens):,} response tokens "
+            f"{round(self.prompt_tokens):,} prompt tokens ({per_turn:.0f} a turn), {round(self.response_tokens):,} response tokens "
             f"({self.basis})",
             f"            {size}; {self.hours(tokens_per_s):.2f} h at {tokens_per_s:,.0f} tokens/s{passes}",
         ]
@@ -71,32 +71,37 @@ class Budget:
 def budgets(recipe: Recipe) -> list[Budget]:
     """The budget of every role of the regime on every corpus.
 
-    Raises InputError where a corpus is neither sharded nor there as raw data, or the tokenizer cannot be had.
+    Raises InputError where a corpus has neither shards nor raw data here, or the tokenizer cannot be had.
     """
-    corpora = [_Samples.of(recipe, config) for config in recipe.data.corpora]
-    prompt = open_prompt(recipe)
-    pairs = zip(recipe.data.corpora, corpora, strict=True)
-    return [_budget(recipe, role, corpus, prompt) for config, corpus in pairs for role in recipe.train.roles if config.weight(role)]
+    corpora = [_Samples.of(config, recipe.data.root) for config in recipe.data.corpora]
+    prompt = open_prompt(recipe.prompt, recipe.student.llm)
+    return [
+        _budget(role, recipe.teachers[role], recipe.prompt, prompt, corpus)
+        for config, corpus in zip(recipe.data.corpora, corpora, strict=True)
+        for role in recipe.train.roles
+        if config.weight(role)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """Keys and metadata of a corpus, from its shards or, where there are none yet, from its raw data's listing."""
+    """Keys and metadata of a corpus's samples, from its shards or, where there are none yet, from a listing of its raw data."""
 
     card: Card
     shards: ShardSet | None
     count: int
     some: Sequence[tuple[str, Metadata]]
+    """(key, metadata) of at most `COUNTED` of its `count` samples, evenly spread"""
 
     @property
     def mean_seconds(self) -> float:
-        """Of a clip; where nothing is sharded yet, as long as the card lets one be."""
+        """Mean length of a clip; before sharding, the longest that the card allows."""
         return self.card.audio.max_seconds if self.shards is None else self.shards.manifest["totals"]["seconds"] / max(self.count, 1)
 
     @classmethod
-    def of(cls, recipe: Recipe, config: CorpusConfig) -> _Samples:
+    def of(cls, config: CorpusConfig, root: str) -> _Samples:
         card = load_card(Path(config.card))
-        folder = version_folder(recipe, card)
+        folder = version_folder(root, card)
         if (folder / "manifest.json").is_file():
             shards = open_shards(folder)
             found = [(sample.key, sample.metadata) for sample in shards.samples()]
@@ -106,24 +111,23 @@ class _Samples:
         return cls(card, None, len(items), _spread(items, COUNTED))
 
 
-def _budget(recipe: Recipe, role: str, corpus: _Samples, prompt: Prompt) -> Budget:
-    config = recipe.teachers[role]
-    every = corpus.count / max(len(corpus.some), 1)
+def _budget(role: str, config: TeacherConfig, prompt_config: PromptConfig, prompt: Prompt, corpus: _Samples) -> Budget:
+    scale = corpus.count / max(len(corpus.some), 1)  # only some of a large corpus is counted
     labels = config.backend == "label"
-    asked = [
+    counted = [
         request
         for key, metadata in corpus.some
-        for request in requests(recipe.prompt, corpus.card.tasks, key, metadata)
+        for request in requests(prompt_config, corpus.card.tasks, key, metadata)
         if request.label is not None or not labels
     ]
-    turns = len(asked) * every
-    sample = _spread(asked, TOKENIZED)
+    turns = len(counted) * scale
+    tokenized = _spread(counted, TOKENIZED)
     fields: list[str] = getattr(config, "fields", [])
-    prompts = fmean([0.0] if labels or not sample else [len(prompt.teacher(r.question, reading(r, fields))) for r in sample])
-    heard = config.positions_per_s() * corpus.mean_seconds
-    prompts += heard
-    mean, basis = _response(role, config, corpus, prompt, sample)
-    tokens = turns * mean
+    read = [0.0] if labels or not tokenized else [len(prompt.teacher(r.question, reading(r, fields))) for r in tokenized]
+    audio_positions = config.positions_per_s() * corpus.mean_seconds
+    prompt_tokens = turns * (fmean(read) + audio_positions)
+    per_turn, basis = _response_tokens(role, config, corpus, prompt, tokenized)
+    tokens = turns * per_turn
     stored = config.signals_config()
     signals: dict[str, float] = {"response": tokens * RESPONSE_BYTES_PER_TOKEN + turns * RESPONSE_BYTES_PER_TURN}
     vocabulary = max(len(prompt.tokenizer), config.output_width())
@@ -134,16 +138,16 @@ def _budget(recipe: Recipe, role: str, corpus: _Samples, prompt: Prompt) -> Budg
     if stored.hidden is not None:
         signals["hidden"] = tokens * stored.hidden.row_bytes(config.state_width())
     if stored.attention is not None:
-        signals["attention"] = turns * stored.attention.clip_bytes(heard)
+        signals["attention"] = turns * stored.attention.clip_bytes(audio_positions)
     scored, answered = bool(stored.names), not config.answers_from()
-    return Budget(role, corpus.card.name, corpus.count, turns, turns * prompts, tokens, basis, signals, scored, answered)
+    return Budget(role, corpus.card.name, corpus.count, turns, prompt_tokens, tokens, basis, signals, scored, answered)
 
 
-def _response(role: str, config: TeacherConfig, corpus: _Samples, prompt: Prompt, asked: Sequence[Request]) -> tuple[float, str]:
-    """Mean response tokens a turn, and what is known of them: a column of the same role, the labels themselves, or the limit."""
+def _response_tokens(role: str, config: TeacherConfig, corpus: _Samples, prompt: Prompt, asked: Sequence[Request]) -> tuple[float, str]:
+    """(mean response tokens a turn, what that rests on): a column of the same role, the labels themselves, or the limit."""
     for name in corpus.shards.column_names() if corpus.shards is not None else ():
-        ours = name == config.answers_from() if config.answers_from() else name.startswith(f"{role}-")
-        if ours and corpus.shards is not None:
+        same_role = name == config.answers_from() if config.answers_from() else name.startswith(f"{role}-")
+        if same_role and corpus.shards is not None:
             totals = corpus.shards.column(name).manifest["totals"]
             return totals["tokens"] / max(totals["examples"], 1), f"as many a turn as column {name} has"
     if config.backend == "label":

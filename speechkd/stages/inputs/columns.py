@@ -1,4 +1,4 @@
-"""Teacher columns of a recipe: their specs, and the text of one column as input to another model."""
+"""Teacher columns of a recipe: the spec that identifies each one, and the text of a column as input to another model."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ from speechkd.data.columns.spec import ColumnSpec
 from speechkd.data.plan.plan import PlanSource
 from speechkd.data.reader import Reader
 from speechkd.models.prompt import Prompt, tokenizer_digest
-from speechkd.recipe import Recipe
 from speechkd.stages.inputs.corpora import Corpus
+from speechkd.teachers.base import TeacherConfig
+from speechkd.teachers.prompts import PromptConfig
 
 
-def column_spec(recipe: Recipe, role: str, prompt: Prompt) -> ColumnSpec:
-    """What the column of a teacher role is made of; its name ends in a digest of all of it, so other settings are another column."""
-    config = recipe.teachers[role]
-    identity = config.identity()
-    backend, signals = identity["backend"], config.signals_config()
+def column_spec(role: str, config: TeacherConfig, prompt_config: PromptConfig, prompt: Prompt) -> ColumnSpec:
+    """The settings that identify the column of a teacher role. Its name ends in a digest of them: other settings give another column."""
+    identity, signals = config.identity(), config.signals_config()
     teacher = {name: value for name, value in identity.items() if name != "signals"}
     if (model := config.fingerprint()) is not None:
         teacher["fingerprint"] = model
-    asked = recipe.prompt.identity()
-    for name in ("template", "text", "transcript"):  # the template's text counts, not its place; the others are the student's
-        asked.pop(name, None)
+    settings = prompt_config.identity()
+    for name in ("template", "text", "transcript"):  # the template's text counts, not its path; the other two concern the student alone
+        settings.pop(name, None)
     tokenizer = tokenizer_digest(prompt.tokenizer)
-    made_of = digest([teacher, signals.model_dump(mode="json"), asked, prompt.text, tokenizer])[:8]
+    settings_digest = digest([teacher, signals.model_dump(mode="json"), settings, prompt.text, tokenizer])[:8]
     return ColumnSpec(
-        name=f"{role}-{backend}-{Path(recipe.prompt.template).stem}-{made_of}",
+        name=f"{role}-{identity['backend']}-{Path(prompt_config.template).stem}-{settings_digest}",
         teacher=teacher,
         prompt=prompt.text,
         tokenizer=tokenizer,
         vocab_size=max(len(prompt.tokenizer), config.output_width()),
         signals=signals,
-        settings=asked,
+        settings=settings,
     )
 
 
 def other_column(corpus: Corpus, role: str, spec: ColumnSpec) -> str:
-    """One line on why a corpus has no column of this spec: what the nearest one of the same role was made with instead."""
+    """One line for the user: this corpus lacks the column, and how the most similar column of the same role differs."""
     found = []
     for name in corpus.shards.column_names():
         if name.startswith(f"{role}-"):
@@ -57,7 +56,7 @@ def other_column(corpus: Corpus, role: str, spec: ColumnSpec) -> str:
 
 
 class ColumnText:
-    """The first whole answer that a published column has for each clip."""
+    """The text of a published column: for each clip the first answer that ended by itself."""
 
     def __init__(self, corpus: Corpus, name: str, where: str) -> None:
         """`where`: the recipe key that names the column. Raises InputError for a column that is not there."""
@@ -72,9 +71,9 @@ class ColumnText:
         self._row_N[sample_N] = whole_N[first_N]
 
     def keep(self, source: PlanSource, reader: Reader, where: str) -> PlanSource:
-        """The examples of `source` whose clips have an answer; the digest of this column becomes part of the plan's.
+        """The examples of `source` whose clips have a text here; the digest of this column becomes part of the plan's.
 
-        Raises InputError where none is.
+        `where` names the stream and corpus in messages. Raises InputError where no clip has a text.
         """
         assert reader.column is not None
         kept = source.keep(self._row_N[reader.column.read_index(["sample"])["sample"].to_numpy()] >= 0)
@@ -83,10 +82,10 @@ class ColumnText:
         return replace(kept, digest=digest([kept.digest, self.column.digest]))
 
     def text(self, sample: int) -> str:
-        """The answer for a clip that has one."""
+        """The text of clip `sample`, which must have one."""
         text: str = self.column.read(int(self._row_N[sample])).text
         return text
 
     def get(self, sample: int) -> str | None:
-        """The answer for a clip, or None."""
+        """The text of clip `sample`, or None."""
         return self.text(sample) if self._row_N[sample] >= 0 else None

@@ -1,4 +1,4 @@
-"""The corpora of a recipe: opened as shards, checked, and the questions that are asked about them."""
+"""The corpora of a recipe: opens their shards, checks them, and lists the questions that evaluation asks about them."""
 
 from __future__ import annotations
 
@@ -13,36 +13,33 @@ from speechkd.core.errors import InputError, unknown_name
 from speechkd.data.cards import Card, load_card
 from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.data.storage.store import Place, place
-from speechkd.evaluation.task import Question, questions
+from speechkd.evaluation.task import EvaluationConfig, Question, questions
 from speechkd.models.exported import load_features
-from speechkd.recipe import CorpusConfig, Recipe
+from speechkd.recipe import CorpusConfig, DataConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus of a recipe, sharded."""
+    """A corpus of a recipe: its block, its card and its published shards."""
 
     config: CorpusConfig
     card: Card
     shards: ShardSet
 
 
-def version_folder(recipe: Recipe, card: Card) -> Place:
-    """Where a corpus's shards lie: ROOT/<dataset>/<version>, in a folder or behind a URL."""
-    return place(recipe.data.root) / card.name / card.version
+def version_folder(root: str, card: Card) -> Place:
+    """Where a corpus's shards lie: `root`/<dataset>/<version>, in a folder or behind a URL."""
+    return place(root) / card.name / card.version
 
 
-def open_corpora(recipe: Recipe) -> list[Corpus]:
-    """The recipe's shards.
-
-    Raises InputError where a corpus is not sharded yet, or was sharded from another card.
-    """
+def open_corpora(data: DataConfig) -> list[Corpus]:
+    """Open the shards of every corpus. Raises InputError where one is not sharded yet, or was sharded from another card."""
     out = []
-    for config in recipe.data.corpora:
+    for config in data.corpora:
         card = load_card(Path(config.card))
-        folder = version_folder(recipe, card)
+        folder = version_folder(data.root, card)
         if not (folder / "manifest.json").is_file():
-            todo = f"speechkd shard {config.card} --out {recipe.data.root}"
+            todo = f"speechkd shard {config.card} --out {data.root}"
             raise InputError(f"corpus `{card.name}` has no shards at `{folder}`: run `{todo}`")
         shards = open_shards(folder)
         if shards.card.digest != card.digest:
@@ -51,48 +48,48 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
     return out
 
 
-def check_clips(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
-    """Fail-fast checks on splits, tasks and clip length.
+def check_clips(corpora: Sequence[Corpus], encoder: str, roles: Sequence[str], evaluation: EvaluationConfig) -> None:
+    """Fail-fast checks on splits, tasks and clip length. `encoder`: the student's; `roles`: the teacher roles that it trains on.
 
-    Raises InputError for a split to train on that its corpus lacks, or one to evaluate that no corpus has, for a task that one of them does
-    not have, and for clips, to train on or to ask about, that the encoder cannot hear whole. A corpus that no role reads trains nothing.
+    Raises InputError for a training split that its corpus lacks, an evaluation split that no corpus has, a task that a corpus lacks, and
+    for clips, trained on or asked about, that are longer than the encoder's window.
     """
     known = {split: None for corpus in corpora for split in corpus.shards.splits()}
-    for label, split in recipe.evaluation.splits.items():
+    for label, split in evaluation.splits.items():
         if split not in known:
             raise InputError(unknown_name("split", split, known, f"evaluation.splits.{label}"))
-    window = load_features(recipe.student.encoder).window_seconds
+    window = load_features(encoder).window_seconds
     for corpus in corpora:
-        train = train_splits(recipe, corpus)
+        train = train_splits(corpus, roles)
         base = corpus.shards.read_index(["seconds", "split"])
         train_N = pc.is_in(base["split"].cast("string"), value_set=pa.array(train, pa.string())).to_numpy()
         longest = float(base["seconds"].to_numpy()[train_N].max(initial=0.0))
-        longest = max([longest, *(question.sample.seconds for question in evaluation_questions(recipe, corpus))])
+        longest = max([longest, *(question.sample.seconds for question in evaluation_questions(evaluation, corpus))])
         if longest > window:
             raise InputError(
-                f"corpus `{corpus.card.name}` has clips of {longest:.1f} s; the encoder `{recipe.student.encoder}` hears at most "
+                f"corpus `{corpus.card.name}` has clips of {longest:.1f} s; the encoder `{encoder}` hears at most "
                 f"{window:g} s: set audio.max_seconds in its card (and raise its version)"
             )
 
 
-def train_splits(recipe: Recipe, corpus: Corpus) -> list[str]:
-    """Splits of a corpus to train on: none where no role reads it. Raises InputError for one that is not there."""
-    splits = corpus.config.train_splits if any(corpus.config.weight(role) for role in recipe.train.roles) else []
+def train_splits(corpus: Corpus, roles: Sequence[str]) -> list[str]:
+    """The splits of a corpus to train on: none where it has weight 0 for every role. Raises InputError for a split that is not there."""
+    splits = corpus.config.train_splits if any(corpus.config.weight(role) for role in roles) else []
     corpus.shards.check_splits(splits)
     return splits
 
 
-def evaluation_questions(recipe: Recipe, corpus: Corpus) -> list[Question]:
-    """What the recipe asks about the splits that a corpus has. Raises InputError for a task that the corpus does not have."""
+def evaluation_questions(evaluation: EvaluationConfig, corpus: Corpus) -> list[Question]:
+    """What evaluation asks about those of its splits that a corpus has. Raises InputError for a task that the corpus lacks."""
     tasks = corpus.card.tasks
-    names = recipe.evaluation.tasks or list(tasks)
+    names = evaluation.tasks or list(tasks)
     for name in names:
         if name not in tasks:
             raise InputError(unknown_name("task", name, tasks, f"evaluation.tasks, corpus {corpus.card.name}"))
     return [
         question
-        for split in recipe.evaluation.splits.values()
+        for split in evaluation.splits.values()
         if split in corpus.shards.splits()
         for name in names
-        for question in questions(name, tasks[name], split, corpus.shards.samples(split), recipe.evaluation.limit)
+        for question in questions(name, tasks[name], split, corpus.shards.samples(split), evaluation.limit)
     ]

@@ -1,7 +1,7 @@
-"""Quality of a column: measured once, stored beside it, shown on a page; what a recipe's gates keep of it.
+"""Quality gates: measures the answers of a teacher column once, and drops those that a recipe does not want to train on.
 
-`columns/<name>/quality-<digest>.parquet` has one row per row of the column's index: `key`, `turn` and the measures of `teachers.gates`.
-It is derived from column and base alone and may be removed at any time.
+The measures (`teachers.gates`) are stored beside the column in `columns/<name>/quality-<digest>.parquet`, one row per row of the column's
+index, with its `key` and `turn`. The file is derived from column and shards alone and may be removed at any time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from speechkd.core.types import Metadata
 from speechkd.data.columns.column import Column
 from speechkd.data.storage.manifest import write_parquet
 from speechkd.evaluation.answers_page import Gate, Worst, write_answers_page
-from speechkd.recipe import Recipe
 from speechkd.stages.inputs.corpora import Corpus
-from speechkd.teachers.gates import COMMON_VALUES, MEASURES_VERSION, Measures, ReferenceFacts, dropped, measure, normalised
+from speechkd.teachers.base import TeacherConfig
+from speechkd.teachers.gates import COMMON_VALUES, MEASURES_VERSION, GateConfig, Measures, ReferenceFacts, dropped, measure, normalised
 
 SCHEMA = pa.schema(
     [
@@ -42,18 +42,21 @@ SCHEMA = pa.schema(
 )
 PAGE = "answers.html"
 WORST = 12
+"""Answers that the page shows for each gate"""
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """What the gates leave of a column, by row of its index."""
+    """Which rows of a column's index the gates keep, and how many they drop for which reason."""
 
     keep_N: np.ndarray
+    """bool"""
     counts: dict[str, int]
-    """reason -> answers, each under the first that holds; `failed`, `cut` and every gate that is set are there"""
+    """reason -> dropped answers, each counted under its first reason; has `failed`, `cut` and every gate that is set"""
 
     @property
     def dropped(self) -> int:
+        """Dropped answers in all."""
         return sum(self.counts.values())
 
     def line(self) -> str:
@@ -62,39 +65,37 @@ class GateResult:
         return f"kept {int(self.keep_N.sum()):,} of {len(self.keep_N):,} answers; dropped: {reasons}"
 
 
-def gate(recipe: Recipe, role: str, corpus: Corpus, column: Column) -> GateResult:
-    """Which whole answers of a column the recipe's gates keep. Raises InputError where the column is not measured yet."""
-    path = quality_path(recipe, role, column)
-    table = read_quality(path, column)
+def apply_gates(gates: GateConfig, teacher: TeacherConfig, corpus: Corpus, column: Column) -> GateResult:
+    """Which answers of `teacher`'s column the gates keep. Raises InputError where the column is not measured yet."""
+    table = read_quality(quality_path(gates, teacher, column), column)
     if table is None:
         raise InputError(f"column `{column.name}` of `{corpus.card.name}` is not measured for `gates`: run `speechkd teach` on this recipe")
-    return _judge(recipe, column, table)
+    return _gate_result(gates, column, table)
 
 
-def assess(recipe: Recipe, role: str, corpus: Corpus, column: Column) -> GateResult:
-    """Measure a published column where that is not done yet, and write its page."""
-    path = quality_path(recipe, role, column)
+def measure_column(role: str, teacher: TeacherConfig, gates: GateConfig, corpus: Corpus, column: Column) -> GateResult:
+    """Measure the published column of a teacher role, unless that is done, and write the page of its worst answers."""
+    path = quality_path(gates, teacher, column)
     table = read_quality(path, column)
     if table is None:
-        facts = _reference_facts(recipe, role, corpus)
+        facts = _reference_facts(gates, teacher, corpus)
         rows = progress(_measured(corpus, column, facts), f"gates {role}", total=len(column))
         table = pa.Table.from_pylist(list(rows), schema=SCHEMA).replace_schema_metadata({"column": column.digest})
         write_parquet(path, table)
-    kept = _judge(recipe, column, table)
-    write_answers_page(column.root / PAGE, column.name, kept.line(), _gates(recipe, corpus, column, table))
-    return kept
+    result = _gate_result(gates, column, table)
+    write_answers_page(column.root / PAGE, column.name, result.line(), _page_gates(gates, corpus, column, table))
+    return result
 
 
-def quality_path(recipe: Recipe, role: str, column: Column) -> Path:
-    """Where the measures of a column lie; other things to measure are another file."""
-    gates = recipe.gates
+def quality_path(gates: GateConfig, teacher: TeacherConfig, column: Column) -> Path:
+    """Where the measures of a column are stored; gates that measure other things have another file."""
     asr = None if gates.asr is None else [gates.asr.hypothesis, gates.asr.reference]
-    made_of = digest([MEASURES_VERSION, _fields(recipe, role), asr, bool(gates.languages)])[:8]
-    return column.root / f"quality-{made_of}.parquet"
+    measured = digest([MEASURES_VERSION, _fields(teacher), asr, bool(gates.languages)])[:8]
+    return column.root / f"quality-{measured}.parquet"
 
 
 def read_quality(path: Path, column: Column) -> pa.Table | None:
-    """The measures, or None where there are none of this very column. Raises DataError for a file that is not what was written."""
+    """The measures of a column, or None where there are none or they are of older content. Raises DataError for a damaged file."""
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
@@ -110,14 +111,14 @@ def read_quality(path: Path, column: Column) -> pa.Table | None:
     return table
 
 
-def _fields(recipe: Recipe, role: str) -> list[str]:
-    """The metadata that the role's teacher read."""
-    fields: list[str] = getattr(recipe.teachers[role], "fields", [])
+def _fields(teacher: TeacherConfig) -> list[str]:
+    """The metadata fields that a teacher reads."""
+    fields: list[str] = getattr(teacher, "fields", [])
     return fields
 
 
-def _reference_facts(recipe: Recipe, role: str, corpus: Corpus) -> ReferenceFacts:
-    gates, fields = recipe.gates, _fields(recipe, role)
+def _reference_facts(gates: GateConfig, teacher: TeacherConfig, corpus: Corpus) -> ReferenceFacts:
+    fields = _fields(teacher)
     asr = None if gates.asr is None else (gates.asr.hypothesis, gates.asr.reference)
     return ReferenceFacts(
         fields, _classes(corpus, [*fields, *(task.field for task in corpus.card.tasks.values())]), asr, bool(gates.languages)
@@ -125,7 +126,7 @@ def _reference_facts(recipe: Recipe, role: str, corpus: Corpus) -> ReferenceFact
 
 
 def _classes(corpus: Corpus, fields: list[str]) -> dict[str, frozenset[str]]:
-    """Values of the fields that are classes: the choices of the card's tasks, else all values, where they are text and few."""
+    """field -> its possible values, for fields that hold one of a few: the choices of the card's tasks, else the values that occur."""
     seen: dict[str, set[str]] = {name: set() for name in fields}
     for task in corpus.card.tasks.values():
         if task.kind == "choice":
@@ -140,11 +141,12 @@ def _classes(corpus: Corpus, fields: list[str]) -> dict[str, frozenset[str]]:
 
 
 def _measured(corpus: Corpus, column: Column, facts: ReferenceFacts) -> Iterator[dict[str, object]]:
+    """Rows of `SCHEMA`, in the order of the column's index."""
     texts = corpus.shards.table["metadata"]
     fields = {f"task-{name}": task.field for name, task in corpus.card.tasks.items()}
     index = column.read_index(["key", "turn", "sample"])
-    places = zip(index["key"].to_pylist(), index["turn"].to_pylist(), index["sample"].to_pylist(), strict=True)
-    for row, (key, turn, sample) in enumerate(places):
+    rows = zip(index["key"].to_pylist(), index["turn"].to_pylist(), index["sample"].to_pylist(), strict=True)
+    for row, (key, turn, sample) in enumerate(rows):
         metadata: Metadata = json.loads(texts[sample].as_py())
         found = measure(facts, column.read(row).text, metadata, fields.get(turn))
         yield {"key": key, "turn": turn, **found._asdict()}
@@ -155,24 +157,25 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
 
 
 def _open(table: pa.Table) -> np.ndarray:
+    """bool [N]: whether a row answers an open instruction, not a task."""
     return np.array([turn.startswith("open-") for turn in table["turn"].to_pylist()], dtype=bool)
 
 
-def _judge(recipe: Recipe, column: Column, table: pa.Table) -> GateResult:
-    """Failed and cut answers are no business of the gates: they are not trained on in any case."""
+def _gate_result(gates: GateConfig, column: Column, table: pa.Table) -> GateResult:
+    """Apply the gates to the measures in `table`. Failed and cut answers are never trained on, so they count under reasons of their own."""
     stop_N = np.array(column.read_index(["stop"])["stop"].to_pylist(), dtype=object)
     keep_N = np.asarray(stop_N == "eos")
     counts = {"failed": int((stop_N == "error").sum()), "cut": int((stop_N == "length").sum())}
-    for reason, bad_N in dropped(recipe.gates, _arrays(table), _open(table)).items():
+    for reason, bad_N in dropped(gates, _arrays(table), _open(table)).items():
         counts[reason] = int((keep_N & bad_N).sum())
         keep_N = keep_N & ~bad_N
     return GateResult(keep_N, counts)
 
 
-def _gates(recipe: Recipe, corpus: Corpus, column: Column, table: pa.Table) -> Iterator[Gate]:
-    """What the page shows of each gate: how many it drops, and the worst answers by its measure."""
+def _page_gates(gates: GateConfig, corpus: Corpus, column: Column, table: pa.Table) -> Iterator[Gate]:
+    """For the page: how many answers each gate drops, and the worst answers by its measure."""
     arrays, open_N = _arrays(table), _open(table)
-    drops = dropped(recipe.gates, arrays, open_N)
+    drops = dropped(gates, arrays, open_N)
     orders = {
         "refusal": arrays["refusal"].astype(float),
         "contradiction": arrays["contradictions"].astype(float),
@@ -191,6 +194,6 @@ def _gates(recipe: Recipe, corpus: Corpus, column: Column, table: pa.Table) -> I
 
 def _worst(corpus: Corpus, column: Column, table: pa.Table, row: int, badness: float) -> Worst:
     turn = column.read(row)
-    shard, place = column.sample_of(row)
-    metadata = corpus.shards.table["metadata"][int(corpus.shards.starts[shard]) + place].as_py()
+    shard, offset = column.sample_of(row)
+    metadata = corpus.shards.table["metadata"][int(corpus.shards.starts[shard]) + offset].as_py()
     return Worst(column.key_of(row), turn.turn, turn.question, turn.text, metadata, badness)

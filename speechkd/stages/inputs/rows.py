@@ -1,10 +1,11 @@
-"""One example of one stream as a row of a batch: what the student hears or reads, what live teachers read, what is known of the clip."""
+"""Turns one training example into a row of a batch: the student's input, the live teachers' input, and facts about the clip."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from speechkd.data.reader import Example
+from speechkd.losses import LossConfig
 from speechkd.models.collate import Row
 from speechkd.models.prompt import Prompt, Reading, StudentPrompt, plain_text
 from speechkd.recipe import Recipe
@@ -14,34 +15,34 @@ from speechkd.teachers.prompts import hears
 NOTHING = Reading(form="nothing")
 
 
-def compared_with(recipe: Recipe, stream: str) -> list[str]:
-    """Live teachers that some loss compares examples of a stream with."""
-    named = [name for config in recipe.losses.values() if config.counts(stream) for name in config.live_teachers().values()]
+def compared_with(losses: Mapping[str, LossConfig], stream: str) -> list[str]:
+    """The live teachers with which some loss compares examples of a stream."""
+    named = [name for config in losses.values() if config.counts(stream) for name in config.live_teachers().values()]
     return list(dict.fromkeys(named))
 
 
 class RowMaker:
-    """Examples to rows. Questions repeat, so their ids are kept."""
+    """Makes rows from examples. Keeps the token ids of each question: questions repeat."""
 
     def __init__(self, recipe: Recipe, prompt: Prompt, teacher_prompts: Mapping[str, Prompt]) -> None:
-        """`teacher_prompts`: of every live teacher that reads, in its own tokenizer."""
+        """`teacher_prompts`: the prompt of every live teacher that reads, with its own tokenizer."""
         self.recipe, self.prompt, self.teacher_prompts = recipe, prompt, teacher_prompts
         self._asked: dict[str, StudentPrompt] = {}
         self._readers = {
-            number: [name for name in compared_with(recipe, stream) if name in teacher_prompts]
+            number: [name for name in compared_with(recipe.losses, stream) if name in teacher_prompts]
             for number, stream in enumerate(recipe.train.streams)
         }
         self._words = any("words" in config.needs().student for config in recipe.losses.values())
         self._languages = recipe.student.projector.gate_languages()
 
-    def __call__(self, stream: int, example: Example, described: Mapping[str, str] | None = None) -> Row:
-        """The row of an example. In a stream `role/text` it has no audio, and text stands in its place.
+    def __call__(self, stream: int, example: Example, column_texts: Mapping[str, str] | None = None) -> Row:
+        """The row of an example. In a stream `role/text` the student reads text where it would hear the audio.
 
-        `described`: what the columns that live teachers read say of the clip, by column.
+        `column_texts`: column -> its text of this clip, for the columns that live teachers read.
         """
         question, metadata = example.question, example.metadata
-        written, samples_T = not hears(example.turn), example.samples_T
-        if written:  # the question is all there is to read
+        samples_T = example.samples_T
+        if not hears(example.turn):  # a written question: the student reads it and hears nothing
             samples_T, around = None, StudentPrompt(self.prompt.read(question, NOTHING, metadata), [])
         elif samples_T is None and self.recipe.train.streams[stream].endswith("/text"):
             around = StudentPrompt(self.prompt.read(question, self.recipe.prompt.text, metadata), [])
@@ -59,13 +60,13 @@ class RowMaker:
             stream=stream,
             language=self._languages.index(language) if language in self._languages else -1,
             words=self.prompt.words(str(metadata.get(self.recipe.prompt.transcript, ""))) if self._words else (),
-            reads={name: self._reads(name, question, example, described or {}) for name in self._readers[stream]},
+            reads={name: self._reads(name, question, example, column_texts or {}) for name in self._readers[stream]},
         )
 
-    def _reads(self, teacher: str, question: str, example: Example, described: Mapping[str, str]) -> list[int]:
+    def _reads(self, teacher: str, question: str, example: Example, column_texts: Mapping[str, str]) -> list[int]:
         prompt, live = self.teacher_prompts[teacher], self.recipe.live[teacher]
         if not hears(example.turn):
             return prompt.read(question, NOTHING, example.metadata)
         if column := column_of(live):
-            return prompt.teacher(question, plain_text(described[column]))
+            return prompt.teacher(question, plain_text(column_texts[column]))
         return prompt.read(question, live.reads.reading, example.metadata)  # type: ignore[union-attr]  # only readers have a prompt

@@ -1,4 +1,4 @@
-"""From a recipe to batches: columns opened and checked against the student, the plan of all phases, and the loader of one micro-batch."""
+"""From a recipe to batches: opens the teacher columns, checks them against the student, plans all phases and loads micro-batches."""
 
 from __future__ import annotations
 
@@ -16,57 +16,59 @@ from speechkd.core.types import Batch, Origin, TeacherSignals
 from speechkd.data.columns.column import Column
 from speechkd.data.plan.plan import ExampleRef, Plan, PlanSource
 from speechkd.data.reader import Reader
+from speechkd.losses import LossConfig
 from speechkd.models.collate import Collator
+from speechkd.models.model_folder import text_config
 from speechkd.models.prompt import Prompt, tokenizer_digest
 from speechkd.recipe import Recipe
-from speechkd.stages.assembly.model_facts import teacher_prompts, vocabulary_width
 from speechkd.stages.inputs.columns import ColumnText, column_spec, other_column
 from speechkd.stages.inputs.corpora import Corpus, open_corpora
-from speechkd.stages.inputs.gating import GateResult, gate
+from speechkd.stages.inputs.gating import GateResult, apply_gates
+from speechkd.stages.inputs.prompt import teacher_prompts
 from speechkd.stages.inputs.rows import RowMaker, compared_with
-from speechkd.teachers.live_config import column_of
+from speechkd.teachers.live_config import LiveConfig, column_of
 from speechkd.train.schedule import Schedule, Segment
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSource:
-    """One (stream, corpus): what a plan's source number stands for."""
+    """The examples of one stream from one corpus; a plan refers to them by the number of the source."""
 
     stream: str
     corpus: Corpus
     reader: Reader
     plan_source: PlanSource
-    """the training split's finished answers that the recipe's gates keep; a truncated one would teach not to stop"""
+    """the finished answers of the training splits that the gates keep; a truncated answer would teach not to stop"""
     gate_result: GateResult | None = None
-    """what the gates kept of the whole column, where any is set"""
+    """what the gates keep of the whole column; None where no gate is set"""
     column_texts: Mapping[str, ColumnText] = field(default_factory=dict)
-    """columns of the corpus that live teachers read beside these examples"""
+    """by name, the columns whose text live teachers read for these examples"""
 
     def words(self, row: int) -> dict[str, str]:
-        """What those columns say of the clip of example `row`."""
+        """column -> its text of the clip of example `row`."""
         if not self.column_texts:
             return {}
         assert self.reader.column is not None
-        shard, place = self.reader.column.sample_of(row)
-        sample = int(self.corpus.shards.starts[shard]) + place
+        shard, offset = self.reader.column.sample_of(row)
+        sample = int(self.corpus.shards.starts[shard]) + offset
         return {name: column_text.text(sample) for name, column_text in self.column_texts.items()}
 
     @property
     def role(self) -> str:
-        """The teacher's."""
+        """The teacher role of the stream."""
         return self.stream.partition("/")[0]
 
 
 def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
-    """The columns of the chosen regime, reading the signals that its losses need.
+    """Open the columns of the chosen regime, with the signals that its losses need.
 
-    Raises InputError where one is missing, is not what the recipe describes, or is bound to another student.
+    Raises InputError for a column that is missing, made with other settings than the recipe's, or unfit for this student.
     """
     sources = []
-    corpora = open_corpora(recipe)
+    corpora = open_corpora(recipe.data)
     for stream in recipe.train.streams:
         role, _, text = stream.partition("/")
-        spec = column_spec(recipe, role, prompt)
+        spec = column_spec(role, recipe.teachers[role], recipe.prompt, prompt)
         signals = spec.signals.names & frozenset(signal for c in recipe.losses.values() for signal in recipe.stored_signals(c, role))
         for corpus in corpora:
             if not corpus.config.weight(role):
@@ -79,12 +81,13 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
             _check_origin(recipe, role, column, prompt)
             reader = Reader(corpus.shards, column, signals)
             source = reader.source(stream, corpus.config.train_splits, stops=("eos",))
-            gate_result = gate(recipe, role, corpus, column) if recipe.gates.active else None
+            gate_result = apply_gates(recipe.gates, recipe.teachers[role], corpus, column) if recipe.gates.active else None
             if gate_result is not None:
                 source = source.keep(gate_result.keep_N)
                 if not len(source):
                     raise InputError(f"the gates drop every answer of column `{spec.name}`: {gate_result.line()} (gates)")
-            column_texts = {name: ColumnText(corpus, name, "live.*.reads.column") for name in _columns_read(recipe, stream)}
+            texts_read = _columns_read(recipe.live, recipe.losses, stream)
+            column_texts = {name: ColumnText(corpus, name, "live.*.reads.column") for name in texts_read}
             for column_text in column_texts.values():
                 source = column_text.keep(source, reader, f"stream `{stream}`, corpus `{corpus.card.name}`")
             if text:  # read, not heard
@@ -93,28 +96,27 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
     return sources
 
 
-def _columns_read(recipe: Recipe, stream: str) -> list[str]:
-    """Columns that the live teachers read which some loss compares examples of a stream with."""
-    readers = (recipe.live[name] for name in compared_with(recipe, stream))
-    return list(dict.fromkeys(column for live in readers if (column := column_of(live))))
+def _columns_read(live: Mapping[str, LiveConfig], losses: Mapping[str, LossConfig], stream: str) -> list[str]:
+    """The columns whose text live teachers read for examples of a stream."""
+    teachers = (live[name] for name in compared_with(losses, stream))
+    return list(dict.fromkeys(column for config in teachers if (column := column_of(config))))
 
 
 def _check_origin(recipe: Recipe, role: str, column: Column, prompt: Prompt) -> None:
-    """Log-probs over other ids, or at another temperature, than the student's would train in silence."""
+    """Raises InputError for log-probs over other ids or at another temperature than the student's: training would not notice."""
     tokenizer = tokenizer_digest(prompt.tokenizer)
     if column.spec.tokenizer != tokenizer:
         raise InputError(f"column `{column.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`)")
     for loss, config in recipe.losses.items():
         for signal in sorted(recipe.stored_signals(config, role) & column.spec.signals.names & {"topk", "sampled"}):
-            width = vocabulary_width(recipe, "")
-            temperature = config.needs().temperature
+            width, temperature = text_config(recipe.student.llm, recipe.student.config_root).vocab_size, config.needs().temperature
             student = Origin(tokenizer=tokenizer, vocab_size=width, temperature=1.0 if temperature is None else temperature)
             if reason := column.spec.origin(signal).unfit_for(student):
                 raise InputError(f"column `{column.name}`: signal `{signal}` {reason} (loss `{loss}`)")
 
 
 def make_schedule(recipe: Recipe, sources: Sequence[TrainSource]) -> Schedule:
-    """The phases' plans over the sources of their streams: passes of the phase times the weight of the corpus."""
+    """The plan of every phase. An example is visited as often as the phase's passes over its stream times its corpus's weight."""
     segments = []
     for number, phase in enumerate(recipe.train.phases):
         passes = [phase.mix.get(source.stream, 0) * source.corpus.config.weight(source.role) for source in sources]
@@ -129,11 +131,11 @@ def make_loader(
     recipe: Recipe, sources: Sequence[TrainSource], prompt: Prompt, collator: Collator
 ) -> Callable[[Sequence[ExampleRef]], Batch]:
     """A function from one micro-batch of the plan to a collated batch, for any number of threads."""
-    prompts = teacher_prompts(recipe, prompt)
+    prompts = teacher_prompts(recipe.live, prompt, recipe.prompt.template)
     make_row = RowMaker(recipe, prompt, prompts)
     attention = any("attention" in config.needs().stored for config in recipe.losses.values())
     collator = replace(collator, signals=_zeros(sources), attention=attention, views=tuple(prompts))
-    asking = Lock()  # a tokenizer serves one thread at a time
+    tokenizer_lock = Lock()  # a tokenizer serves one thread at a time
     numbers = [recipe.train.streams.index(source.stream) for source in sources]
 
     def load(refs: Sequence[ExampleRef]) -> Batch:
@@ -141,7 +143,7 @@ def make_loader(
         for ref in refs:
             source = sources[ref.source]
             example = source.reader.read(ref.row, hear=not source.stream.endswith("/text"))
-            with asking:
+            with tokenizer_lock:
                 rows.append(make_row(numbers[ref.source], example, source.words(ref.row)))
         return collator(rows)
 
@@ -149,7 +151,7 @@ def make_loader(
 
 
 def _zeros(sources: Sequence[TrainSource]) -> TeacherSignals:
-    """One row of zeros of every signal that is read, so that a batch without examples has the same tensors as one with."""
+    """One row of zeros for every signal, so that a batch without examples has the same tensors as one with examples."""
     zeros: dict[str, Tensor] = {}
     for source in sources:
         column = source.reader.column

@@ -29,7 +29,7 @@ PLANNED = {  # parameters in all, modules with LoRA; the papers' own figures whe
 def test_the_papers_students_are_built_from_configuration_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(Path(f"pipelines/{name}.yaml"))
-    student = meta_student(recipe)
+    student = meta_student(recipe.student)
     adapters = lora_layers(student)
     added = sum(p.numel() for layer in lora_layers(student.llm).values() for p in (layer.lora_A, layer.lora_B))
     sizes = [sum(p.numel() for p in part.parameters()) for part in (student.encoder, student.llm)]

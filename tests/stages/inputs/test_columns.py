@@ -12,9 +12,9 @@ from speechkd.data.shards.index import open_shards
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import load_recipe
-from speechkd.stages.assembly.model_facts import teacher_prompts
 from speechkd.stages.inputs.columns import ColumnText
 from speechkd.stages.inputs.corpora import Corpus
+from speechkd.stages.inputs.prompt import teacher_prompts
 from speechkd.stages.inputs.rows import RowMaker, compared_with
 from speechkd.stages.inputs.sources import TrainSource
 from speechkd.stages.shard import shard
@@ -37,9 +37,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def test_every_example_is_read_the_words_about_its_own_clip(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(Path("pipelines/source_layer.yaml"), [READS, "objective=top"])
-    assert compared_with(recipe, "kd") == ["reader"]
+    assert compared_with(recipe.losses, "kd") == ["reader"]
     prompt = Prompt((ROOT / "shards/prompts/meta_prompt.j2").read_text().rstrip("\n"), load_tokenizer("standins/llm"))
-    make = RowMaker(recipe, prompt, teacher_prompts(recipe, prompt))
+    make = RowMaker(recipe, prompt, teacher_prompts(recipe.live, prompt, recipe.prompt.template))
     reader = Reader(corpus.shards, corpus.shards.column("echo"))
     train_source = TrainSource("kd", corpus, reader, reader.source("kd"), column_texts={"echo": ColumnText(corpus, "echo", "here")})
     read = [train_source.plan_source.row(i) for i in range(len(train_source.plan_source))]

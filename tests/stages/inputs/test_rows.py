@@ -11,7 +11,7 @@ from speechkd.data.reader import Example
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import load_recipe
-from speechkd.stages.assembly.model_facts import teacher_prompts
+from speechkd.stages.inputs.prompt import teacher_prompts
 from speechkd.stages.inputs.rows import RowMaker
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ def maker(name: str, monkeypatch: pytest.MonkeyPatch, *sets: str) -> tuple[RowMa
     recipe = load_recipe(Path(f"pipelines/{name}.yaml"), list(sets))
     text = Path(recipe.prompt.template).read_text(encoding="utf-8").rstrip("\n")
     prompt = Prompt(text, load_tokenizer(recipe.student.llm))
-    return RowMaker(recipe, prompt, teacher_prompts(recipe, prompt)), recipe.train.streams
+    return RowMaker(recipe, prompt, teacher_prompts(recipe.live, prompt, recipe.prompt.template)), recipe.train.streams
 
 
 def test_the_text_channel_reads_what_the_teacher_reads(monkeypatch: pytest.MonkeyPatch) -> None:
