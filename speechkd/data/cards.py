@@ -158,7 +158,7 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
         if before is not None and before.key == item.key:
             raise InputError(f"key `{item.key}` is given twice (card `{card.name}`)")
     items = join(items, card.joins, data_root(card_dir))
-    present = set(source.columns)
+    present = set(source.field_names)
     for item in items:
         present.update(item.metadata)
     for raw in card.fields:
@@ -214,10 +214,10 @@ def _metadata(item: Item, card: Card) -> dict[str, Scalar]:
             raise InputError(f"item `{item.key}` has two fields for `{name}`: map one of them to another name (fields)")
         out[name] = card.values[name].get(str(value), value) if name in card.values else value
     kept = {name: value for name, value in out.items() if name not in card.drop} | card.constants
-    whole = {name: parts for name, parts in card.combine.items() if all(part in kept for part in parts)}
-    return kept | {name: " ".join(str(kept[part]) for part in parts) for name, parts in whole.items()}
+    combined = {name: parts for name, parts in card.combine.items() if all(part in kept for part in parts)}
+    return kept | {name: " ".join(str(kept[part]) for part in parts) for name, parts in combined.items()}
 
 
-def blocks(items: Sequence[Item], size: int) -> list[list[Item]]:
+def split_into_shards(items: Sequence[Item], size: int) -> list[list[Item]]:
     """The items of each shard: a function of the sorted items alone, never of the number of partitions."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]

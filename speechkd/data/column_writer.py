@@ -16,7 +16,7 @@ from speechkd.core.files import digest
 from speechkd.data.cards import is_name
 from speechkd.data.columns.column import Column, open_column
 from speechkd.data.columns.spec import COLUMN_SCHEMA, SPEC, STOPS, ColumnSpec, Turn, TurnSignals
-from speechkd.data.shards.growth import referenced
+from speechkd.data.shards.assignment import referenced
 from speechkd.data.shards.index import ShardSet, open_shards, tar_path
 from speechkd.data.storage.cache import working_folder
 from speechkd.data.storage.files import Files
@@ -28,12 +28,12 @@ from speechkd.data.storage.manifest import (
     Receipts,
     create_manifest,
     json_bytes,
-    own_names,
     shard_name,
+    stored_names,
     sweep,
     write_parquet,
 )
-from speechkd.data.storage.store import Place, entry_of, remove, write_json
+from speechkd.data.storage.store import Location, entry_of, remove, write_json
 from speechkd.data.storage.tar import ABSENT, Member, publishing_tar
 
 
@@ -70,10 +70,10 @@ class ColumnWriter:
         before = open_column(earlier.root, earlier.digest, self.spec.name)
         if before.spec.digest != self._spec_digest:
             return
-        for shard, said in enumerate(before.manifest["shards"]):
+        for shard, entry in enumerate(before.manifest["shards"]):
             if "in" in self.shards.manifest["files"][tar_path(shard)] and self._receipts.read(shard) is None:
                 files = referenced(before.files, [f"{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet")], version)
-                self._receipts.write(shard, files, {name: value for name, value in said.items() if name != "shard"})
+                self._receipts.write(shard, files, {name: value for name, value in entry.items() if name != "shard"})
 
     def _binding(self, shard: int) -> dict[str, Any]:
         return {"spec": self._spec_digest, "shard": shard, "base": self.shards.manifest["files"][tar_path(shard)]["sha256"]}
@@ -187,7 +187,7 @@ class ColumnWriter:
             "totals": {name: sum(receipt[name] for receipt in done) for name in facts},
         }
         create_manifest(self.root / MANIFEST, manifest)
-        sweep([self.root, self.root / "receipts"], own_names(files, self.shards.shards))
+        sweep([self.root, self.root / "receipts"], stored_names(files, self.shards.shards))
 
     def _index(self, files: Files) -> pa.Table:
         tables = []
@@ -217,6 +217,6 @@ def _row(key: str, row: int, position: int, turn: Turn, response: Member, signal
     }
 
 
-def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Place) -> str:
+def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Location) -> str:
     changes = "; ".join(present.differs_from(given))
     return f"column `{given.name}` was made with {changes}: give this one another name, or remove `{root}`"

@@ -55,27 +55,27 @@ class Reader:
 
     def audio(self, sample: int) -> np.ndarray | None:
         """Audio of a sample (row of the base index): float32 [T], 16 kHz; None for text only. Raises DataError naming shard and member."""
-        found = self._member(sample, "audio", "flac")
-        if found is None:
+        member = self._member(sample, "audio", "flac")
+        if member is None:
             return None
-        _, place, rows = self.shards.rows.find(sample)
-        return decode_flac(found[1], found[0], rows["seconds"][place])
+        _, local_row, rows = self.shards.rows.find(sample)
+        return decode_flac(member[1], member[0], rows["seconds"][local_row])
 
     def metadata(self, sample: int) -> Metadata:
         """Metadata of a sample. Raises DataError naming shard and member."""
-        found = self._member(sample, "json", "json")
-        assert found is not None, "every sample has metadata"
+        member = self._member(sample, "json", "json")
+        assert member is not None, "every sample has metadata"
         try:
-            metadata: Metadata = json.loads(found[1])
+            metadata: Metadata = json.loads(member[1])
         except (ValueError, RecursionError):
-            raise DataError(f"{found[0]} is not JSON") from None
+            raise DataError(f"{member[0]} is not JSON") from None
         return metadata
 
     def read(self, row: int, hear: bool = True) -> Example:
         """Example `row` of the column, without its audio if not to `hear`. Raises DataError naming shard and member."""
         assert self.column is not None, "a reader without a column has samples, not examples"
-        shard, place = self.column.sample_of(row)
-        sample = int(self.shards.starts[shard]) + place
+        shard, local_row = self.column.sample_of(row)
+        sample = int(self.shards.starts[shard]) + local_row
         turn = self.column.read(row)
         return Example(
             key=self.column.key_of(row),
@@ -132,11 +132,11 @@ class Reader:
 
     def _member(self, sample: int, part: str, suffix: str) -> tuple[str, bytes] | None:
         """(where it lies, in words; its checked bytes) of a member; None if the sample has none."""
-        shard, place, rows = self.shards.rows.find(sample)
-        member = Member(rows[f"{part}_offset"][place], rows[f"{part}_bytes"][place], rows[f"{part}_sha256"][place])
+        shard, local_row, rows = self.shards.rows.find(sample)
+        member = Member(rows[f"{part}_offset"][local_row], rows[f"{part}_bytes"][local_row], rows[f"{part}_sha256"][local_row])
         if not member.size:
             return None
-        label, tar = f"{rows['key'][place]}.{suffix}", tar_path(shard)
+        label, tar = f"{rows['key'][local_row]}.{suffix}", tar_path(shard)
         return f"{self.shards.files.where(tar)}: member `{label}`", self.shards.tars.member(tar, member, label)
 
 

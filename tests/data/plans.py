@@ -16,7 +16,14 @@ Step = list[list[ExampleRef]]
 
 
 def source(
-    count: int, shards: int, seed: int = 0, passes: float = 1.0, stream: str = "kd", digest: str = "d", sort: bool = True, text: bool = False
+    count: int,
+    shards: int,
+    seed: int = 0,
+    passes: float = 1.0,
+    stream: str = "kd",
+    digest: str = "d",
+    sort: bool = True,
+    text: bool = False,
 ) -> PlanSource:
     """`count` examples over `shards` shards; `text`: without audio."""
     draw = np.random.default_rng(seed)

@@ -135,7 +135,10 @@ def test_questions_about_one_clip_are_held_out_together(corpus: Path) -> None:
         ({"combine": {"speaker": ["sex"]}}, "`speaker` is a field already"),
         ({"joins": [{**JOINS[0], "file": "t1.txt"}]}, "`c` of item `c` is not in `t1.txt`, column `key`"),
         ({"joins": [{**JOINS[0], "take": ["txt"]}]}, "unknown column `txt`; allowed: key, text; did you mean `text`"),
-        ({"joins": [{**JOINS[0], "required": False, "on": "sex"}]}, "no item is in `t\\*.txt`: `sex` is like `F`, column `key` like `a`"),
+        (
+            {"joins": [{**JOINS[0], "required": False, "on": "sex"}]},
+            "no item matches a row of `t\\*.txt`: `sex` is like `F`, column `key` like `a`",
+        ),
         ({"joins": [{**JOINS[0], "on": "spaeker"}]}, "unknown field `spaeker`; .*did you mean `speaker`"),
         ({"joins": [{**JOINS[0], "columns": ["key", "sex"], "take": ["sex"]}]}, "items have a field `sex` already"),
         ({"joins": [{**JOINS[0], "file": "t?.text"}]}, "no file like `.*t\\?.text`"),

@@ -28,7 +28,7 @@ MAX_KERNEL = 4_000_000
 """Taps of the resampling kernel: a rate without common factor with 16,000 (44,101 Hz, say) would need gigabytes"""
 STREAMED = 0x7FFF0000
 """Bytes that a WAV header says, from here on up, where its writer did not know the length"""
-BLOCK = 1 << 20
+FRAMES_AT_ONCE = 1 << 20
 """Frames that are converted at once"""
 
 
@@ -70,9 +70,9 @@ def _decode(stream: io.FileIO | io.BytesIO, span: Span) -> RawClip | Rejected:
         return Rejected("is neither FLAC nor WAV, Ogg or MP3")
     stream.seek(0)
     # a descriptor is read by libsndfile itself; of anything else it asks Python for every few bytes
-    given = stream.fileno() if isinstance(stream, io.FileIO) else stream
+    handle = stream.fileno() if isinstance(stream, io.FileIO) else stream
     try:
-        with soundfile.SoundFile(given, closefd=False) as file:
+        with soundfile.SoundFile(handle, closefd=False) as file:
             if file.format not in (container, "WAVEX", "MPEG", "MP3"):
                 return Rejected(f"is {file.format} that looks like {container}")
             if container == "WAV" and not file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE")):
@@ -112,7 +112,7 @@ def _samples(file: soundfile.SoundFile, count: int) -> tuple[np.ndarray, int]:
     samples_TC = np.empty((count, file.channels), np.float32)
     held = 0
     while held < count:
-        pcm_TC = file.read(min(BLOCK, count - held), dtype="int16", always_2d=True)
+        pcm_TC = file.read(min(FRAMES_AT_ONCE, count - held), dtype="int16", always_2d=True)
         if not len(pcm_TC):
             break
         np.multiply(pcm_TC, np.float32(1 / 32768), out=samples_TC[held : held + len(pcm_TC)])
@@ -122,10 +122,10 @@ def _samples(file: soundfile.SoundFile, count: int) -> tuple[np.ndarray, int]:
 
 def _cut(file: soundfile.SoundFile) -> str:
     """What a WAV lacks: libsndfile counts the frames that are there, and only its log has the header's number."""
-    found = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if found is None or int(found[1]) <= int(found[2]) or int(found[1]) >= STREAMED:
+    match = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if match is None or int(match[1]) <= int(match[2]) or int(match[1]) >= STREAMED:
         return ""
-    return f"header says {found[1]} bytes of audio, holds {found[2]}"
+    return f"header says {match[1]} bytes of audio, holds {match[2]}"
 
 
 def _frames(total: int, rate: int, span: Span) -> tuple[int, int]:

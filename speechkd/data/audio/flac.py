@@ -37,18 +37,18 @@ def decode_flac(data: bytes, where: str, seconds: float | None = None) -> np.nda
     """
     import miniaudio
 
-    said = stream_info(data, where)
-    if said.rate != RATE or said.channels != 1:
-        raise DataError(f"{where}: must be {RATE} Hz mono, is {said.rate} Hz with {said.channels} channels")
-    if not 0 < said.frames <= HARD_SECONDS * RATE:
-        raise DataError(f"{where}: header says {said.frames} samples, allowed 1 to {HARD_SECONDS * RATE:.0f}")
-    if seconds is not None and abs(said.frames - seconds * RATE) > 1:
-        raise DataError(f"{where}: header says {said.frames} samples, the index {seconds:.3f} s")
+    info = stream_info(data, where)
+    if info.rate != RATE or info.channels != 1:
+        raise DataError(f"{where}: must be {RATE} Hz mono, is {info.rate} Hz with {info.channels} channels")
+    if not 0 < info.frames <= HARD_SECONDS * RATE:
+        raise DataError(f"{where}: header says {info.frames} samples, allowed 1 to {HARD_SECONDS * RATE:.0f}")
+    if seconds is not None and abs(info.frames - seconds * RATE) > 1:
+        raise DataError(f"{where}: header says {info.frames} samples, the index {seconds:.3f} s")
     try:
         samples = miniaudio.flac_read_f32(data).samples
     except miniaudio.MiniaudioError as error:
         raise DataError(f"{where}: cannot be decoded ({error})") from None
-    if len(samples) != said.frames:
-        raise DataError(f"{where}: header says {said.frames} samples, holds {len(samples)}")
+    if len(samples) != info.frames:
+        raise DataError(f"{where}: header says {info.frames} samples, holds {len(samples)}")
     out_T: np.ndarray = np.frombuffer(samples, dtype=np.float32)
     return out_T

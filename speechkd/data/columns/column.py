@@ -25,14 +25,14 @@ from speechkd.data.storage.manifest import (
     shard_name,
 )
 from speechkd.data.storage.mapped import MappedTars
-from speechkd.data.storage.store import Place
+from speechkd.data.storage.store import Location
 from speechkd.data.storage.tar import Member, bad_members
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_column(version: Place, base: str, name: str) -> Column:
+def open_column(version: Location, base: str, name: str) -> Column:
     """Open a published column of the base shards in folder `version`, whose digest is `base`.
 
     Raises InputError for one of another base, DataError for a damaged manifest.
@@ -50,7 +50,7 @@ def open_column(version: Place, base: str, name: str) -> Column:
 class Column:
     """A published column: examples as (key, turn), each with a response and perhaps tensors. Cheap to open and to pickle."""
 
-    def __init__(self, version: Place, manifest: dict[str, Any]) -> None:
+    def __init__(self, version: Location, manifest: dict[str, Any]) -> None:
         """`version`: the folder of the base shards."""
         self.version, self.manifest = version, manifest
         self.name: str = manifest["column"]
@@ -92,13 +92,13 @@ class Column:
         return read_columns(self.files, name, None, [])
 
     def _cell(self, row: int, name: str) -> Any:
-        _, place, rows = self.rows.find(row)
-        return rows[name][place]
+        _, local_row, rows = self.rows.find(row)
+        return rows[name][local_row]
 
     def sample_of(self, row: int) -> tuple[int, int]:
         """(base shard, sample within it) that example `row` belongs to."""
-        shard, place, rows = self.rows.find(row)
-        return shard, rows["row"][place]
+        shard, local_row, rows = self.rows.find(row)
+        return shard, rows["row"][local_row]
 
     def key_of(self, row: int) -> str:
         """Key of the sample that example `row` belongs to."""
@@ -130,9 +130,9 @@ class Column:
             raise error if str(self.root) in str(error) else DataError(f"{label}: turn `{turn}` {error}") from None
 
     def _member(self, row: int, part: str, suffix: str) -> bytes:
-        shard, place, rows = self.rows.find(row)
-        member = Member(rows[f"{part}offset"][place], rows[f"{part}bytes"][place], rows[f"{part}sha256"][place])
-        return self.tars.member(f"{shard_name(shard)}.tar", member, f"{rows['key'][place]}.{suffix}")
+        shard, local_row, rows = self.rows.find(row)
+        member = Member(rows[f"{part}offset"][local_row], rows[f"{part}bytes"][local_row], rows[f"{part}sha256"][local_row])
+        return self.tars.member(f"{shard_name(shard)}.tar", member, f"{rows['key'][local_row]}.{suffix}")
 
     def verify(self) -> Iterator[str]:
         """Read every byte; one line for each file and member that is not what the manifest says."""
@@ -147,11 +147,11 @@ class Column:
             for label, problem in bad_members(self.files.where(name), self._listed(int(Path(name).stem))):
                 yield f"{name}: member `{label}` {problem}"
         except FileNotFoundError:
-            return  # said already
+            return  # already reported as missing
 
     def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
         """Every member of a shard's tar once: several rows are turns of one."""
-        rows, seen = self.rows.of(shard), set()
+        rows, seen = self.rows.of_shard(shard), set()
         for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
             for key, *where in zip(rows["key"], *(rows[f"{part}{what}"] for what in ("offset", "bytes", "sha256")), strict=True):
                 member = Member(*where)

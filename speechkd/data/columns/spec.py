@@ -38,7 +38,7 @@ COLUMN_SCHEMA = pa.schema(
         ("signals_sha256", pa.binary(32)),
     ]
 )
-"""One row per example. `row`: sample within the base shard; `position`: place in the member's list of turns."""
+"""One row per example. `row`: sample within the base shard; `position`: index in the member's list of turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +86,13 @@ class ColumnSpec(Config):
         """Each setting in which this column is not the `wanted` one, in words; long ones (template, tokenizer) by name only."""
         mine, other = (spec.model_dump(mode="json", exclude={"name"}) for spec in (self, wanted))
         out = []
-        for key, have, want in sorted(differences(mine, other), key=lambda found: found[0]):
+        for key, have, want in sorted(differences(mine, other), key=lambda difference: difference[0]):
             if isinstance(have, Mapping) or isinstance(want, Mapping):
                 out.append(f"no `{key}`" if have is None else f"`{key}`, which the recipe does not have")
             elif isinstance(have, str) or isinstance(want, str) or isinstance(have, list):
                 out.append(f"another `{_WORDS.get(key, key)}`")
             else:
-                out.append(f"`{key}` {_said(have)}, the recipe has {_said(want)}")
+                out.append(f"`{key}` {_shown(have)}, the recipe has {_shown(want)}")
         return out
 
     def origin(self, signal: str) -> Origin:
@@ -104,5 +104,5 @@ class ColumnSpec(Config):
 _WORDS = {"prompt": "template", "teacher.fingerprint": "teacher.model"}
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

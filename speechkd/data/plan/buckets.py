@@ -59,9 +59,9 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """K buckets in order of (seconds, tokens): `of[source][example]`, and what each holds at most."""
+    """K buckets in order of (seconds, tokens): `of_source[source][example]`, and what each holds at most."""
 
-    of: list[np.ndarray]
+    of_source: list[np.ndarray]
     """per source, uint16 [N]"""
     seconds_K: np.ndarray
     tokens_K: np.ndarray
@@ -97,7 +97,7 @@ def make_buckets(sources: Sequence[Lengths], budget: Budget, most: int) -> Bucke
     bucket_CC = _cut(count_CC, seconds_C, tokens_C, budget, most)
     buckets = int(bucket_CC.max()) + 1
     seconds_K, tokens_K = np.zeros(buckets), np.zeros(buckets, dtype=np.int64)
-    of = []
+    of_source = []
     for lengths in sources:
         bucket_N = np.empty(len(lengths.seconds_N), dtype=np.uint16)
         for where, hundredths, tokens in lengths.chunks():
@@ -105,9 +105,9 @@ def make_buckets(sources: Sequence[Lengths], budget: Budget, most: int) -> Bucke
             bucket_N[where] = bucket
             np.maximum.at(seconds_K, bucket, np.asarray(lengths.seconds_N[where], dtype=np.float64))
             np.maximum.at(tokens_K, bucket, np.asarray(lengths.tokens_N[where], dtype=np.int64))
-        of.append(bucket_N)
+        of_source.append(bucket_N)
     capacity_K = np.array([budget.capacity(s, t) for s, t in zip(seconds_K.tolist(), tokens_K.tolist(), strict=True)], dtype=np.int64)
-    return Buckets(of, seconds_K, tokens_K, capacity_K, budget)
+    return Buckets(of_source, seconds_K, tokens_K, capacity_K, budget)
 
 
 def _axis(values: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:

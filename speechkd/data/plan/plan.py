@@ -25,7 +25,7 @@ from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest
 from speechkd.data.plan.buckets import CHUNK, Buckets, Budget, Lengths, make_buckets
-from speechkd.data.plan.windows import Deal, Frame, Shards, Units
+from speechkd.data.plan.windows import EpochOutline, EpochWindows, ShardSpans, Units
 
 MOST_BUCKETS = 256
 BATCHES_PER_BUCKET = 2
@@ -130,7 +130,7 @@ class Epoch:
 
 
 class Plan:
-    """Which examples each micro-batch of each global step holds. The state of a run is the global step and `digest`.
+    """The examples in every micro-batch of every global step. The state of a run is the global step and `digest`.
 
     Memory grows with the number of examples by what `sources` hold and two bytes an example (six where shards are not sorted).
     """
@@ -146,9 +146,9 @@ class Plan:
         contents = [source.content_digest() for source in sources]
         self.digest: str = digest({"config": config.model_dump(mode="json"), "sources": contents, "seed": seed, "order": 2})
         self.buckets, self._units = self._prepare()
-        self._deal = Deal(seed, contents, self._units, self.buckets, config.block_shards)
+        self._windows = EpochWindows(seed, contents, self._units, self.buckets, config.block_shards)
         self._passes = [Fraction(str(source.passes)) for source in sources]
-        self._turns = lru_cache(maxsize=1024)(self._turns_of)
+        self._passes_of = lru_cache(maxsize=1024)(self._pass_numbers)
         self._steps: dict[tuple[int, ...], int] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -160,16 +160,16 @@ class Plan:
     def _prepare(self) -> tuple[Buckets, list[Units]]:
         config = self.config
         lengths = [Lengths(s.seconds_N, s.tokens_N, max(1, round(1000 * s.passes))) for s in self.sources]
-        shards = [Shards.of(np.asarray(source.shard_N)) for source in self.sources]
-        visited = sum(len(each) * source.passes for each, source in zip(shards, self.sources, strict=True))
+        shards = [ShardSpans.from_shard_numbers(np.asarray(source.shard_N)) for source in self.sources]
+        visited = sum(len(spans) * source.passes for spans, source in zip(shards, self.sources, strict=True))
         windows = max(1, round(visited / config.block_shards))
         batches = self._fewest_batches()
         most = int(min(MOST_BUCKETS, batches / windows / 2, batches / BATCHES_PER_BUCKET))
         buckets = make_buckets(lengths, Budget(config.max_examples, config.max_seconds, config.max_tokens), max(1, most))
         units = []
-        for source, each, bucket_N in zip(self.sources, shards, buckets.of, strict=True):
-            parts = -(-windows // max(1, len(each) * max(1, int(source.passes))))
-            units.append(Units(each, parts, bucket_N, len(buckets.capacity_K)))
+        for source, spans, bucket_N in zip(self.sources, shards, buckets.of_source, strict=True):
+            parts = -(-windows // max(1, len(spans) * max(1, int(source.passes))))
+            units.append(Units(spans, parts, bucket_N, len(buckets.capacity_K)))
         return buckets, units
 
     def _fewest_batches(self) -> float:
@@ -188,15 +188,15 @@ class Plan:
 
     def steps_per_epoch(self, epoch: int) -> int:
         """Global steps of epoch `epoch`; differs from epoch to epoch only where passes are not whole."""
-        turns = tuple(map(len, self._turns(epoch)))
-        if turns not in self._steps:
+        pass_counts = tuple(map(len, self._passes_of(epoch)))
+        if pass_counts not in self._steps:
             capacity_K = self.buckets.capacity_K
             count_K = np.zeros(len(capacity_K), dtype=np.int64)
-            for visits, units in zip(turns, self._units, strict=True):
+            for visits, units in zip(pass_counts, self._units, strict=True):
                 count_K += visits * units.count_UK.sum(axis=0, dtype=np.int64)
             batches = int((count_K // capacity_K).sum()) + len(self.buckets.leftovers(count_K % capacity_K))
-            self._steps[turns] = -(-batches // self.config.micro_batches)
-        return self._steps[turns]
+            self._steps[pass_counts] = -(-batches // self.config.micro_batches)
+        return self._steps[pass_counts]
 
     def position(self, step: int) -> tuple[int, int]:
         """(epoch, step within it) of a global step."""
@@ -221,20 +221,20 @@ class Plan:
 
     def micro_batches(self, epoch: int, step: int, numbers: range) -> list[list[ExampleRef]]:
         """Some of the M micro-batches of a step of an epoch."""
-        frame = self._deal.frame(epoch, self._turns(epoch))
+        outline = self._windows.outline(epoch, self._passes_of(epoch))
         first = step * self.config.micro_batches
-        return [self._micro_batch(frame, epoch, first + number) for number in numbers]
+        return [self._micro_batch(outline, epoch, first + number) for number in numbers]
 
-    def _micro_batch(self, frame: Frame, epoch: int, number: int) -> list[ExampleRef]:
-        if number >= frame.done_W[-1]:
+    def _micro_batch(self, outline: EpochOutline, epoch: int, number: int) -> list[ExampleRef]:
+        if number >= outline.done_W[-1]:
             return []
-        window = int(np.searchsorted(frame.done_W, number, side="right")) - 1
-        emitted = self._deal.window(frame, epoch, window)
-        batch = number - int(frame.done_W[window])
+        window = int(np.searchsorted(outline.done_W, number, side="right")) - 1
+        emitted = self._windows.window(outline, epoch, window)
+        batch = number - int(outline.done_W[window])
         span = slice(emitted.start_B[batch], emitted.end_B[batch])
         pairs = zip(emitted.source_X[span].tolist(), emitted.index_X[span].tolist(), strict=True)
         return [ExampleRef(source, self.sources[source].row(index)) for source, index in pairs]
 
-    def _turns_of(self, epoch: int) -> tuple[range, ...]:
+    def _pass_numbers(self, epoch: int) -> tuple[range, ...]:
         """Which passes over each source an epoch makes, counted from the beginning of training."""
         return tuple(range(int(epoch * passes), int((epoch + 1) * passes)) for passes in self._passes)

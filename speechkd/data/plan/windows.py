@@ -22,14 +22,14 @@ EPOCHS_KEPT, WINDOWS_KEPT = 2, 4
 UNITS_AT_A_TIME = 256
 
 
-class Shards(NamedTuple):
+class ShardSpans(NamedTuple):
     """Where each shard's examples begin [S + 1], and their order by shard (None: they are sorted)."""
 
     order_N: np.ndarray | None
     start_S: np.ndarray
 
     @classmethod
-    def of(cls, shard_N: np.ndarray) -> Shards:
+    def from_shard_numbers(cls, shard_N: np.ndarray) -> ShardSpans:
         """Only the equality of shard numbers matters; the sort keeps the order within a shard."""
         order_N = None if bool((shard_N[1:] >= shard_N[:-1]).all()) else np.argsort(shard_N, kind="stable")
         ordered_N = shard_N if order_N is None else shard_N[order_N]
@@ -43,13 +43,13 @@ class Shards(NamedTuple):
 class Units:
     """One source cut into what is dealt out whole: shards, or `parts` of each shard."""
 
-    def __init__(self, shards: Shards, parts: int, bucket_N: np.ndarray, buckets: int) -> None:
+    def __init__(self, shards: ShardSpans, parts: int, bucket_N: np.ndarray, buckets: int) -> None:
         self.shards, self.bucket_N = len(shards), bucket_N
         order_N, start_U = shards
         if parts > 1 and len(bucket_N):  # part p of a shard: its examples p, p + parts, ...
             size_S = np.diff(start_U)
-            place_N = np.arange(len(bucket_N)) - np.repeat(start_U[:-1], size_S)
-            unit_N = np.repeat(np.arange(len(shards)) * parts, size_S) + place_N % parts
+            position_N = np.arange(len(bucket_N)) - np.repeat(start_U[:-1], size_S)
+            unit_N = np.repeat(np.arange(len(shards)) * parts, size_S) + position_N % parts
             by_part = np.argsort(unit_N, kind="stable")
             order_N = by_part if order_N is None else order_N[by_part]
             sizes = np.bincount(unit_N)
@@ -60,16 +60,16 @@ class Units:
         for first in range(0, len(self), UNITS_AT_A_TIME):
             last = min(first + UNITS_AT_A_TIME, len(self))
             unit = np.repeat(np.arange(last - first), np.diff(start_U[first : last + 1]))
-            place = unit * buckets + bucket_N[self.of(np.arange(first, last))]
-            self.count_UK[first:last] = np.bincount(place, minlength=(last - first) * buckets).reshape(last - first, buckets)
+            cell = unit * buckets + bucket_N[self.examples(np.arange(first, last))]
+            self.count_UK[first:last] = np.bincount(cell, minlength=(last - first) * buckets).reshape(last - first, buckets)
 
     def __len__(self) -> int:
         return len(self._start_U) - 1
 
-    def of(self, unit_V: np.ndarray) -> np.ndarray:
+    def examples(self, unit_V: np.ndarray) -> np.ndarray:
         """Numbers of the examples of some units, int64, in the units' order."""
-        place = ranges(self._start_U[unit_V], self._start_U[unit_V + 1] - self._start_U[unit_V])
-        return place if self._order_N is None else self._order_N[place].astype(np.int64)
+        position_X = ranges(self._start_U[unit_V], self._start_U[unit_V + 1] - self._start_U[unit_V])
+        return position_X if self._order_N is None else self._order_N[position_X].astype(np.int64)
 
 
 class _Examples(NamedTuple):
@@ -105,26 +105,26 @@ class Window:
     """for the next window"""
 
 
-class Frame:
+class EpochOutline:
     """What is known of an epoch without putting its examples in order."""
 
     def __init__(
-        self, turns: Sequence[range], units: Sequence[Units], seeds: Sequence[Sequence[int]], buckets: Buckets, block: int
+        self, passes: Sequence[range], units: Sequence[Units], seeds: Sequence[Sequence[int]], buckets: Buckets, block: int
     ) -> None:
-        """turns: of each source, the passes over it; seeds: one for each of them; block: shards of a window."""
-        self.windows = max(1, round(sum(len(turn) * each.shards for turn, each in zip(turns, units, strict=True)) / block))
+        """passes: of each source, the passes over it; seeds: one for each of them; block: shards of a window."""
+        self.windows = max(1, round(sum(len(pass_numbers) * each.shards for pass_numbers, each in zip(passes, units, strict=True)) / block))
         self._unit_V: list[np.ndarray] = []
         self._start_W: list[np.ndarray] = []
         count_WK = np.zeros((self.windows + 1, len(buckets.capacity_K)), dtype=np.int64)
-        for own, each in zip(seeds, units, strict=True):
-            unit_V = np.concatenate([permutation(len(each), seed) for seed in own] or [np.empty(0, np.int64)])
+        for pass_seeds, source_units in zip(seeds, units, strict=True):
+            unit_V = np.concatenate([permutation(len(source_units), seed) for seed in pass_seeds] or [np.empty(0, np.int64)])
             # Visit i of n stands at (i + 1/2) / n of the epoch; window w holds what stands in [w, w + 1) / windows of it.
             window_V = (2 * np.arange(len(unit_V)) + 1) * self.windows // max(1, 2 * len(unit_V))
             start_W = np.searchsorted(window_V, np.arange(self.windows + 1))
             self._unit_V.append(unit_V)
             self._start_W.append(start_W)
             for window in range(self.windows):
-                count_WK[window + 1] += each.count_UK[unit_V[start_W[window] : start_W[window + 1]]].sum(axis=0)
+                count_WK[window + 1] += source_units.count_UK[unit_V[start_W[window] : start_W[window + 1]]].sum(axis=0)
         self.before_WK = np.cumsum(count_WK, axis=0)
         """examples of each bucket that came before window w"""
         self.groups = buckets.leftovers(self.before_WK[-1] % buckets.capacity_K)
@@ -137,56 +137,57 @@ class Frame:
         return self._unit_V[source][self._start_W[source][window] : self._start_W[source][window + 1]]
 
 
-class Deal:
+class EpochWindows:
     """The windows of every epoch, by number; the last few are kept. Safe to ask from several threads."""
 
     def __init__(self, seed: int, contents: Sequence[str], units: Sequence[Units], buckets: Buckets, block: int) -> None:
         """contents: digests that the order depends on, one a source."""
         self._seed, self._contents, self._units, self._buckets, self._block = seed, list(contents), units, buckets, block
-        self._frames = lru_cache(maxsize=EPOCHS_KEPT)(self._frame)
+        self._outlines = lru_cache(maxsize=EPOCHS_KEPT)(self._outline)
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
         self._lock = RLock()
 
-    def frame(self, epoch: int, turns: tuple[range, ...]) -> Frame:
-        """What is known of an epoch in which the sources are passed over by `turns`."""
-        return self._frames(epoch, turns)
+    def outline(self, epoch: int, passes: tuple[range, ...]) -> EpochOutline:
+        """What is known of an epoch in which the sources are passed over by `passes`."""
+        return self._outlines(epoch, passes)
 
-    def _frame(self, epoch: int, turns: tuple[range, ...]) -> Frame:
+    def _outline(self, epoch: int, passes: tuple[range, ...]) -> EpochOutline:
         # `number` counts too: the same column in two streams has two orders.
         seeds = [
-            [derive(self._seed, "shards", number, turn, content) for turn in turns[number]] for number, content in enumerate(self._contents)
+            [derive(self._seed, "shards", number, pass_number, content) for pass_number in passes[number]]
+            for number, content in enumerate(self._contents)
         ]
-        return Frame(turns, self._units, seeds, self._buckets, self._block)
+        return EpochOutline(passes, self._units, seeds, self._buckets, self._block)
 
-    def window(self, frame: Frame, epoch: int, window: int) -> Window:
+    def window(self, outline: EpochOutline, epoch: int, window: int) -> Window:
         """What a window of an epoch emits."""
         with self._lock:
-            found = self._windows.get((epoch, window)) or self._emit(frame, epoch, window)
-            self._windows[epoch, window] = found
+            emitted = self._windows.get((epoch, window)) or self._emit(outline, epoch, window)
+            self._windows[epoch, window] = emitted
             self._windows.move_to_end((epoch, window))
             if len(self._windows) > WINDOWS_KEPT:
                 self._windows.popitem(last=False)
-            return found
+            return emitted
 
-    def _emit(self, frame: Frame, epoch: int, window: int) -> Window:
+    def _emit(self, outline: EpochOutline, epoch: int, window: int) -> Window:
         capacity_K = self._buckets.capacity_K
-        came = self._waiting(frame, epoch, window).then(self._shuffled(frame, epoch, window))
+        came = self._waiting(outline, epoch, window).then(self._shuffled(outline, epoch, window))
         full_K = came.count_K // capacity_K
         size = np.repeat(capacity_K, full_K)
         start = np.repeat(np.cumsum(came.count_K) - came.count_K, full_K) + ranges(np.zeros_like(full_K), full_K) * size
         waiting = came.last(came.count_K % capacity_K)
         source_X, index_X = came.source_X, came.index_X
-        if window == frame.windows - 1:  # what is left goes behind all others, where the buckets of a group lie side by side
-            group = [int(waiting.count_K[buckets].sum()) for buckets in frame.groups]
+        if window == outline.windows - 1:  # what is left goes behind all others, where the buckets of a group lie side by side
+            group = [int(waiting.count_K[buckets].sum()) for buckets in outline.groups]
             start = np.concatenate([start, len(index_X) + np.cumsum([0, *group])[:-1]]).astype(np.int64)
             size = np.concatenate([size, group]).astype(np.int64)
             source_X, index_X = np.concatenate([source_X, waiting.source_X]), np.concatenate([index_X, waiting.index_X])
         shuffle = permutation(len(start), derive(self._seed, "batches", epoch, window, *self._contents))
         return Window(source_X, index_X, start[shuffle], (start + size)[shuffle], waiting)
 
-    def _shuffled(self, frame: Frame, epoch: int, window: int) -> _Examples:
+    def _shuffled(self, outline: EpochOutline, epoch: int, window: int) -> _Examples:
         """The examples that a window gets, shuffled, then by bucket."""
-        index = [each.of(frame.units(number, window)) for number, each in enumerate(self._units)]
+        index = [each.examples(outline.units(number, window)) for number, each in enumerate(self._units)]
         source_X = np.repeat(np.arange(len(index), dtype=np.int32), [len(part) for part in index])
         bucket_X = np.concatenate([each.bucket_N[part] for each, part in zip(self._units, index, strict=True)])
         shuffle = permutation(len(source_X), derive(self._seed, "examples", epoch, window, *self._contents))
@@ -194,19 +195,19 @@ class Deal:
         count_K = np.bincount(bucket_X, minlength=len(self._buckets.capacity_K))
         return _Examples(source_X[order_X], np.concatenate(index)[order_X], count_K)
 
-    def _waiting(self, frame: Frame, epoch: int, window: int) -> _Examples:
+    def _waiting(self, outline: EpochOutline, epoch: int, window: int) -> _Examples:
         """What earlier windows left: kept from the one before, or else gathered from as few of them as hold it."""
         kept = self._windows.get((epoch, window - 1))
         if kept is not None:
             return kept.waiting
-        wanted_K = frame.before_WK[window] % self._buckets.capacity_K
-        found = _Examples(np.empty(0, np.int32), np.empty(0, np.int64), np.zeros_like(wanted_K))
-        while (found.count_K < wanted_K).any():
+        wanted_K = outline.before_WK[window] % self._buckets.capacity_K
+        gathered = _Examples(np.empty(0, np.int32), np.empty(0, np.int64), np.zeros_like(wanted_K))
+        while (gathered.count_K < wanted_K).any():
             window -= 1
-            take_K = np.minimum(wanted_K - found.count_K, frame.before_WK[window + 1] - frame.before_WK[window])
+            take_K = np.minimum(wanted_K - gathered.count_K, outline.before_WK[window + 1] - outline.before_WK[window])
             if take_K.any():
-                found = self._shuffled(frame, epoch, window).last(take_K).then(found)
-        return found
+                gathered = self._shuffled(outline, epoch, window).last(take_K).then(gathered)
+        return gathered
 
 
 def ranges(start_K: np.ndarray, count_K: np.ndarray) -> np.ndarray:

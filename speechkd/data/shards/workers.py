@@ -32,7 +32,7 @@ KILLS = 2
 """How often a block whose process was killed is begun again"""
 
 
-def run_blocks(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[int]:
+def write_shards(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[int]:
     """Write every job's shard, `workers` at a time; yields shard numbers as they are done.
 
     setup: root, card, card_dir. job: shard, items. Raises InputError and OSError where a child met one, RuntimeError where it failed
@@ -199,14 +199,14 @@ def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], wa
     from speechkd.data.cards import Card
     from speechkd.data.shards.writer import write_shard
     from speechkd.data.sources.base import Item
-    from speechkd.data.storage.store import place
+    from speechkd.data.storage.store import parse_location
 
     result: dict[str, Any] = {"shard": job["shard"]}
     try:
         items = [Item(**item) for item in job["items"]]
         card = Card.model_validate(setup["card"])
         limit_this_process(card.audio)
-        write_shard(place(setup["root"]), card, Path(setup["card_dir"]), job["shard"], items, watch, fatal)
+        write_shard(parse_location(setup["root"]), card, Path(setup["card_dir"]), job["shard"], items, watch, fatal)
     except InputError as error:
         result["wrong"] = str(error)
     except MemoryError:

@@ -38,7 +38,7 @@ class Source(Protocol):
     """A raw layout. `Config` is its block in the card (with `kind`)."""
 
     Config: ClassVar[type[AnyConfig]]
-    columns: set[str]
+    field_names: set[str]
     """fields that the layout names, known after `items()`, also where no item has a value; empty where the items alone say them"""
 
     def __init__(self, config: Any, data_root: Path) -> None:

@@ -48,7 +48,7 @@ class CsvConfig(RowConfig, TableFormat):
     """One row per sample; a column that is not key, split or audio is metadata, an empty cell is none."""
 
     kind: Literal["csv"]
-    file: paths.Files
+    file: paths.PathBySplit
     """the table, or split -> table"""
 
 
@@ -58,20 +58,20 @@ class CsvSource:
     Config = CsvConfig
 
     def __init__(self, config: CsvConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = open_audio(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
-        several = len(self.files) > 1
+        many_files = len(self.files) > 1
         items = []
         for split, path in self.files:
             for count, (number, row) in enumerate(read_table(path, self.config), 1):
-                items.append(row_item(row, self.config, number, split, counted_key(count, split, several), f"{path}, line {number}"))
-                self.columns.update(row)
-        self.columns -= self.config.used
+                items.append(row_item(row, self.config, number, split, counted_key(count, split, many_files), f"{path}, line {number}"))
+                self.field_names.update(row)
+        self.field_names -= self.config.used
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:

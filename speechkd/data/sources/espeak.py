@@ -97,7 +97,7 @@ class EspeakSource:
 
     def __init__(self, config: EspeakConfig, data_root: Path) -> None:
         """`data_root` is unused: this source reads no files of the card's."""
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         known, unseen = split_voices(read_voices(data_folder() / "voices" / "!v", config.voices), config.voices)
         self.voices: dict[str, list[Voice]] = {"known": known, "unseen": unseen}

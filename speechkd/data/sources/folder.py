@@ -52,7 +52,7 @@ class FolderSource:
     Config = FolderConfig
 
     def __init__(self, config: FolderConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.table = paths.file(data_root, str(Path(config.root, config.metadata)), "source.metadata") if config.metadata else None

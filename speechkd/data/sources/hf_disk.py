@@ -31,7 +31,7 @@ class HfDiskConfig(RowConfig):
     """
 
     kind: Literal["hf_disk"]
-    path: paths.Files
+    path: paths.PathBySplit
     """a `save_to_disk` folder (of a Dataset, or of a DatasetDict: its splits are the splits), or Parquet files, or split -> either"""
     columns: list[str] = []
     """read only these columns (and key, split, audio); empty: all"""
@@ -43,7 +43,7 @@ class HfDiskSource:
     Config = HfDiskConfig
 
     def __init__(self, config: HfDiskConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.tables: list[tuple[str, Path]] = []
@@ -53,16 +53,16 @@ class HfDiskSource:
 
     def items(self) -> list[Item]:
         """All rows, sorted by key; the audio is not touched. Raises InputError for a column that is not there or a damaged file."""
-        several = len({split for split, _ in self.tables}) > 1
+        many_splits = len({split for split, _ in self.tables}) > 1
         numbers: dict[str, int] = {}
         items = []
         for number, (split, path) in enumerate(self.tables):
             labels = _class_labels(path)
-            for place, row in self._rows(path):
+            for row_number, row in self._rows(path):
                 count = numbers[split] = numbers.get(split, 0) + 1
                 named = {name: _name(labels.get(name), value) for name, value in row.items()}
-                item = row_item(named, self.config, count, split, counted_key(count, split, several), f"{path}, row {place}")
-                items.append(Item(item.key, item.split, item.metadata, {"file": number, "row": place}))
+                item = row_item(named, self.config, count, split, counted_key(count, split, many_splits), f"{path}, row {row_number}")
+                items.append(Item(item.key, item.split, item.metadata, {"file": number, "row": row_number}))
         return sorted(items, key=lambda item: item.key)
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -74,27 +74,27 @@ class HfDiskSource:
                 raise InputError(unknown_name("column", field, schema.names, str(path)))
         wanted = {*config.columns, *lists, config.key_field, config.split_field} if config.columns else set(schema.names)
         wanted.discard(config.audio_field)
-        self.columns |= wanted & set(schema.names) - config.used
+        self.field_names |= wanted & set(schema.names) - config.used
         names = [field.name for field in schema if field.name in wanted and (field.name in lists or _is_plain(field.type))]
-        place = 0
+        row_number = 0
         for batch in _bounded(path, _table(path).batches(names)):
             for row in batch.to_pylist() if names else [{} for _ in range(batch.num_rows)]:
-                yield place, row
-                place += 1
+                yield row_number, row
+                row_number += 1
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Decode each row's audio: its bytes, or the file that its path names below `root`. Rows of one file are read together."""
         if not self.config.audio_field:
             yield from (None for _ in items)
             return
-        places = [(item.payload["file"], item.payload["row"]) for item in items]
+        wanted_cells = [(item.payload["file"], item.payload["row"]) for item in items]
         cells: dict[tuple[int, int], Any] = {}
-        for file in sorted({file for file, _ in places}):
-            rows = sorted(row for number, row in places if number == file)
+        for file in sorted({file for file, _ in wanted_cells}):
+            rows = sorted(row for number, row in wanted_cells if number == file)
             for row, value in _table(self.tables[file][1]).cells(self.config.audio_field, rows):
                 cells[file, row] = value
-        for place in places:
-            yield self._decode(cells.pop(place))
+        for cell in wanted_cells:
+            yield self._decode(cells.pop(cell))
 
     def _decode(self, value: Any) -> RawClip | Rejected | None:
         if value is None:
@@ -104,8 +104,8 @@ class HfDiskSource:
             return decode_bytes(data)
         if not isinstance(path, str) or not path:
             return Rejected(f"`{self.config.audio_field}` holds neither bytes nor a path")
-        found = self.audio.find(path)
-        return found if isinstance(found, Rejected) else decode_file(found)
+        file = self.audio.find(path)
+        return file if isinstance(file, Rejected) else decode_file(file)
 
 
 class _Arrow:
@@ -197,8 +197,8 @@ def _files(root: Path, split: str, name: str) -> Iterator[tuple[str, Path]]:
     elif (path / "state.json").is_file():
         for entry in _json(path / "state.json").get("_data_files", []):
             yield split, paths.file(root, f"{name}/{entry['filename']}", "source.path")
-    elif found := sorted(path.rglob("*.parquet")):
-        for file in found:
+    elif parquet_files := sorted(path.rglob("*.parquet")):
+        for file in parquet_files:
             yield split, file
     else:
         raise MissingData(f"`{path}` is neither a `save_to_disk` folder nor holds Parquet files (card: source.path)")

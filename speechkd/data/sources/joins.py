@@ -35,9 +35,10 @@ def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> list[
         rows = _rows(table, data_root)
         joined = [_add(item, table, rows) for item in items]
         if not any(after is not before for after, before in zip(joined, items, strict=True)):
-            said, asked = next(iter(rows), ""), items[0].key if table.on == "key" else items[0].metadata.get(table.on)
+            row_value, item_value = next(iter(rows), ""), items[0].key if table.on == "key" else items[0].metadata.get(table.on)
             raise InputError(
-                f"no item is in `{table.file}`: `{table.on}` is like `{asked}`, column `{table.column}` like `{said}` (card: joins)"
+                f"no item matches a row of `{table.file}`: "
+                f"`{table.on}` is like `{item_value}`, column `{table.column}` like `{row_value}` (card: joins)"
             )
         items = joined
     return list(items)

@@ -16,7 +16,7 @@ class JsonlConfig(RowConfig):
     """One object per line; scalar fields that are not key, split or audio are metadata. `audio_field: ""`: the corpus is text."""
 
     kind: Literal["jsonl"]
-    file: paths.Files
+    file: paths.PathBySplit
     """the list, or split -> list"""
 
 
@@ -26,16 +26,16 @@ class JsonlSource:
     Config = JsonlConfig
 
     def __init__(self, config: JsonlConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = open_audio(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
-        several = len(self.files) > 1
+        many_files = len(self.files) > 1
         items = [
-            row_item(row, self.config, number, split, counted_key(number, split, several), f"{path}, line {number}")
+            row_item(row, self.config, number, split, counted_key(number, split, many_files), f"{path}, line {number}")
             for split, path in self.files
             for number, row in read_jsonl(path)
         ]

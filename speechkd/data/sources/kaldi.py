@@ -28,7 +28,7 @@ class KaldiConfig(AudioPaths):
     """wav.scp must name plain files: a pipe is a shell command, and nothing that came with data is run. `spk2gender` is read too."""
 
     kind: Literal["kaldi"]
-    dir: paths.Files
+    dir: paths.PathBySplit
     """data directory below the data root, or split -> data directory"""
     split: str = "train"
 
@@ -39,7 +39,7 @@ class KaldiSource:
     Config = KaldiConfig
 
     def __init__(self, config: KaldiConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.audio = AudioFolder(data_root, config)
         self.dirs = [(split, paths.folder(data_root, name, "source.dir")) for split, name in paths.by_split(config.dir, config.split)]
         for _, folder in self.dirs:

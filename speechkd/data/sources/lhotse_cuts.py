@@ -21,7 +21,7 @@ class LhotseConfig(AudioPaths):
     """Cuts of one channel of recordings that are plain files. Mixed and padded cuts, and cuts with transforms, go to quarantine."""
 
     kind: Literal["lhotse"]
-    cuts: paths.Files
+    cuts: paths.PathBySplit
     """cuts .jsonl or .jsonl.gz, or split -> cuts"""
     split: str = "train"
 
@@ -32,7 +32,7 @@ class LhotseSource:
     Config = LhotseConfig
 
     def __init__(self, config: LhotseConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.audio = AudioFolder(data_root, config)
         self.files = [
             (split, path)
@@ -45,7 +45,7 @@ class LhotseSource:
         items = []
         for split, path in self.files:
             for number, cut in read_cuts(path):
-                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _place(cut)))
+                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _payload(cut)))
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
@@ -99,7 +99,7 @@ def cut_problem(cut: dict[str, Any]) -> str | None:
     return None
 
 
-def _place(cut: dict[str, Any]) -> dict[str, Any]:
+def _payload(cut: dict[str, Any]) -> dict[str, Any]:
     if problem := cut_problem(cut):
         return {"problem": problem}
     channel = cut.get("channel", 0)
@@ -108,9 +108,9 @@ def _place(cut: dict[str, Any]) -> dict[str, Any]:
             continue
         if source.get("type") != "file":
             return {"problem": f"its recording is of type `{source.get('type')}`: only files are read, nothing is run or fetched"}
-        place = {"audio": str(source.get("source")), "channel": source["channels"].index(channel), "seconds": cut.get("duration")}
+        span = {"audio": str(source.get("source")), "channel": source["channels"].index(channel), "seconds": cut.get("duration")}
         start = cut.get("start", 0)
-        if not all(isinstance(value, (int, float)) and value >= 0 for value in (start, place["seconds"])):
+        if not all(isinstance(value, (int, float)) and value >= 0 for value in (start, span["seconds"])):
             return {"problem": "has no start and duration in seconds"}
-        return {**place, "start": float(start), "seconds": float(place["seconds"])}
+        return {**span, "start": float(start), "seconds": float(span["seconds"])}
     return {"problem": f"no source of its recording holds channel {channel}"}

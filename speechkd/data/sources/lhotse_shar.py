@@ -16,14 +16,14 @@ from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
 from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.sources.lhotse_cuts import cut_fields, cut_key, cut_problem, read_cuts
-from speechkd.data.sources.tarfiles import list_tar, located, read_members
+from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 
 
 class SharConfig(Config):
     """Cuts whose `field` was exported as audio (flac, wav, mp3 or opus)."""
 
     kind: Literal["shar"]
-    dir: paths.Files
+    dir: paths.PathBySplit
     """Shar folder below the data root, or split -> folder"""
     field: str = "recording"
     split: str = "train"
@@ -35,7 +35,7 @@ class SharSource:
     Config = SharConfig
 
     def __init__(self, config: SharConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config, self.root = config, data_root
         self.shards: list[tuple[str, Path, Path]] = []
         for split, name in paths.by_split(config.dir, config.split):
@@ -57,21 +57,21 @@ class SharSource:
         return sorted((item for shard in self.shards for item in self._shard(*shard)), key=lambda item: item.key)
 
     def _shard(self, split: str, cuts: Path, tar: Path) -> Iterator[Item]:
-        places: dict[str, dict[str, Any]] = {}
+        payloads: dict[str, dict[str, Any]] = {}
         for member in list_tar(tar):
             stem, _, suffix = member.name.rpartition(".")
             if suffix == "nodata":
-                places[stem] = {}
+                payloads[stem] = {}
             elif suffix not in ("json", "nometa"):
-                places[stem] = located(tar, self.root, member)
+                payloads[stem] = member_payload(tar, self.root, member)
         for number, cut in read_cuts(cuts):
             key = cut_key(cut, f"{cuts}, line {number}")
-            if cut["id"] not in places:
+            if cut["id"] not in payloads:
                 raise InputError(f"cut `{cut['id']}` has no member in `{tar}` ({cuts}, line {number})")
-            place = places[cut["id"]]
-            if place and (problem := cut_problem(cut)):
-                place = {"problem": problem}
-            yield Item(key, split, cut_fields(cut), place)
+            payload = payloads[cut["id"]]
+            if payload and (problem := cut_problem(cut)):
+                payload = {"problem": problem}
+            yield Item(key, split, cut_fields(cut), payload)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Decode each cut's member: Shar holds the cut alone, not its whole recording."""

@@ -30,7 +30,7 @@ class MessagesConfig(AudioPaths):
     """The first exchange gives `question` and `answer`, the n-th `question_n` and `answer_n`; `system` and other scalar fields stay."""
 
     kind: Literal["messages"]
-    file: paths.Files
+    file: paths.PathBySplit
     """.jsonl, or .json with one list; or split -> file"""
     key_field: str = ""
     """empty: the row's number"""
@@ -45,16 +45,16 @@ class MessagesSource:
     Config = MessagesConfig
 
     def __init__(self, config: MessagesConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and row."""
-        several = len(self.files) > 1
+        many_files = len(self.files) > 1
         items = [
-            self._item(row, split, counted_key(number, split, several), f"{path}, row {number}")
+            self._item(row, split, counted_key(number, split, many_files), f"{path}, row {number}")
             for split, path in self.files
             for number, row in _rows(path)
         ]

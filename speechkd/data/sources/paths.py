@@ -22,7 +22,7 @@ ROOT_VARIABLE = "SPEECHKD_DATA"
 MAX_BRACES = 100_000
 """Names that one pattern may stand for."""
 
-Files = str | dict[str, str]
+PathBySplit = str | dict[str, str]
 """One path, or split -> path."""
 
 
@@ -59,17 +59,17 @@ def file(root: Path, name: str, key: str) -> Path:
 
 def files(root: Path, pattern: str, key: str) -> list[Path]:
     """Files by a path with braces ({0..9}, {a,b}, NeMo's _OP_0..9_CL_) or with * and ?: every spelt-out name must be there. Sorted."""
-    found: list[Path] = []
+    matched: list[Path] = []
     for name in braces(pattern):
         path = below(root, name, key)
         if any(mark in name for mark in "*?["):
             matches = sorted(root / match for match in glob.glob(name, root_dir=root, recursive=True))
-            found += [match for match in matches if match.is_file()]
+            matched += [match for match in matches if match.is_file()]
             if not matches:
                 raise MissingData(_missing(path, "file like", key))
         else:
-            found.append(file(root, name, key))
-    return sorted(set(found))
+            matched.append(file(root, name, key))
+    return sorted(set(matched))
 
 
 def _missing(path: Path, what: str, key: str) -> str:
@@ -81,15 +81,15 @@ def _missing(path: Path, what: str, key: str) -> str:
 def braces(pattern: str) -> list[str]:
     """The names that a pattern with {a,b}, {000..511} or _OP_000..511_CL_ stands for; the width of the numbers is kept."""
     text = re.sub(r"_OP_(\d+\.\.\d+)_CL_", r"{\1}", pattern)
-    found = [""]
+    expanded = [""]
     for plain, inside in re.findall(r"([^{}]+)|\{([^{}]*)\}", text):
         parts = [plain] if plain else _alternatives(inside, pattern)
-        if len(found) * len(parts) > MAX_BRACES:
+        if len(expanded) * len(parts) > MAX_BRACES:
             raise InputError(f"`{pattern[:100]}` stands for more than {MAX_BRACES} names")
-        found = [name + part for name in found for part in parts]
+        expanded = [name + part for name in expanded for part in parts]
     if text.count("{") != text.count("}"):
         raise InputError(f"`{pattern[:100]}` has a brace without its partner")
-    return found
+    return expanded
 
 
 def _alternatives(inside: str, pattern: str) -> list[str]:
@@ -102,7 +102,7 @@ def _alternatives(inside: str, pattern: str) -> list[str]:
     return inside.split(",")
 
 
-def by_split(value: Files, split: str) -> list[tuple[str, str]]:
+def by_split(value: PathBySplit, split: str) -> list[tuple[str, str]]:
     """(split, path) of a card's `file`-like key."""
     return [(split, value)] if isinstance(value, str) else list(value.items())
 
@@ -133,13 +133,13 @@ class AudioFolder:
         if ".." in path.parts or "\0" in name:
             return Rejected("path must stay below the root folder")
         try:
-            whole = self._root / path
-            target = self._resolved(whole.parent) / whole.name
+            unresolved = self._root / path
+            target = self._resolved(unresolved.parent) / unresolved.name
             facts = os.lstat(target) if target.is_relative_to(self._root) else None
             if facts is None or stat.S_ISLNK(facts.st_mode):
                 target = target.resolve()
                 if not target.is_relative_to(self._root):
-                    outside = path.is_absolute() and not whole.is_relative_to(self._root)
+                    outside = path.is_absolute() and not unresolved.is_relative_to(self._root)
                     return Rejected("path must stay below the root folder" if outside else "is a link to outside the root folder")
                 facts = target.stat()
             if not stat.S_ISREG(facts.st_mode):

@@ -156,9 +156,9 @@ def span_of(payload: Mapping[str, Any]) -> Span:
     return Span(payload.get("start", 0.0), payload.get("seconds"), payload.get("channel"))
 
 
-def counted_key(number: int, split: str, several: bool) -> str:
+def counted_key(number: int, split: str, with_split: bool) -> str:
     """The key of a row that has none of its own: its number, after its split where there are several lists."""
-    return f"{split}-{number:09d}" if several else f"{number:09d}"
+    return f"{split}-{number:09d}" if with_split else f"{number:09d}"
 
 
 def open_audio(data_root: Path, config: RowConfig) -> AudioFolder | None:

@@ -22,8 +22,8 @@ from speechkd.data.audio.raw import RawClip, Rejected
 
 MAX_ANSWER = 64 << 20
 """Bytes of one answer"""
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
-_SETTINGS = {401, 403, 404, 405}
+_RETRIED_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
+_SETTINGS_STATUSES = {401, 403, 404, 405}
 
 
 class ServerVoice(Config):
@@ -52,27 +52,27 @@ class SpeechServer:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=config.timeout_s, headers=headers, follow_redirects=False)
 
-    def speak(self, said: Sequence[tuple[str, str]]) -> Iterator[RawClip | Rejected]:
+    def speak(self, texts_and_voices: Sequence[tuple[str, str]]) -> Iterator[RawClip | Rejected]:
         """(text, voice) -> clips. Raises InputError where the settings are wrong or the server is not there."""
         with self._client, ThreadPoolExecutor(self.config.at_once) as pool:
-            yield from pool.map(lambda pair: self._ask(*pair), said)
+            yield from pool.map(lambda pair: self._ask(*pair), texts_and_voices)
 
     def _ask(self, text: str, voice: str) -> RawClip | Rejected:
         config = self.config
         url = f"{config.url.rstrip('/')}/audio/speech"
-        wish = {"model": config.model, "input": text, "voice": voice, "response_format": config.format, "speed": config.speed}
+        request = {"model": config.model, "input": text, "voice": voice, "response_format": config.format, "speed": config.speed}
         problem = ""
         for attempt in range(config.attempts):
             if attempt:
                 time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
             try:
-                with self._client.stream("POST", url, json=wish) as answer:
+                with self._client.stream("POST", url, json=request) as answer:
                     if answer.status_code == 200:
                         return _body(answer)
                     problem = f"status {answer.status_code}"
-                    if answer.status_code in _SETTINGS:
+                    if answer.status_code in _SETTINGS_STATUSES:
                         raise InputError(f"`{url}` answered {problem}: is url, model or key right? (card: source.voice)")
-                    if answer.status_code not in _AGAIN:
+                    if answer.status_code not in _RETRIED_STATUSES:
                         return Rejected(f"the speech server answered {problem}")
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -107,7 +107,7 @@ def read_range(path: Path, offset: int, size: int) -> bytes | Rejected:
     return data if len(data) == size else Rejected("is cut off: its tar ends before it does")
 
 
-def located(path: Path, data_root: Path, member: TarMember) -> dict[str, Any]:
+def member_payload(path: Path, data_root: Path, member: TarMember) -> dict[str, Any]:
     """Where a member lies, as an item's payload says it."""
     if member.problem:
         return {"problem": member.problem}
@@ -118,11 +118,11 @@ def read_members(items: Sequence[Item], data_root: Path, tars: Sequence[Path]) -
     """Decode each item's member, or its part of it; None where an item has none. Only these `tars` are opened."""
     by_name = {path.relative_to(data_root).as_posix(): path for path in tars}
     for item in items:
-        place = item.payload
-        if place.get("problem"):
-            yield Rejected(place["problem"])
-        elif "tar" not in place:
+        payload = item.payload
+        if payload.get("problem"):
+            yield Rejected(payload["problem"])
+        elif "tar" not in payload:
             yield None
         else:
-            data = read_range(by_name[place["tar"]], place["at"], place["bytes"])
-            yield data if isinstance(data, Rejected) else decode_bytes(data, span_of(place))
+            data = read_range(by_name[payload["tar"]], payload["at"], payload["bytes"])
+            yield data if isinstance(data, Rejected) else decode_bytes(data, span_of(payload))

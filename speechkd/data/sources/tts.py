@@ -50,7 +50,7 @@ class CommandVoice(Config):
     @field_validator("argv")
     @classmethod
     def _says_where(cls, argv: list[str]) -> list[str]:
-        missing = next((place for place in ("{text}", "{wav}") if not any(place in word for word in argv)), None)
+        missing = next((placeholder for placeholder in ("{text}", "{wav}") if not any(placeholder in word for word in argv)), None)
         if missing:
             raise ValueError(f"argv must say `{missing}`: the text comes in a file, and the audio goes to one")
         return argv
@@ -76,7 +76,7 @@ class TtsSource:
     Config = TtsConfig
 
     def __init__(self, config: TtsConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         if isinstance(config.voice, EspeakVoice):
             for voice in config.voice.voices:
@@ -86,7 +86,7 @@ class TtsSource:
     def items(self) -> list[Item]:
         """The rows, sorted by key; nothing is spoken. Raises InputError where no row has the text field."""
         rows = self.rows.items()
-        self.columns |= self.rows.columns
+        self.field_names |= self.rows.field_names
         field, voices = self.config.text_field, self.config.voice.voices
         if rows and not any(field in row.metadata for row in rows):
             raise InputError(unknown_name("field", field, {name for row in rows for name in row.metadata}, "card: source.text_field"))
@@ -103,8 +103,8 @@ class TtsSource:
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Speak one block, in order."""
-        said = [(i.payload["text"], i.payload["voice"]) for i in items if 0 < len(i.payload["text"]) <= self.config.max_letters]
-        clips = _speak(self.config.voice, said)
+        texts_and_voices = [(i.payload["text"], i.payload["voice"]) for i in items if 0 < len(i.payload["text"]) <= self.config.max_letters]
+        clips = _speak(self.config.voice, texts_and_voices)
         for item in items:
             letters = len(item.payload["text"])
             if letters > self.config.max_letters:
@@ -123,24 +123,24 @@ def _row_source(block: dict[str, Any], data_root: Path) -> Source:
     return source(build(source.Config, block, "card: source.rows"), data_root)
 
 
-def _speak(voice: EspeakVoice | ServerVoice | CommandVoice, said: Sequence[tuple[str, str]]) -> Iterator[RawClip | Rejected]:
+def _speak(voice: EspeakVoice | ServerVoice | CommandVoice, texts_and_voices: Sequence[tuple[str, str]]) -> Iterator[RawClip | Rejected]:
     if isinstance(voice, ServerVoice):
-        yield from SpeechServer(voice).speak(said)
+        yield from SpeechServer(voice).speak(texts_and_voices)
     elif isinstance(voice, CommandVoice):
-        yield from (_run(voice, text, name) for text, name in said)
+        yield from (_run(voice, text, name) for text, name in texts_and_voices)
     else:
         engine = Engine()
         settings = {"wpm": voice.words_per_minute, "pitch": voice.pitch, "range": voice.pitch_range}
-        for text, name in said:
+        for text, name in texts_and_voices:
             yield RawClip(engine.speak({"text": text, "voice": name, **settings}), engine.rate)
 
 
 def _run(voice: CommandVoice, text: str, name: str) -> RawClip | Rejected:
     with tempfile.TemporaryDirectory(prefix="speechkd-tts-") as folder:
-        said, wav = Path(folder, "text.txt"), Path(folder, "speech.wav")
-        said.write_text(text, encoding="utf-8")
-        places = {"{text}": str(said), "{wav}": str(wav), "{voice}": name}
-        argv = [_filled(word, places) for word in voice.argv]
+        text_file, wav = Path(folder, "text.txt"), Path(folder, "speech.wav")
+        text_file.write_text(text, encoding="utf-8")
+        placeholders = {"{text}": str(text_file), "{wav}": str(wav), "{voice}": name}
+        argv = [_filled(word, placeholders) for word in voice.argv]
         try:
             done = subprocess.run(
                 argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=voice.timeout_s, cwd=folder, check=False, preexec_fn=_unlimited
@@ -163,7 +163,7 @@ def _unlimited() -> None:
         resource.setrlimit(bound, (hard, hard))
 
 
-def _filled(word: str, places: dict[str, str]) -> str:
-    for place, value in places.items():
-        word = word.replace(place, value)
+def _filled(word: str, placeholders: dict[str, str]) -> str:
+    for placeholder, value in placeholders.items():
+        word = word.replace(placeholder, value)
     return word

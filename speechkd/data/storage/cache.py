@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import sha256_bytes, sha256_file
-from speechkd.data.storage.store import ATTEMPTS, Place, Unreachable, UrlPath, reaching
+from speechkd.data.storage.store import ATTEMPTS, Location, Unreachable, UrlPath, open_filesystem
 
 FOLDER, LIMIT = "SPEECHKD_CACHE", "SPEECHKD_CACHE_GIB"
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
@@ -53,7 +53,7 @@ def shared_cache() -> Cache:
     return Cache(folder, limit)
 
 
-def working_folder(folder: Place) -> Path:
+def working_folder(folder: Location) -> Path:
     """`folder` itself, or, where it is behind a URL, one of this machine that stands for it."""
     return folder if isinstance(folder, Path) else cache_folder() / "work" / sha256_bytes(str(folder).encode())
 
@@ -115,7 +115,7 @@ class Cache:
                 if attempt:
                     time.sleep(0.2 * 2**attempt)
                 try:
-                    with reaching(source.url) as (files, remote):
+                    with open_filesystem(source.url) as (files, remote):
                         files.get_file(remote, name)
                 except Unreachable:
                     if attempt + 1 == ATTEMPTS:

@@ -9,19 +9,19 @@ from typing import Any, BinaryIO
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.data.storage.cache import LIMIT, CacheFull, shared_cache
-from speechkd.data.storage.store import Place, Unreachable, UrlPath, sha256_of, size_of
+from speechkd.data.storage.store import Location, Unreachable, UrlPath, sha256_of, size_of
 
 
 class Files:
     """Name -> bytes. `version` is the version's folder, `below` the part of it that names are relative to ("" or "columns/<name>")."""
 
-    def __init__(self, version: Place, below: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, version: Location, below: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
         self.version, self.below, self.entries = version, below, entries
 
     def __str__(self) -> str:
         return str(self.version / self.below if self.below else self.version)
 
-    def where(self, name: str) -> Place:
+    def where(self, name: str) -> Location:
         """Where a file lies. An entry with `in` lies in that version of the same dataset, under the same name."""
         entry = self.entries.get(name, {})
         home = self.version.parent / entry["in"] if "in" in entry else self.version
@@ -57,11 +57,11 @@ class Files:
             raise InputError(f"{where}: the cache is full of files in use: raise {LIMIT}") from None
         with stream:
             try:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO is a BufferedReader here
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO is a BufferedReader here
                 stream.seek(0)
             except OSError as error:
                 raise DataError(f"{where}: cannot be read ({error.strerror})") from None
-            if found != self.entries[name]["sha256"]:
+            if sha256 != self.entries[name]["sha256"]:
                 self.forget(name)
                 raise DataError(f"{where}: bytes differ from their sha256")
             yield stream
@@ -80,14 +80,14 @@ class Files:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(file, problem) for every file that is missing or has other bytes; reads them all, at their source."""
-        for name, said in self.entries.items():
+        for name, entry in self.entries.items():
             where = self.where(name)
-            place = f" (in version {said['in']})" if "in" in said else ""
+            in_version = f" (in version {entry['in']})" if "in" in entry else ""
             try:
                 size = size_of(where)
-                if size != said["bytes"]:
-                    yield name, f"has {size} bytes, must have {said['bytes']}{place}"
-                elif sha256_of(where) != said["sha256"]:
-                    yield name, f"bytes differ from their sha256{place}"
+                if size != entry["bytes"]:
+                    yield name, f"has {size} bytes, must have {entry['bytes']}{in_version}"
+                elif sha256_of(where) != entry["sha256"]:
+                    yield name, f"bytes differ from their sha256{in_version}"
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                yield name, f"is missing{place}"
+                yield name, f"is missing{in_version}"

@@ -34,23 +34,23 @@ class ShardRows:
         self._lock = Lock()
 
     def find(self, row: int) -> tuple[int, int, Rows]:
-        """(shard, place in it, the shard's rows) of a row."""
+        """(shard, row within the shard, the shard's rows) of a row."""
         if not 0 <= row < self.starts[-1]:
             raise IndexError(row)
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return shard, row - int(self.starts[shard]), self.of(shard)
+        return shard, row - int(self.starts[shard]), self.of_shard(shard)
 
-    def of(self, shard: int) -> Rows:
+    def of_shard(self, shard: int) -> Rows:
         """All rows of a shard, as lists by column."""
         with self._lock:  # several threads read; one of them opens the file
             if shard not in self._kept:
-                self._kept[shard] = self._whole(shard)
+                self._kept[shard] = self._read_shard(shard)
                 if len(self._kept) > SHARDS_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(shard)
             return self._kept[shard]
 
-    def _whole(self, shard: int) -> Rows:
+    def _read_shard(self, shard: int) -> Rows:
         table, count = self._read(shard), int(self.starts[shard + 1] - self.starts[shard])
         if len(table) != count or any(column.null_count for column in table.columns):
             raise DataError(f"index of shard {shard}: {len(table)} rows, some of them perhaps empty; the manifest says {count}")

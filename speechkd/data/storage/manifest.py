@@ -15,10 +15,10 @@ from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import canonical_json, digest, readable_json, sha256_bytes, sha256_file
 from speechkd.data.storage.files import Files
 from speechkd.data.storage.index_rows import read_columns
-from speechkd.data.storage.store import Place, create, names, publishing_at, remove, size_of, write_json
+from speechkd.data.storage.store import Location, create, list_folder, publishing_at, remove, size_of, write_json
 
 FORMAT_BASE, FORMAT_COLUMN = "speechkd-shards/1", "speechkd-column/1"
-MAX_SIGNED = 256 << 20
+MAX_MANIFEST_BYTES = 256 << 20
 """Bytes of a manifest: a million shards"""
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 _SHARD_FILE = re.compile(r"^\d{6}\.(tar|parquet|json)$")
@@ -32,32 +32,32 @@ def shard_name(shard: int) -> str:
     return f"{shard:06d}"
 
 
-def signed(value: dict[str, Any]) -> dict[str, Any]:
+def with_self_digest(value: dict[str, Any]) -> dict[str, Any]:
     """`value` with its own sha256, over its canonical JSON without that field."""
     return {**value, "sha256": digest(value)}
 
 
-def read_signed(path: Place) -> dict[str, Any]:
-    """Read what `signed` made. Raises FileNotFoundError; DataError if the bytes are not what the digest says.
+def read_self_digested(path: Location) -> dict[str, Any]:
+    """Read what `with_self_digest` made. Raises FileNotFoundError; DataError if the bytes are not what the digest says.
 
     The digest covers the value; that the text is the one rendering of it covers every other byte (`1e-05` is also `1E-05`).
     """
-    if size_of(path) > MAX_SIGNED:
-        raise DataError(f"{path}: has {size_of(path)} bytes, allowed {MAX_SIGNED}")
+    if size_of(path) > MAX_MANIFEST_BYTES:
+        raise DataError(f"{path}: has {size_of(path)} bytes, allowed {MAX_MANIFEST_BYTES}")
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
-        said = value["sha256"]
-        whole = digest({name: part for name, part in value.items() if name != "sha256"}) == said and readable_json(value) == text
+        stated = value["sha256"]
+        intact = digest({name: part for name, part in value.items() if name != "sha256"}) == stated and readable_json(value) == text
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise DataError(f"{path}: is not a signed JSON object") from None
-    if not whole:
+        raise DataError(f"{path}: is not a JSON object with a `sha256` of its own content") from None
+    if not intact:
         raise DataError(f"{path}: its content differs from its own sha256")
-    signed_value: dict[str, Any] = value
-    return signed_value
+    checked: dict[str, Any] = value
+    return checked
 
 
-def write_parquet(path: Place, table: pa.Table) -> dict[str, Any]:
+def write_parquet(path: Location, table: pa.Table) -> dict[str, Any]:
     """Publish a table; equal tables give equal bytes. Returns its file entry."""
     with publishing_at(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 20)
@@ -73,14 +73,14 @@ def read_parquet(files: Files, name: str) -> pa.Table:
 class Receipts:
     """One receipt per finished shard. A receipt counts only for the same work (`binding`) and while its files are there."""
 
-    version: Place
+    version: Location
     below: str
     """what the receipts' file names are relative to, below the version's folder: "" or "columns/<name>" """
     binding: Callable[[int], dict[str, Any]]
     """what the shard was made from: digests of card and items, or of base and column spec"""
 
     @property
-    def folder(self) -> Place:
+    def folder(self) -> Location:
         """Where receipts lie."""
         return (self.version / self.below if self.below else self.version) / "receipts"
 
@@ -91,7 +91,7 @@ class Receipts:
     def read(self, shard: int) -> dict[str, Any] | None:
         """The shard's receipt, or None where the shard is still to do."""
         try:
-            receipt = read_signed(self.folder / f"{shard_name(shard)}.json")
+            receipt = read_self_digested(self.folder / f"{shard_name(shard)}.json")
             if receipt["binding"] != self.binding(shard):
                 return None
             files = self.files(receipt["files"])
@@ -102,7 +102,7 @@ class Receipts:
 
     def write(self, shard: int, files: dict[str, Any], facts: dict[str, Any]) -> None:
         """The last act on a shard."""
-        write_json(self.folder / f"{shard_name(shard)}.json", signed({"binding": self.binding(shard), "files": files, **facts}))
+        write_json(self.folder / f"{shard_name(shard)}.json", with_self_digest({"binding": self.binding(shard), "files": files, **facts}))
 
     def do(self, shard: int, work: Callable[[], None]) -> None:
         """Run `work`, which ends in `write`. Another writer of the same shard may publish first and sweep our temporary file away."""
@@ -113,24 +113,24 @@ class Receipts:
                 raise
 
 
-def sweep(folders: Sequence[Place], keep: Collection[str]) -> None:
+def sweep(folders: Sequence[Location], keep: Collection[str]) -> None:
     """Remove what killed writers left: temporary names, and shard files that are not of `keep`. Called when every shard is published."""
     for folder in folders:
-        for name in names(folder):
+        for name in list_folder(folder):
             if _TEMPORARY.match(name) or (_SHARD_FILE.match(name) and name not in keep):
                 remove(folder / name)
 
 
-def own_names(files: Mapping[str, Mapping[str, Any]], shards: int) -> set[str]:
+def stored_names(files: Mapping[str, Mapping[str, Any]], shards: int) -> set[str]:
     """Names of shard files that lie in this very folder, and of its receipts."""
     return {name.rpartition("/")[2] for name, entry in files.items() if "in" not in entry} | {
         f"{shard_name(shard)}.json" for shard in range(shards)
     }
 
 
-def create_manifest(path: Place, value: dict[str, Any]) -> None:
+def create_manifest(path: Location, value: dict[str, Any]) -> None:
     """The act that publishes. Raises InputError if something else was published there in the meantime."""
-    content = readable_json(signed(value))
+    content = readable_json(with_self_digest(value))
     try:
         create(path, content.encode("utf-8"))
     except FileExistsError:
@@ -138,10 +138,10 @@ def create_manifest(path: Place, value: dict[str, Any]) -> None:
             raise InputError(f"`{path}` was published in the meantime with other content: give this one a new name or version") from None
 
 
-def read_manifest(root: Place, format: str) -> dict[str, Any]:
+def read_manifest(root: Location, format: str) -> dict[str, Any]:
     """A published folder's manifest. Raises FileNotFoundError, Unreachable, DataError (damaged, or lists what is no file of it), InputError
     (another format)."""
-    manifest = read_signed(root / MANIFEST)
+    manifest = read_self_digested(root / MANIFEST)
     if manifest.get("format") != format:
         raise InputError(f"format `{str(manifest.get('format'))[:80]}`; this version reads `{format}` ({root / MANIFEST})")
     for name, entry in _entries(manifest, root):
@@ -156,7 +156,7 @@ def read_manifest(root: Place, format: str) -> dict[str, Any]:
     return manifest
 
 
-def _entries(manifest: Mapping[str, Any], root: Place) -> Iterable[tuple[str, Any]]:
+def _entries(manifest: Mapping[str, Any], root: Location) -> Iterable[tuple[str, Any]]:
     files, shards = manifest.get("files"), manifest.get("shards")
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()) or not isinstance(shards, list):
         raise DataError(f"{root / MANIFEST}: lists no files")

@@ -56,7 +56,7 @@ class UrlPath:
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises FileNotFoundError, Unreachable."""
-        with reaching(self.url) as (files, path):
+        with open_filesystem(self.url) as (files, path):
             data: bytes = files.cat_file(path)
             return data
 
@@ -66,19 +66,19 @@ class UrlPath:
 
     def is_file(self) -> bool:
         """Whether there is such a file."""
-        with reaching(self.url) as (files, path):
+        with open_filesystem(self.url) as (files, path):
             return bool(files.isfile(path))
 
     def is_dir(self) -> bool:
         """Whether anything lies below; an object store has no empty folders."""
-        with reaching(self.url) as (files, path):
+        with open_filesystem(self.url) as (files, path):
             return bool(files.isdir(path))
 
 
-Place = Path | UrlPath
+Location = Path | UrlPath
 
 
-def place(text: str | Path | UrlPath) -> Place:
+def parse_location(text: str | Path | UrlPath) -> Location:
     """A folder's name or URL as a place; file:// is this machine. Raises InputError for a URL that no driver opens."""
     if isinstance(text, (Path, UrlPath)):
         return text
@@ -117,7 +117,7 @@ def load_driver(text: str) -> None:
 
 
 @contextmanager
-def reaching(url: str) -> Iterator[tuple[Any, str]]:
+def open_filesystem(url: str) -> Iterator[tuple[Any, str]]:
     """fsspec's file system for `url`, and the path in it; what its drivers raise becomes Unreachable, less what a caller can act on.
 
     The file system is looked up at every use: fsspec keeps one per process and thread, so that a forked loader gets its own.
@@ -138,42 +138,42 @@ def _writable(file: UrlPath) -> None:
         raise InputError(f"`{file}`: what is behind http:// can be read, not written")
 
 
-def names(folder: Place) -> list[str]:
+def list_folder(folder: Location) -> list[str]:
     """Names in a folder, sorted; none where there is no such folder."""
     if isinstance(folder, Path):
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    with reaching(folder.url) as (files, path):
+    with open_filesystem(folder.url) as (files, path):
         try:
-            found = files.ls(path, detail=False)
+            listed = files.ls(path, detail=False)
         except FileNotFoundError:
             return []
-        return sorted({name.rstrip("/").rpartition("/")[2] for name in found} - {folder.name, ""})
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in listed} - {folder.name, ""})
 
 
-def size_of(file: Place) -> int:
+def size_of(file: Location) -> int:
     """Bytes of a file. Raises FileNotFoundError, also for a device or a pipe (which may never end), and Unreachable."""
     if isinstance(file, Path):
         facts = file.stat()
         if not stat.S_ISREG(facts.st_mode):
             raise FileNotFoundError(errno.ENOENT, "is no regular file", str(file))
         return facts.st_size
-    with reaching(file.url) as (files, path):
+    with open_filesystem(file.url) as (files, path):
         return int(files.info(path)["size"])
 
 
 @contextmanager
-def reading(file: Place) -> Iterator[BinaryIO]:
+def reading(file: Location) -> Iterator[BinaryIO]:
     """A file open for reading at its source: nothing is kept on this machine. Raises FileNotFoundError, Unreachable."""
     if isinstance(file, Path):
         size_of(file)  # never wait for a pipe, never read a device
         with file.open("rb") as stream:
             yield stream
         return
-    with reaching(file.url) as (files, path), files.open(path, "rb", block_size=16 * CHUNK, cache_type="readahead") as stream:
+    with open_filesystem(file.url) as (files, path), files.open(path, "rb", block_size=16 * CHUNK, cache_type="readahead") as stream:
         yield stream
 
 
-def sha256_of(file: Place) -> str:
+def sha256_of(file: Location) -> str:
     """sha256 of a file, in hex, read in chunks and kept nowhere. Raises FileNotFoundError, Unreachable."""
     import hashlib
 
@@ -186,14 +186,14 @@ def sha256_of(file: Place) -> str:
     return total.hexdigest()
 
 
-def remove(file: Place) -> None:
+def remove(file: Location) -> None:
     """Remove a file, if it is there, durably."""
     if isinstance(file, Path):
         if file.exists():
             file.unlink(missing_ok=True)
             fsync_folder(file.parent)
         return
-    with reaching(file.url) as (files, path):
+    with open_filesystem(file.url) as (files, path):
         try:
             files.rm_file(path)
         except FileNotFoundError:
@@ -201,7 +201,7 @@ def remove(file: Place) -> None:
 
 
 @contextmanager
-def publishing_at(file: Place) -> Iterator[Path]:
+def publishing_at(file: Location) -> Iterator[Path]:
     """Yield a temporary path on this machine; on success the whole file appears at `file`, on failure nothing does."""
     if isinstance(file, Path):
         with publishing(file) as temporary:
@@ -211,34 +211,34 @@ def publishing_at(file: Place) -> Iterator[Path]:
         temporary = Path(folder) / "file"
         yield temporary
         _writable(file)
-        with reaching(file.url) as (files, path):
+        with open_filesystem(file.url) as (files, path):
             files.put_file(str(temporary), path)  # an object store shows an object when its last byte is there
 
 
-def write_bytes(file: Place, data: bytes) -> None:
+def write_bytes(file: Location, data: bytes) -> None:
     """Publish `data` at `file`."""
     with publishing_at(file) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(file: Place, text: str) -> None:
+def write_text(file: Location, text: str) -> None:
     """Publish `text` at `file`, as UTF-8."""
     write_bytes(file, text.encode("utf-8"))
 
 
-def write_json(file: Place, value: Any) -> None:
+def write_json(file: Location, value: Any) -> None:
     """Publish readable JSON: equal values give equal bytes."""
     write_text(file, readable_json(value))
 
 
-def create(file: Place, data: bytes) -> None:
+def create(file: Location, data: bytes) -> None:
     """Publish `data` only if nothing is there; of several writers one wins. Raises FileExistsError for the others.
 
     S3: `If-None-Match: *`; this machine: a hard link, which never replaces.
     """
     if isinstance(file, UrlPath):
         _writable(file)
-        with reaching(file.url) as (files, path):
+        with open_filesystem(file.url) as (files, path):
             files.pipe_file(path, data, mode="create")
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def create(file: Place, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def entry_of(file: Place) -> dict[str, Any]:
+def entry_of(file: Location) -> dict[str, Any]:
     """sha256 and size of a small file, as manifests and receipts list it."""
     data = file.read_bytes()
     return {"sha256": sha256_bytes(data), "bytes": len(data)}

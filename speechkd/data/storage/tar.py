@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 from speechkd.core.files import CHUNK, sha256_bytes
-from speechkd.data.storage.store import Place, publishing_at, reading, size_of
+from speechkd.data.storage.store import Location, publishing_at, reading, size_of
 
 BLOCK = 512
 SUFFIXES = ("flac", "json", "response.json", "signals.safetensors")
@@ -79,24 +79,24 @@ class TarWriter:
 
 
 @contextmanager
-def publishing_tar(path: Place) -> Iterator[TarWriter]:
+def publishing_tar(path: Location) -> Iterator[TarWriter]:
     """A TarWriter whose file appears at `path`, whole and durable, when the block ends; the caller closes it."""
     with publishing_at(path) as temporary:
         with temporary.open("wb", buffering=CHUNK) as stream:
             yield TarWriter(stream)
 
 
-def bad_members(tar: Place, listed: Iterable[tuple[str, Member]]) -> Iterator[tuple[str, str]]:
+def bad_members(tar: Location, listed: Iterable[tuple[str, Member]]) -> Iterator[tuple[str, str]]:
     """(member, problem) for each of the `listed` whose bytes in a tar, here or behind a URL, are not what its digest says.
 
     Read from its beginning to its end, since not every server can skip; one member is in memory at a time, and none is longer than its tar.
     """
-    whole, at = size_of(tar), 0
+    tar_size, at = size_of(tar), 0
     with reading(tar) as stream:
         for label, member in sorted(listed, key=lambda pair: pair[1].offset):
             end = member.offset + member.size
-            if not 0 <= member.offset <= end <= whole:
-                yield label, f"ends at byte {end}, the file at {whole}"
+            if not 0 <= member.offset <= end <= tar_size:
+                yield label, f"ends at byte {end}, the file at {tar_size}"
                 continue
             if member.offset < at:
                 yield label, "begins inside of another member"

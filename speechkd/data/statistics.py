@@ -14,20 +14,20 @@ import pyarrow.compute as pc
 from speechkd.core.seeds import derive
 from speechkd.data.audio.clips import RATE
 from speechkd.data.reader import Reader
-from speechkd.data.shards.growth import QUARANTINE
+from speechkd.data.shards.assignment import QUARANTINE
 from speechkd.data.shards.index import ShardSet
 
 ROWS, CLIPS, VALUES = 200_000, 400, 12
 """Metadata rows that are read, clips that are decoded (both spread evenly over a larger version), values of a field that are told apart"""
 FRAME = RATE // 50
-QUIET_DB, DEEP_DB = -60.0, -40.0
-"""A 20 ms frame is silent below QUIET_DB dBFS, or DEEP_DB below the loudest frame of its clip"""
+QUIET_DB, BELOW_LOUDEST_DB = -60.0, -40.0
+"""A 20 ms frame is silent below QUIET_DB dBFS, or BELOW_LOUDEST_DB below the loudest frame of its clip"""
 FULL = 32766 / 32768
 """|sample| from here on is full scale; three in a row are clipping"""
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class ClipLevel:
     """One decoded clip."""
 
     row: int
@@ -42,7 +42,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class FieldStatistics:
     """One metadata name."""
 
     name: str
@@ -55,7 +55,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class ShardStatistics:
     """Facts about a version, for a page or a test."""
 
     seconds_N: np.ndarray
@@ -66,22 +66,22 @@ class Survey:
     """(split, samples, hours)"""
     rows: int
     """rows whose metadata is read"""
-    fields: list[Field]
-    levels: list[Level]
+    fields: list[FieldStatistics]
+    levels: list[ClipLevel]
     level_splits: list[str]
     """the split of each decoded clip"""
     reasons: list[tuple[str, int, list[str]]] = field(default_factory=list)
     """(reason without its numbers, items, some keys)"""
 
 
-def survey(shards: ShardSet, clips: int = CLIPS) -> Survey:
+def measure(shards: ShardSet, clips: int = CLIPS) -> ShardStatistics:
     """Measure a version; the choice of rows and clips is a function of its digest. Raises DataError for damaged bytes."""
     table = shards.read_index(["split", "seconds", "audio_bytes", "metadata"])
     seconds_N = table["seconds"].to_numpy()
     has_audio_N = table["audio_bytes"].to_numpy() > 0
-    rows = _spread(np.arange(len(table)), ROWS, shards.digest, "rows")
-    chosen = _spread(np.flatnonzero(has_audio_N), clips, shards.digest, "clips")
-    return Survey(
+    rows = _evenly_drawn(np.arange(len(table)), ROWS, shards.digest, "rows")
+    chosen = _evenly_drawn(np.flatnonzero(has_audio_N), clips, shards.digest, "clips")
+    return ShardStatistics(
         seconds_N=seconds_N[has_audio_N],
         texts=int((~has_audio_N).sum()),
         splits=_splits(table),
@@ -93,7 +93,7 @@ def survey(shards: ShardSet, clips: int = CLIPS) -> Survey:
     )
 
 
-def _spread(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
+def _evenly_drawn(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
     """`count` of `rows`, one from each of as many equal runs."""
     if len(rows) <= count:
         return rows
@@ -107,7 +107,7 @@ def _splits(table: pa.Table) -> list[tuple[str, int, float]]:
     return [(row["split"], row["seconds_count"], row["seconds_sum"] / 3600) for row in rows]
 
 
-def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[Field]:
+def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[FieldStatistics]:
     samples: dict[str, Counter[str]] = {}
     hours: dict[str, Counter[str]] = {}
     for text, length in zip(texts, seconds.tolist(), strict=True):
@@ -116,7 +116,7 @@ def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[Field]:
             samples.setdefault(name, Counter())[word] += 1
             hours.setdefault(name, Counter())[word] += length / 3600
     return [
-        Field(
+        FieldStatistics(
             name,
             counts.total() / max(len(texts), 1),
             len(counts),
@@ -129,29 +129,29 @@ def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[Field]:
     ]
 
 
-def _levels(shards: ShardSet, rows: np.ndarray) -> list[Level]:
+def _levels(shards: ShardSet, rows: np.ndarray) -> list[ClipLevel]:
     reader = Reader(shards)
     out = []
     for row in rows.tolist():
         samples_T = reader.audio(row)
         assert samples_T is not None
-        out.append(level(samples_T, row))
+        out.append(clip_level(samples_T, row))
     return out
 
 
-def level(samples_T: np.ndarray, row: int = 0) -> Level:
+def clip_level(samples_T: np.ndarray, row: int = 0) -> ClipLevel:
     """Measure one clip, float32 [T] at 16 kHz."""
     frames = np.pad(samples_T, (0, -len(samples_T) % FRAME)).reshape(-1, FRAME) if len(samples_T) else np.zeros((1, FRAME))
     power = np.square(frames, dtype=np.float64).mean(axis=1)
     frame_db = _db(power)
-    silent = (frame_db < QUIET_DB) | (frame_db < frame_db.max() + DEEP_DB)
+    silent = (frame_db < QUIET_DB) | (frame_db < frame_db.max() + BELOW_LOUDEST_DB)
     full = np.abs(samples_T) >= FULL
     runs = full[2:] & full[1:-1] & full[:-2]
     clipped = np.zeros(len(samples_T), bool)
     for shift in range(3):
         clipped[shift : shift + len(runs)] |= runs
     heard = power[~silent]
-    return Level(
+    return ClipLevel(
         row=row,
         seconds=len(samples_T) / RATE,
         level_db=float(_db(heard.mean())) if len(heard) else float("-inf"),
@@ -169,7 +169,7 @@ def _db(power: np.ndarray) -> np.ndarray:
 
 def _reasons(shards: ShardSet) -> list[tuple[str, int, list[str]]]:
     groups: dict[str, list[str]] = {}
-    for line in shards.files.read(QUARANTINE).splitlines():  # of bytes, as in `growth`
+    for line in shards.files.read(QUARANTINE).splitlines():  # of bytes, as in `shards.assignment`
         entry = json.loads(line)
         groups.setdefault(_without_numbers(entry["reason"]), []).append(entry["key"])
     return [(reason, len(keys), keys[:5]) for reason, keys in sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0]))]

@@ -16,58 +16,61 @@ from typing import Any
 import pyarrow as pa
 
 from speechkd.core.errors import InputError
-from speechkd.data.cards import Card, blocks
+from speechkd.data.cards import Card, split_into_shards
 from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.data.sources.base import Item
 from speechkd.data.storage.arrays import numbers, texts
 from speechkd.data.storage.files import Files
 from speechkd.data.storage.manifest import loose_digest, read_parquet, shard_name
-from speechkd.data.storage.store import Place
+from speechkd.data.storage.store import Location
 
 ITEMS, QUARANTINE = "items.parquet", "quarantine.jsonl"
-PLACES = ("line", "number", "file", "row")
+LIST_POSITIONS = ("line", "number", "file", "row")
 """Parts of a source entry that say where in a list it stands; they move when a list grows"""
 ITEM_SCHEMA = pa.schema([("key", pa.string()), ("shard", pa.int32())])
 """items.parquet: every item of the input, stored or rejected, in shard and key order"""
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ShardItems:
     """The items of one shard."""
 
     items: list[Item]
     digest: str
-    kept: dict[str, Any] | None = None
+    reused: dict[str, Any] | None = None
     """where an earlier version's shard serves: `files` (each with `in`) and the facts of its receipt"""
 
 
 def items_digest(card: Card, items: Sequence[Item]) -> str:
     """sha256 of what a shard is made from; the same wherever its items stand in the source's list."""
-    rows = [{**item.plain(), "payload": {name: value for name, value in item.payload.items() if name not in PLACES}} for item in items]
+    rows = [
+        {**item.plain(), "payload": {name: value for name, value in item.payload.items() if name not in LIST_POSITIONS}} for item in items
+    ]
     return loose_digest({"source": card.source.get("kind"), "audio": card.audio.model_dump(mode="json"), "items": rows})
 
 
-def lay_out(card: Card, items: Sequence[Item], dataset: Place) -> list[Block]:
-    """Items (sorted by key) -> shards. `dataset`: the folder of all versions. Raises InputError if there is nothing to grow from."""
+def assign_shards(card: Card, items: Sequence[Item], dataset: Location) -> list[ShardItems]:
+    """Assign items (sorted by key) to shards; `dataset`: the folder of all versions. Raises InputError if the version to grow is missing."""
     if not card.grows:
-        return [Block(block, items_digest(card, block)) for block in blocks(items, card.shard_samples)]
-    before = _before(dataset, card)
-    table = read_parquet(before.files, ITEMS)
-    home = dict(zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True))
-    old: list[list[Item]] = [[] for _ in range(before.shards)]
+        return [ShardItems(group, items_digest(card, group)) for group in split_into_shards(items, card.shard_samples)]
+    earlier = _earlier_version(dataset, card)
+    table = read_parquet(earlier.files, ITEMS)
+    shard_of = dict(zip(table["key"].to_pylist(), table["shard"].to_pylist(), strict=True))
+    old: list[list[Item]] = [[] for _ in range(earlier.shards)]
     new: list[Item] = []
     for item in items:
-        (old[home[item.key]] if item.key in home else new).append(item)
+        (old[shard_of[item.key]] if item.key in shard_of else new).append(item)
     out = []
-    rejected = _rejected(before.files)
-    for number, block in enumerate(old):
-        made_of = items_digest(card, block)
-        same = before.manifest["shards"][number]["items"] == made_of
-        out.append(Block(block, made_of, _reference(before, number, len(block), rejected.get(number, [])) if same else None))
-    return out + [Block(block, items_digest(card, block)) for block in blocks(new, card.shard_samples)]
+    rejected = _rejected(earlier.files)
+    for shard, group in enumerate(old):
+        group_digest = items_digest(card, group)
+        unchanged = earlier.manifest["shards"][shard]["items"] == group_digest
+        reused = _reference(earlier, shard, len(group), rejected.get(shard, [])) if unchanged else None
+        out.append(ShardItems(group, group_digest, reused))
+    return out + [ShardItems(group, items_digest(card, group)) for group in split_into_shards(new, card.shard_samples)]
 
 
-def _before(dataset: Place, card: Card) -> ShardSet:
+def _earlier_version(dataset: Location, card: Card) -> ShardSet:
     assert card.grows is not None
     try:
         return open_shards(dataset / card.grows)
@@ -75,18 +78,18 @@ def _before(dataset: Place, card: Card) -> ShardSet:
         raise InputError(f"card `{card.name}` grows version `{card.grows}`: {error}") from None
 
 
-def item_table(parted: Sequence[Block]) -> pa.Table:
+def item_table(planned: Sequence[ShardItems]) -> pa.Table:
     """items.parquet of a version."""
-    keys = [item.key for block in parted for item in block.items]
-    shards = [number for number, block in enumerate(parted) for _ in block.items]
+    keys = [item.key for shard_items in planned for item in shard_items.items]
+    shards = [shard for shard, shard_items in enumerate(planned) for _ in shard_items.items]
     return pa.Table.from_arrays([texts(keys), numbers(shards)], schema=ITEM_SCHEMA)
 
 
-def _reference(before: ShardSet, shard: int, items: int, rejected: list[dict[str, Any]]) -> dict[str, Any]:
+def _reference(earlier: ShardSet, shard: int, items: int, rejected: list[dict[str, Any]]) -> dict[str, Any]:
     names = [f"audio/{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet")]
-    said = before.manifest["shards"][shard]
-    facts = {name: value for name, value in said.items() if name not in ("shard", "bytes", "items")}
-    return {"files": referenced(before.files, names, before.version), **facts, "inputs": items - len(rejected), "quarantined": rejected}
+    entry = earlier.manifest["shards"][shard]
+    facts = {name: value for name, value in entry.items() if name not in ("shard", "bytes", "items")}
+    return {"files": referenced(earlier.files, names, earlier.version), **facts, "inputs": items - len(rejected), "quarantined": rejected}
 
 
 def referenced(files: Files, names: Sequence[str], version: str) -> dict[str, dict[str, Any]]:
