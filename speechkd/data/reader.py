@@ -1,4 +1,4 @@
-"""Examples by number: audio, metadata, response and tensors of one (key, turn), each member checked against its digest as it is read."""
+"""Random access to examples: audio, metadata, response and signals, each checked against its digest when read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One unit of training, decoded."""
+    """One decoded training example."""
 
     key: str
     turn: str
@@ -38,14 +38,14 @@ class Example:
     tokens: list[int]
     stop: str
     signals: dict[str, Tensor]
-    """at the predicting positions, one row per token; names are fields of `losses.Supervision`"""
+    """one row per response token, at the position that predicts it; names are fields of `losses.Supervision`"""
 
 
 class Reader:
-    """Random access to the samples of a version and the examples of one column. Opens nothing before the first read; pickles small."""
+    """Random access to the samples of a version and the examples of one column. Opens files on first read; pickles small."""
 
     def __init__(self, shards: ShardSet, column: Column | None = None, signals: frozenset[str] | None = None) -> None:
-        """`signals`: those of the column that are read; None: all that it has."""
+        """`signals`: names to read; None: all signals of the column."""
         if column is not None and column.manifest["base"] != shards.digest:
             raise InputError(f"column `{column.name}` belongs to other shards than {shards.dataset}/{shards.version}")
         self.shards, self.column, self.signals = shards, column, signals
@@ -72,7 +72,7 @@ class Reader:
         return metadata
 
     def read(self, row: int, hear: bool = True) -> Example:
-        """Example `row` of the column, without its audio if not to `hear`. Raises DataError naming shard and member."""
+        """Example `row` of the column; `hear=False` skips the audio. Raises DataError naming shard and member."""
         assert self.column is not None, "a reader without a column has samples, not examples"
         shard, local_row = self.column.sample_of(row)
         sample = int(self.shards.starts[shard]) + local_row
@@ -97,13 +97,13 @@ class Reader:
         stops: Collection[str] = ("eos", "length"),
         turns: str = "",
     ) -> PlanSource:
-        """The column's examples as a plan deals them: of a split or several, with these stop reasons, whose turn begins with `turns`.
+        """The column's examples as input to a `Plan`: those of some splits, with these stop reasons, whose turn name starts with `turns`.
 
-        Text length is that of the response. Raises InputError for an unknown split or if nothing is left.
+        Token lengths are those of the responses. Raises InputError for an unknown split or if no example is left.
         """
         assert self.column is not None, "a reader without a column has no examples"
         column_names = ["shard", "sample", "tokens", "stop", *(["turn"] if turns else [])]
-        with ThreadPoolExecutor(2) as pool:  # each is hashed whole, without Python's lock
+        with ThreadPoolExecutor(2) as pool:  # both files are hashed in full, outside the GIL
             reading = pool.submit(self.column.read_index, column_names)
             base = self.shards.read_index(["seconds", "split"])
             table = reading.result()
@@ -131,7 +131,7 @@ class Reader:
         )
 
     def _member(self, sample: int, part: str, suffix: str) -> tuple[str, bytes] | None:
-        """(where it lies, in words; its checked bytes) of a member; None if the sample has none."""
+        """(description of the location, checked bytes) of a member; None if the sample has none."""
         shard, local_row, rows = self.shards.rows.find(sample)
         member = Member(rows[f"{part}_offset"][local_row], rows[f"{part}_bytes"][local_row], rows[f"{part}_sha256"][local_row])
         if not member.size:
@@ -141,7 +141,7 @@ class Reader:
 
 
 def _chosen(column: pa.ChunkedArray, wanted: Callable[[str], bool]) -> np.ndarray:
-    """bool [N]: which rows of a dictionary column have a wanted value; each distinct value is asked about once."""
+    """bool [N]: which rows of a dictionary column have a wanted value; `wanted` is called once per distinct value."""
     masks = [np.zeros(0, dtype=bool)]
     for chunk in column.chunks:  # one of each row group, with its own dictionary
         yes = np.array([wanted(value) for value in chunk.dictionary.to_pylist()], dtype=bool)

@@ -1,4 +1,4 @@
-"""What published shards hold, measured: lengths and metadata from the index, levels from clips that are decoded."""
+"""Statistics of published shards: lengths and metadata from the index, loudness from a sample of decoded clips."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from speechkd.data.shards.assignment import QUARANTINE
 from speechkd.data.shards.index import ShardSet
 
 ROWS, CLIPS, VALUES = 200_000, 400, 12
-"""Metadata rows that are read, clips that are decoded (both spread evenly over a larger version), values of a field that are told apart"""
+"""Most metadata rows to read and clips to decode (both spread evenly over the version), and most values to list per field"""
 FRAME = RATE // 50
 QUIET_DB, BELOW_LOUDEST_DB = -60.0, -40.0
 """A 20 ms frame is silent below QUIET_DB dBFS, or BELOW_LOUDEST_DB below the loudest frame of its clip"""
 FULL = 32766 / 32768
-"""|sample| from here on is full scale; three in a row are clipping"""
+"""|sample| at or above this is full scale; three in a row count as clipping"""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipLevel:
-    """One decoded clip."""
+    """Loudness, silence and clipping of one clip."""
 
     row: int
     seconds: float
     level_db: float
-    """RMS of what is not silent, dBFS; -inf for digital silence"""
+    """RMS of the frames that are not silent, dBFS; -inf for digital silence"""
     peak_db: float
     silent: float
     """share of silent frames"""
@@ -43,11 +43,11 @@ class ClipLevel:
 
 @dataclass(frozen=True, slots=True)
 class FieldStatistics:
-    """One metadata name."""
+    """How often a metadata name and its values occur."""
 
     name: str
     present: float
-    """share of the rows that are read"""
+    """share of the rows read that have it"""
     values: int
     """distinct values"""
     common: list[tuple[str, int, float]]
@@ -56,16 +56,16 @@ class FieldStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ShardStatistics:
-    """Facts about a version, for a page or a test."""
+    """Statistics of one version, for the HTML report."""
 
     seconds_N: np.ndarray
-    """of samples with audio"""
+    """durations of the samples with audio"""
     texts: int
     """samples without audio"""
     splits: list[tuple[str, int, float]]
     """(split, samples, hours)"""
     rows: int
-    """rows whose metadata is read"""
+    """number of rows whose metadata was read"""
     fields: list[FieldStatistics]
     levels: list[ClipLevel]
     level_splits: list[str]
@@ -75,7 +75,7 @@ class ShardStatistics:
 
 
 def measure(shards: ShardSet, clips: int = CLIPS) -> ShardStatistics:
-    """Measure a version; the choice of rows and clips is a function of its digest. Raises DataError for damaged bytes."""
+    """Measure a version. Rows and clips are chosen by its digest, so results are reproducible. Raises DataError for damaged bytes."""
     table = shards.read_index(["split", "seconds", "audio_bytes", "metadata"])
     seconds_N = table["seconds"].to_numpy()
     has_audio_N = table["audio_bytes"].to_numpy() > 0
@@ -94,7 +94,7 @@ def measure(shards: ShardSet, clips: int = CLIPS) -> ShardStatistics:
 
 
 def _evenly_drawn(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
-    """`count` of `rows`, one from each of as many equal runs."""
+    """`count` of `rows`: one drawn from each of `count` equal sections."""
     if len(rows) <= count:
         return rows
     edges = np.linspace(0, len(rows), count + 1).astype(np.int64)
@@ -176,7 +176,7 @@ def _reasons(shards: ShardSet) -> list[tuple[str, int, list[str]]]:
 
 
 def _without_numbers(text: str) -> str:
-    """Reasons that differ in a number alone are one."""
+    """Reasons that differ only in numbers are counted as one."""
     return "".join("#" if letter.isdigit() else letter for letter in text).replace("##", "#").replace("##", "#").replace("##", "#")[:200]
 
 

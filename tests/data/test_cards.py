@@ -132,7 +132,7 @@ def test_questions_about_one_clip_are_held_out_together(corpus: Path) -> None:
         ({"constants": {"speaker": "x"}}, "two fields for `speaker`"),
         ({"combine": {"who": ["sex", "speeker"]}}, "unknown field `speeker`; allowed: .*did you mean `speaker`"),
         ({"combine": {"who": ["client"]}, "drop": ["client"]}, "unknown field `client`; allowed: sex, speaker"),
-        ({"combine": {"speaker": ["sex"]}}, "`speaker` is a field already"),
+        ({"combine": {"speaker": ["sex"]}}, "field `speaker` exists already"),
         ({"joins": [{**JOINS[0], "file": "t1.txt"}]}, "`c` of item `c` is not in `t1.txt`, column `key`"),
         ({"joins": [{**JOINS[0], "take": ["txt"]}]}, "unknown column `txt`; allowed: key, text; did you mean `text`"),
         (
@@ -140,7 +140,7 @@ def test_questions_about_one_clip_are_held_out_together(corpus: Path) -> None:
             "no item matches a row of `t\\*.txt`: `sex` is like `F`, column `key` like `a`",
         ),
         ({"joins": [{**JOINS[0], "on": "spaeker"}]}, "unknown field `spaeker`; .*did you mean `speaker`"),
-        ({"joins": [{**JOINS[0], "columns": ["key", "sex"], "take": ["sex"]}]}, "items have a field `sex` already"),
+        ({"joins": [{**JOINS[0], "columns": ["key", "sex"], "take": ["sex"]}]}, "items already have a field `sex`"),
         ({"joins": [{**JOINS[0], "file": "t?.text"}]}, "no file like `.*t\\?.text`"),
         ({"joins": [{**SPEAKERS, "take": ["age"]}]}, "has 5 cells, the table 3 columns"),
         ({"licence": ""}, "at least 1 character"),

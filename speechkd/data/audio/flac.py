@@ -1,4 +1,4 @@
-"""FLAC members of shards, decoded in one call without Python's lock: dr_flac takes half the time of libsndfile (tests/bench)."""
+"""Decodes the FLAC members of shards in one call outside the GIL: dr_flac takes half the time of libsndfile (tests/bench)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from speechkd.core.errors import DataError
 from speechkd.data.audio.clips import HARD_SECONDS, RATE
 
 HEADER = 42
-"""Bytes up to the end of STREAMINFO, which the format puts first"""
+"""Bytes up to the end of STREAMINFO, always the first metadata block"""
 
 
 class StreamInfo(NamedTuple):
-    """What a FLAC stream says of itself (RFC 9639, 8.2)."""
+    """The STREAMINFO block of a FLAC stream (RFC 9639, 8.2)."""
 
     rate: int
     channels: int
@@ -33,7 +33,7 @@ def stream_info(data: bytes, where: str) -> StreamInfo:
 def decode_flac(data: bytes, where: str, seconds: float | None = None) -> np.ndarray:
     """A shard's FLAC member -> float32 [T] in [-1, 1] at 16 kHz. Raises DataError naming `where`.
 
-    The header is judged first, also against the `seconds` of the index: what it says is what a decoder allocates.
+    Checks the header first, also against `seconds` from the index, because a decoder allocates what the header states.
     """
     import miniaudio
 

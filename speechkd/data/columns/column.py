@@ -1,4 +1,4 @@
-"""A published column, opened: its turns and signals by row, each member checked against its digest."""
+"""Reads a published column: turns and signals by row, each member checked against its digest."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 def open_column(version: Location, base: str, name: str) -> Column:
     """Open a published column of the base shards in folder `version`, whose digest is `base`.
 
-    Raises InputError for one of another base, DataError for a damaged manifest.
+    Raises InputError if the column belongs to other shards, DataError for a damaged manifest.
     """
     root = version / "columns" / name
     manifest = read_manifest(root, FORMAT_COLUMN)
     if manifest["base"] != base:
         raise InputError(
             f"column `{name}` belongs to base {manifest['base'][:12]}, these shards are {base[:12]}: "
-            f"give it another name, or remove `{root}`"
+            f"choose another name, or remove `{root}`"
         )
     return Column(version, manifest)
 
 
 class Column:
-    """A published column: examples as (key, turn), each with a response and perhaps tensors. Cheap to open and to pickle."""
+    """A published column: one example per (key, turn), with a response and optional signal tensors. Cheap to open and to pickle."""
 
     def __init__(self, version: Location, manifest: dict[str, Any]) -> None:
         """`version`: the folder of the base shards."""
@@ -75,7 +75,7 @@ class Column:
         return self.read_index(None)
 
     def read_index(self, names: list[str] | None) -> pa.Table:
-        """Some columns of index.parquet, the file checked; text that repeats as dictionaries."""
+        """Some Parquet columns of index.parquet, checked against the manifest; repeated text as dictionaries."""
         return read_columns(self.files, INDEX, names, ["stop", "turn"])
 
     def examples(self) -> pa.Table:
@@ -111,12 +111,12 @@ class Column:
         try:
             return Turn(**json.loads(data)[self._cell(row, "position")])
         except (ValueError, TypeError, LookupError, RecursionError):
-            raise DataError(f"{self.root}: member `{self.key_of(row)}.response.json` is no list of turns") from None
+            raise DataError(f"{self.root}: member `{self.key_of(row)}.response.json` is not a list of turns") from None
 
     def signals(self, row: int, names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """What example `row` has beside its response, as losses are given it (`columns.signals.decode`); only `names` where given.
+        """Signals of example `row`, decoded for the losses (`columns.signals.decode`); with `names`, only these.
 
-        Empty for a turn that is an error or has no token. Raises DataError naming tar and member.
+        Empty for a turn that is an error or has no tokens. Raises DataError naming tar and member.
         """
         wanted = self.spec.signals.names if names is None else self.spec.signals.names.intersection(names)
         if not wanted or self._cell(row, "stop") == "error" or not self._cell(row, "tokens"):
@@ -135,7 +135,7 @@ class Column:
         return self.tars.member(f"{shard_name(shard)}.tar", member, f"{rows['key'][local_row]}.{suffix}")
 
     def verify(self) -> Iterator[str]:
-        """Read every byte; one line for each file and member that is not what the manifest says."""
+        """Read every byte; yield one line for each file and member that differs from the manifest."""
         bad = dict(self.files.problems())
         for name, problem in bad.items():
             yield f"{name}: {problem}"
@@ -150,7 +150,7 @@ class Column:
             return  # already reported as missing
 
     def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
-        """Every member of a shard's tar once: several rows are turns of one."""
+        """Every member of a shard's tar, once each: a member holds several turns, and each turn has a row."""
         rows, seen = self.rows.of_shard(shard), set()
         for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
             for key, *where in zip(rows["key"], *(rows[f"{part}{what}"] for what in ("offset", "bytes", "sha256")), strict=True):

@@ -1,9 +1,9 @@
-"""Which shard holds which item, and which shards of an earlier version serve as they are.
+"""Assigns items to shards, and decides which shards of an earlier version can be reused.
 
-A card that `grows` an earlier version keeps that version's shards: an item stays in the shard that it was in, new items fill new shards
-behind the last one. A shard whose items (key, split, metadata, source entry) and audio limits are what they were is referenced, not
-written; one that lost or changed an item is written again, under its old number. So growing a corpus rewrites nothing, and columns of the
-earlier version serve for every referenced shard.
+A card that `grows` an earlier version keeps its assignment: old items stay in their shard, new items fill new shards after the last. A
+shard is reused if its items (key, split, metadata, source entry) and audio limits are unchanged; if an item was changed or removed, the
+shard is written again under its old number. So growing a corpus rewrites nothing, and columns of the earlier version are valid for every
+reused shard.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from speechkd.data.storage.store import Location
 
 ITEMS, QUARANTINE = "items.parquet", "quarantine.jsonl"
 LIST_POSITIONS = ("line", "number", "file", "row")
-"""Parts of a source entry that say where in a list it stands; they move when a list grows"""
+"""Payload keys that state an item's position in a list; they change when the list grows"""
 ITEM_SCHEMA = pa.schema([("key", pa.string()), ("shard", pa.int32())])
 """items.parquet: every item of the input, stored or rejected, in shard and key order"""
 
@@ -38,11 +38,11 @@ class ShardItems:
     items: list[Item]
     digest: str
     reused: dict[str, Any] | None = None
-    """where an earlier version's shard serves: `files` (each with `in`) and the facts of its receipt"""
+    """if an earlier version's shard is reused: its `files` (each with `in`) and the counts of its receipt"""
 
 
 def items_digest(card: Card, items: Sequence[Item]) -> str:
-    """sha256 of what a shard is made from; the same wherever its items stand in the source's list."""
+    """sha256 of a shard's inputs; independent of the items' positions in the source's list."""
     rows = [
         {**item.plain(), "payload": {name: value for name, value in item.payload.items() if name not in LIST_POSITIONS}} for item in items
     ]
@@ -50,7 +50,7 @@ def items_digest(card: Card, items: Sequence[Item]) -> str:
 
 
 def assign_shards(card: Card, items: Sequence[Item], dataset: Location) -> list[ShardItems]:
-    """Assign items (sorted by key) to shards; `dataset`: the folder of all versions. Raises InputError if the version to grow is missing."""
+    """Assign items, sorted by key, to shards. `dataset`: folder of all versions. Raises InputError if the version to grow is missing."""
     if not card.grows:
         return [ShardItems(group, items_digest(card, group)) for group in split_into_shards(items, card.shard_samples)]
     earlier = _earlier_version(dataset, card)
@@ -93,13 +93,13 @@ def _reference(earlier: ShardSet, shard: int, items: int, rejected: list[dict[st
 
 
 def referenced(files: Files, names: Sequence[str], version: str) -> dict[str, dict[str, Any]]:
-    """File entries as a later version lists them: `in` the version where the bytes really lie."""
+    """File entries for a later version: `in` names the version that stores the bytes."""
     return {name: {"in": version, **files.entries[name]} for name in names}
 
 
 def _rejected(files: Files) -> dict[int, list[dict[str, Any]]]:
     out: dict[int, list[dict[str, Any]]] = {}
-    for line in files.read(QUARANTINE).splitlines():  # of bytes: in text it would cut at U+2028 too, which JSON leaves as it is
+    for line in files.read(QUARANTINE).splitlines():  # split bytes: str.splitlines would also split at U+2028, which JSON does not escape
         entry = json.loads(line)
         out.setdefault(entry["shard"], []).append(entry)
     return out

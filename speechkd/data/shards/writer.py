@@ -1,4 +1,4 @@
-"""Base shards: one block of items becomes a tar, its parquet index and a receipt; all receipts together become a published version."""
+"""Writes base shards: a tar, a Parquet index and a receipt per shard; publishes a version from all receipts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from speechkd.data.storage.tar import ABSENT, TarWriter, publishing_tar
 CARD = "card.yaml"
 Clip = RawClip | Rejected | None
 MAX_METADATA = 1 << 20
-"""Bytes of one sample's metadata; more goes to quarantine"""
+"""Most bytes of a sample's metadata; samples with more go to quarantine"""
 
 BASE_SCHEMA = pa.schema(
     [
@@ -58,11 +58,11 @@ BASE_SCHEMA = pa.schema(
         ("metadata", pa.string()),
     ]
 )
-"""Every shard's index; typed `meta.<name>` columns follow it. The published index has `shard` and no typed columns."""
+"""Index of a shard, followed there by typed `meta.<name>` columns. The published index has `shard` instead."""
 
 
 def base_receipts(root: Location, card: Card, digests: Mapping[int, str]) -> Receipts:
-    """The receipts of a version in the making; `digests`: items_digest of every shard."""
+    """The receipts of a version that is being written; `digests`: items_digest of every shard."""
     card_digest = card.digest
     return Receipts(root, "", lambda shard: {"card": card_digest, "items": digests[shard], "shard": shard})
 
@@ -76,9 +76,9 @@ def write_shard(
     watch: Watch | None = None,
     fatal: Mapping[int, str] | None = None,
 ) -> None:
-    """Read, encode and publish one block; its receipt comes last. Runs in a fresh process: sources may keep state.
+    """Read, encode and write one shard; its receipt comes last. Must run in a fresh process, since sources may keep state.
 
-    `watch` is told which item is read; items of `fatal` (by place in `items`) are rejected unread, for the reason given.
+    `watch` records which item is being read. `fatal`: index in `items` -> reason; these items are rejected unread.
     """
     receipts = base_receipts(root, card, {shard: items_digest(card, items)})
     source = open_source(card, card_dir)
@@ -117,7 +117,7 @@ Part = tuple[str, Metadata, bytes, np.ndarray | None]
 
 
 def _parts(card: Card, item: Item, clip: RawClip | Rejected | None) -> list[Part] | Rejected:
-    """The samples that an item becomes (several where the card splits an over-long clip), or why it is refused."""
+    """The samples made from an item (several if the card splits over-long clips), or why it is rejected."""
     if isinstance(clip, Rejected):
         return clip
     if clip is None:
@@ -152,7 +152,7 @@ def _texts(parts: Sequence[tuple[str, Metadata, np.ndarray | None]], seconds: fl
 
 
 def _add(tar: TarWriter, key: str, split: str, text: bytes, samples_T: np.ndarray | None) -> dict[str, Any]:
-    """Append one sample; its index row."""
+    """Append one sample and return its index row."""
     audio = ABSENT if samples_T is None else tar.add(key, "flac", encode_flac(samples_T))
     member = tar.add(key, "json", text)
     return {
@@ -170,7 +170,7 @@ def _add(tar: TarWriter, key: str, split: str, text: bytes, samples_T: np.ndarra
 
 
 def _readable(kind: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Where a rejected item came from; escaped where it is not Unicode."""
+    """Where a rejected item came from; escaped if it is not valid Unicode."""
     source = {"kind": kind, **payload}
     try:
         json_bytes(source)
@@ -180,7 +180,7 @@ def _readable(kind: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed_columns(metadata: Sequence[Metadata]) -> list[tuple[str, pa.Array]]:
-    """One column per metadata name: booleans, int64, float64 where all values are such, otherwise text."""
+    """One column per metadata name: bool, int64 or float64 if all values fit, otherwise text."""
     out = []
     for name in sorted({name for row in metadata for name in row}):
         values = [row.get(name) for row in metadata]
@@ -203,10 +203,10 @@ def _total(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def publish(root: Location, card: Card, receipts: Receipts, planned: Sequence[ShardItems]) -> None:
-    """Write index, card, quarantine and, last, the manifest from all shards' receipts; equal bytes whoever does it.
+    """Write index, card, quarantine and then the manifest from all receipts; every writer produces the same bytes.
 
-    Raises InputError, after writing the quarantine list, if more items were rejected than the card allows, or if another card was
-    published there in the meantime.
+    Raises InputError if more items were rejected than the card allows (after writing the quarantine list), or if another card was
+    published there first.
     """
     read = [receipts.read(shard) for shard in range(len(planned))]
     done = [receipt for receipt in read if receipt is not None]

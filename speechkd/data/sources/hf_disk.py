@@ -1,4 +1,4 @@
-"""HF datasets on disk: what `save_to_disk` writes, and Parquet files with an Audio column, read by pyarrow; no loading script is run."""
+"""Hugging Face datasets on disk: `save_to_disk` folders and Parquet files, read with pyarrow. No loading script is run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ LIST_ROWS = 4096
 
 
 class HfDiskConfig(RowConfig):
-    """Columns that are text, numbers or truths are metadata; class labels become their names; objects are opened (`a.b`).
+    """Columns of text, numbers and booleans are metadata; class labels become their names; structs are flattened (`a.b`).
 
-    Without `key_field` the key is the row's number, and the Parquet files are read once from end to end; with another order of keys each
-    shard reads the row groups that its rows lie in.
+    Without `key_field` the key is the row number, and the Parquet files are read once, in order. With other keys, each shard reads the row
+    groups that contain its rows.
     """
 
     kind: Literal["hf_disk"]
     path: paths.PathBySplit
-    """a `save_to_disk` folder (of a Dataset, or of a DatasetDict: its splits are the splits), or Parquet files, or split -> either"""
+    """a `save_to_disk` folder (Dataset, or DatasetDict with its splits), or Parquet files, or split -> either"""
     columns: list[str] = []
-    """read only these columns (and key, split, audio); empty: all"""
+    """columns to read besides key, split and audio; empty: all"""
 
 
 class HfDiskSource:
-    """Rows of Arrow and Parquet files."""
+    """Reads rows of Arrow and Parquet files."""
 
     Config = HfDiskConfig
 
@@ -52,7 +52,7 @@ class HfDiskSource:
                 self.tables.append((part, file))
 
     def items(self) -> list[Item]:
-        """All rows, sorted by key; the audio is not touched. Raises InputError for a column that is not there or a damaged file."""
+        """All rows, sorted by key; without reading audio. Raises InputError for an unknown column or a damaged file."""
         many_splits = len({split for split, _ in self.tables}) > 1
         numbers: dict[str, int] = {}
         items = []
@@ -83,7 +83,7 @@ class HfDiskSource:
                 row_number += 1
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
-        """Decode each row's audio: its bytes, or the file that its path names below `root`. Rows of one file are read together."""
+        """Decode each row's audio: embedded bytes, or the file at its path below `root`. Rows of one file are read together."""
         if not self.config.audio_field:
             yield from (None for _ in items)
             return
@@ -109,7 +109,7 @@ class HfDiskSource:
 
 
 class _Arrow:
-    """An Arrow stream (what `save_to_disk` writes) or file, mapped into memory: only what is asked for is read."""
+    """A memory-mapped Arrow stream (as `save_to_disk` writes) or file."""
 
     def __init__(self, path: Path) -> None:
         source = pa.memory_map(str(path))
@@ -138,8 +138,8 @@ class _Arrow:
 
 
 class _Parquet:
-    """A Parquet file. Its text is read as dictionaries, and what structs hold a few rows at a time: a value that rows share is there once,
-    or a few times."""
+    """A Parquet file, read with bounded memory: text as dictionaries, structs a few rows at a time, so that a value shared by many rows is
+    not expanded for all of them."""
 
     def __init__(self, path: Path) -> None:
         metadata = pq.read_metadata(path)
@@ -169,7 +169,7 @@ class _Parquet:
 
 
 def _bounded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Batches of a file, until their text is more than such a file may say. Raises InputError."""
+    """The batches of a file. Raises InputError once their text exceeds the limit for a file of this size."""
     size, text = path.stat().st_size, 0
     for batch in batches:
         text += sum(text_bytes(column) for column in batch.columns)
@@ -201,7 +201,7 @@ def _files(root: Path, split: str, name: str) -> Iterator[tuple[str, Path]]:
         for file in parquet_files:
             yield split, file
     else:
-        raise MissingData(f"`{path}` is neither a `save_to_disk` folder nor holds Parquet files (card: source.path)")
+        raise MissingData(f"`{path}` is not a `save_to_disk` folder and holds no Parquet files (card: source.path)")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -210,12 +210,12 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read `{path}`: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"cannot read `{path}`: is no object")
+        raise InputError(f"cannot read `{path}`: not a JSON object")
     return value
 
 
 def _class_labels(path: Path) -> dict[str, list[str]]:
-    """column -> names, as `datasets` writes its features into the schema."""
+    """column -> class names, from the features that `datasets` writes into the schema."""
     raw = (_table(path).schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(raw)["info"]["features"] if raw else {}
@@ -225,13 +225,13 @@ def _class_labels(path: Path) -> dict[str, list[str]]:
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{path}: its description of features cannot be read") from None
+        raise DataError(f"{path}: its `huggingface` features metadata cannot be read") from None
 
 
 def _name(names: list[str] | None, value: Any) -> Any:
     if names is None or not isinstance(value, int):
         return value
-    return names[value] if 0 <= value < len(names) else None  # datasets writes -1 where a test set keeps its labels to itself
+    return names[value] if 0 <= value < len(names) else None  # datasets writes -1 for hidden test labels
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -1,4 +1,4 @@
-"""JSON-lines files beside a folder of audio: the layout that needs no library to write."""
+"""JSON-lines files that list audio files or texts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_
 
 
 class JsonlConfig(RowConfig):
-    """One object per line; scalar fields that are not key, split or audio are metadata. `audio_field: ""`: the corpus is text."""
+    """One object per line. Scalar fields other than key, split and audio are metadata. `audio_field: ""`: a text-only corpus."""
 
     kind: Literal["jsonl"]
     file: paths.PathBySplit
-    """the list, or split -> list"""
+    """JSON-lines file, or split -> file"""
 
 
 class JsonlSource:
-    """Audio files, or texts, named by JSON-lines files."""
+    """Reads audio files, or texts, listed in JSON-lines files."""
 
     Config = JsonlConfig
 

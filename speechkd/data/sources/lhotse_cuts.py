@@ -1,4 +1,4 @@
-"""What lhotse's cut manifests say, read without lhotse: one JSON object a line. https://lhotse.readthedocs.io/en/latest/cuts.html"""
+"""Lhotse cut manifests, read without lhotse: one JSON object per line. https://lhotse.readthedocs.io/en/latest/cuts.html"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from speechkd.data.storage.names import clean_name
 
 
 class LhotseConfig(AudioPaths):
-    """Cuts of one channel of recordings that are plain files. Mixed and padded cuts, and cuts with transforms, go to quarantine."""
+    """Single-channel cuts of recordings in plain files. Mixed and padded cuts, and cuts with transforms, go to quarantine."""
 
     kind: Literal["lhotse"]
     cuts: paths.PathBySplit
@@ -27,7 +27,7 @@ class LhotseConfig(AudioPaths):
 
 
 class LhotseSource:
-    """Cut sets of lhotse."""
+    """Reads lhotse cut sets."""
 
     Config = LhotseConfig
 
@@ -55,9 +55,9 @@ class LhotseSource:
 
 
 def read_cuts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a manifest; unpacked as it is read, never whole. Raises InputError."""
+    """(line, object) of a manifest, decompressed as a stream. Raises InputError."""
     if path.suffix not in (".jsonl", ".gz", ".json"):
-        raise InputError(f"cuts must be .jsonl or .jsonl.gz, is `{path}`")
+        raise InputError(f"cuts must be .jsonl or .jsonl.gz, given `{path}`")
     try:
         yield from json_lines(path, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
     except gzip.zlib.error as error:  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def cut_key(cut: dict[str, Any], where: str) -> str:
 
 
 def cut_fields(cut: dict[str, Any]) -> dict[str, Scalar]:
-    """text, speaker, gender, language and custom fields of a cut and its supervisions: texts joined by time, others where all agree."""
+    """Fields of a cut and its supervisions. Texts are joined in order of time; other fields are kept if all supervisions agree."""
     segments = sorted((s for s in cut.get("supervisions") or [] if isinstance(s, dict)), key=lambda s: float(s.get("start") or 0))
     out = scalars(cut.get("custom") or {})
     rows = [scalars({k: v for k, v in s.items() if k in ("speaker", "gender", "language")} | (s.get("custom") or {})) for s in segments]
@@ -90,7 +90,7 @@ def cut_fields(cut: dict[str, Any]) -> dict[str, Scalar]:
 
 
 def cut_problem(cut: dict[str, Any]) -> str | None:
-    """Why a cut is not one channel of one unchanged recording, or None."""
+    """Why a cut is not a single channel of one unmodified recording, or None."""
     recording = cut.get("recording")
     if cut.get("type") not in ("MonoCut", None) or not isinstance(recording, dict):
         return f"is a {cut.get('type')}; only cuts of one channel of one recording are read"

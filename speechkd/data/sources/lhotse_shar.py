@@ -1,7 +1,7 @@
 """Lhotse Shar: cuts.NNNNNN.jsonl.gz beside recording.NNNNNN.tar, in the same order. https://lhotse.readthedocs.io/en/latest/shar.html
 
-Each cut's audio stands in the tar as `<cut id>.<format>`, followed by `<cut id>.json`; a cut without has `<cut id>.nodata`. Other fields
-(features, arrays) are left alone: they may be pickles.
+A cut's audio is the tar member `<cut id>.<format>`, followed by `<cut id>.json`; a cut without audio has `<cut id>.nodata`. Other fields
+(features, arrays) are not opened: they may be pickles.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SharConfig(Config):
 
 
 class SharSource:
-    """Shards of lhotse Shar."""
+    """Reads lhotse Shar folders."""
 
     Config = SharConfig
 
@@ -53,7 +53,7 @@ class SharSource:
                 self.shards.append((split, path, tar))
 
     def items(self) -> list[Item]:
-        """All cuts, sorted by key. Raises InputError where cuts and tar do not go together."""
+        """All cuts, sorted by key. Raises InputError if cuts and tar do not match."""
         return sorted((item for shard in self.shards for item in self._shard(*shard)), key=lambda item: item.key)
 
     def _shard(self, split: str, cuts: Path, tar: Path) -> Iterator[Item]:
@@ -74,5 +74,5 @@ class SharSource:
             yield Item(key, split, cut_fields(cut), payload)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
-        """Decode each cut's member: Shar holds the cut alone, not its whole recording."""
+        """Decode each cut's member: Shar stores the cut, not its whole recording."""
         return read_members(items, self.root, [tar for _, _, tar in self.shards])

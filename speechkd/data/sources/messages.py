@@ -1,7 +1,7 @@
-"""Rows of messages and audios, as ms-swift and LLaMA-Factory read them.
+"""Chat datasets with audio, in the formats of ms-swift and LLaMA-Factory.
 
 ms-swift: `{"messages": [{"role": "user", "content": "<audio>Who?"}, {"role": "assistant", "content": "..."}], "audios": ["a.wav"]}`;
-LLaMA-Factory's sharegpt form says `conversations` of `from` (human, gpt) and `value`.
+LLaMA-Factory (sharegpt): `conversations` with `from` (human, gpt) and `value`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ MAX_JSON = 2 << 30
 
 
 class MessagesConfig(AudioPaths):
-    """The first exchange gives `question` and `answer`, the n-th `question_n` and `answer_n`; `system` and other scalar fields stay."""
+    """The first exchange gives `question` and `answer`, the n-th `question_n` and `answer_n`; `system` and other scalar fields are kept."""
 
     kind: Literal["messages"]
     file: paths.PathBySplit
     """.jsonl, or .json with one list; or split -> file"""
     key_field: str = ""
-    """empty: the row's number"""
+    """empty: the row number"""
     tag: str = "<audio>"
-    """left out of the questions: the audio's place is the prompt's business"""
+    """removed from questions: the prompt template places the audio"""
     split: str = "train"
 
 
 class MessagesSource:
-    """Conversations about one clip each; without audio, texts."""
+    """Reads conversations about one clip each, or about none."""
 
     Config = MessagesConfig
 
@@ -88,7 +88,7 @@ class MessagesSource:
             )
             name = ROLES.get(str(role))
             if name is None or not isinstance(content, str):
-                raise InputError(f"a message is a role ({', '.join(ROLES)}) and a text, is `{str(message)[:60]}` ({where})")
+                raise InputError(f"a message has a role ({', '.join(ROLES)}) and a text; given `{str(message)[:60]}` ({where})")
             counts[name] = counts.get(name, 0) + 1
             out[name if counts[name] == 1 else f"{name}_{counts[name]}"] = content.replace(self.config.tag, "").strip()
         return {name: value for name, value in out.items() if value}

@@ -1,4 +1,4 @@
-"""NeMo manifests, of plain files or of tarred shards. https://docs.nvidia.com/nemo/speech/latest/asr/datasets.html"""
+"""NeMo manifests of audio files or of tarred datasets. https://docs.nvidia.com/nemo/speech/latest/asr/datasets.html"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AUDIO, _OFFSET, _SECONDS, _SHARD = "audio_filepath", "offset", "duration", "sha
 
 
 class NemoConfig(AudioPaths):
-    """Rows of `audio_filepath`, `duration`, `offset` and what else they say. With `tars` the paths are members of those tars."""
+    """Rows with `audio_filepath`, `duration`, `offset` and other fields. With `tars`, the paths are members of those tars."""
 
     kind: Literal["nemo"]
     manifest: paths.PathBySplit
@@ -29,12 +29,12 @@ class NemoConfig(AudioPaths):
     tars: str | dict[str, str] = ""
     """tars of a tarred manifest, e.g. `audio__OP_0..511_CL_.tar`, or split -> tars"""
     key_field: str = ""
-    """empty: the audio's name, with a number where one file gives many rows"""
+    """empty: the audio's name, plus a number if several rows share a file"""
     split: str = "train"
 
 
 class NemoSource:
-    """Rows of NeMo manifests."""
+    """Reads the rows of NeMo manifests."""
 
     Config = NemoConfig
 
@@ -74,7 +74,7 @@ class NemoSource:
             yield Item(key, split, scalars({field: value for field, value in row.items() if field not in taken}), payload)
 
     def _members(self, split: str) -> dict[tuple[int | None, str], dict[str, Any]]:
-        """(shard, name) -> payload; under shard None where only one tar has the name. The shard's number stands in the tar's name."""
+        """(shard, member name) -> payload, with shard None if only one tar has the name. The shard number is part of the tar's name."""
         out: dict[tuple[int | None, str], dict[str, Any]] = {}
         tars_with: dict[str, int] = {}
         for path in self.tars[split]:
@@ -110,8 +110,8 @@ def _span(row: dict[str, Any], where: str) -> dict[str, float]:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise InputError(f"`{field}` must be seconds, is `{str(value)[:40]}` ({where})")
+            raise InputError(f"`{field}` must be seconds, given `{str(value)[:40]}` ({where})")
         out[name] = float(value)
     if "start" not in out:
-        out.pop("seconds", None)  # a whole file; its stated length may be rounded
+        out.pop("seconds", None)  # the whole file: its stated duration may be rounded
     return out

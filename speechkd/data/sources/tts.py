@@ -1,6 +1,6 @@
-"""A text field spoken: the spoken questions of cross-modal distillation (arXiv 2509.14930) and of Audio-MLQA (arXiv 2603.07025).
+"""Synthesises a text field: the spoken questions of cross-modal distillation (arXiv 2509.14930) and of Audio-MLQA (arXiv 2603.07025).
 
-The texts come from any row source; the voice is espeak-ng, a server that speaks the OpenAI API, or a command of the user's own.
+Texts come from any row source; the voice is espeak-ng, a server with the OpenAI API, or a user's command.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROW_KINDS = ("jsonl", "csv", "hf_disk", "messages")
 
 
 class EspeakVoice(Config):
-    """espeak-ng: `voices` are its names, such as `en-us` or `de+f2`."""
+    """espeak-ng. `voices` are espeak's names, such as `en-us` or `de+f2`."""
 
     engine: Literal["espeak"]
     voices: list[str] = Field(min_length=1)
@@ -39,7 +39,7 @@ class EspeakVoice(Config):
 
 
 class CommandVoice(Config):
-    """A program of the user's: no shell, one process a text. The text is in the file {text}, the voice in {voice}; it writes {wav}."""
+    """A user's program, run once per text, without a shell. It reads the file {text} and writes {wav}; {voice} is the voice's name."""
 
     engine: Literal["command"]
     argv: list[str] = Field(min_length=1)
@@ -52,18 +52,18 @@ class CommandVoice(Config):
     def _says_where(cls, argv: list[str]) -> list[str]:
         missing = next((placeholder for placeholder in ("{text}", "{wav}") if not any(placeholder in word for word in argv)), None)
         if missing:
-            raise ValueError(f"argv must say `{missing}`: the text comes in a file, and the audio goes to one")
+            raise ValueError(f"argv must contain `{missing}`: the text is read from a file, and the audio written to one")
         return argv
 
 
 class TtsConfig(Config):
-    """Every row's text becomes a clip; rows without one are text-only. The voice follows from the key and stands in `voice_field`."""
+    """Every row's text becomes a clip; rows without text are text-only. The voice is chosen by the key and recorded in `voice_field`."""
 
     kind: Literal["tts"]
     rows: dict[str, Any]
     """a source block of kind jsonl, csv, hf_disk or messages; its audio is not read"""
     text_field: str
-    """raw field that is spoken"""
+    """raw field to synthesise"""
     voice: Annotated[EspeakVoice | ServerVoice | CommandVoice, Field(discriminator="engine")]
     voice_field: str = "voice"
     max_letters: int = Field(default=2000, ge=1)
@@ -71,7 +71,7 @@ class TtsConfig(Config):
 
 
 class TtsSource:
-    """Rows of another source, spoken."""
+    """Synthesises the rows of another source."""
 
     Config = TtsConfig
 
@@ -84,7 +84,7 @@ class TtsSource:
         self.rows = _row_source(config.rows, data_root)
 
     def items(self) -> list[Item]:
-        """The rows, sorted by key; nothing is spoken. Raises InputError where no row has the text field."""
+        """The rows, sorted by key, without synthesis. Raises InputError if no row has the text field."""
         rows = self.rows.items()
         self.field_names |= self.rows.field_names
         field, voices = self.config.text_field, self.config.voice.voices
@@ -102,7 +102,7 @@ class TtsSource:
         return items
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
-        """Speak one block, in order."""
+        """Synthesise items, in order."""
         texts_and_voices = [(i.payload["text"], i.payload["voice"]) for i in items if 0 < len(i.payload["text"]) <= self.config.max_letters]
         clips = _speak(self.config.voice, texts_and_voices)
         for item in items:
@@ -157,7 +157,7 @@ def _run(voice: CommandVoice, text: str, name: str) -> RawClip | Rejected:
 
 
 def _unlimited() -> None:
-    """The bounds of a decoder's process are not meant for a user's own program."""
+    """Lift the decoder's memory and CPU limits for the user's program."""
     for bound in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
         _, hard = resource.getrlimit(bound)
         resource.setrlimit(bound, (hard, hard))

@@ -1,4 +1,4 @@
-"""Others' webdataset tars: members that share a name up to its first dot are one sample. https://github.com/webdataset/webdataset"""
+"""Webdataset tars: members with the same name up to the first dot are one sample. https://github.com/webdataset/webdataset"""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from speechkd.data.sources.tarfiles import TarMember, list_tar, member_payload, 
 from speechkd.data.storage.names import clean_name
 
 MAX_TEXT = 1 << 20
-"""Bytes of a member that is metadata"""
+"""Most bytes of a metadata member"""
 
 
 class WebdatasetConfig(Config):
-    """Members are taken by their suffix (all that follows the first dot); others, pickles among them, are never opened."""
+    """Members are selected by suffix (all that follows the first dot); others, such as pickles, are never opened."""
 
     kind: Literal["webdataset"]
     tars: paths.PathBySplit
     """`train/{000000..000511}.tar` or `train/*.tar`, or split -> tars"""
     audio: list[str] = ["flac", "wav", "mp3", "ogg", "opus"]
     json_suffix: str = "json"
-    """an object of metadata"""
+    """suffix of a JSON object of metadata"""
     text: dict[str, str] = {"txt": "text"}
-    """suffix -> field, of members that are one text"""
+    """suffix of a text member -> field"""
     split: str = "train"
 
 
 class WebdatasetSource:
-    """Samples of webdataset tars."""
+    """Reads the samples of webdataset tars."""
 
     Config = WebdatasetConfig
 

@@ -1,4 +1,4 @@
-"""Files of a published version or column, found by what its manifest says: in its folder, in an earlier version's, behind a URL."""
+"""Opens the files of a published version or column as its manifest lists them: local, remote, or in an earlier version's folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speechkd.data.storage.store import Location, Unreachable, UrlPath, sha256_o
 
 
 class Files:
-    """Name -> bytes. `version` is the version's folder, `below` the part of it that names are relative to ("" or "columns/<name>")."""
+    """Files of a manifest by name. Names are relative to `version` / `below`, where `below` is "" or "columns/<name>"."""
 
     def __init__(self, version: Location, below: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
         self.version, self.below, self.entries = version, below, entries
@@ -22,15 +22,15 @@ class Files:
         return str(self.version / self.below if self.below else self.version)
 
     def where(self, name: str) -> Location:
-        """Where a file lies. An entry with `in` lies in that version of the same dataset, under the same name."""
+        """Location of a file. An entry with `in` is in that version of the same dataset, under the same name."""
         entry = self.entries.get(name, {})
         home = self.version.parent / entry["in"] if "in" in entry else self.version
         return home / self.below / name if self.below else home / name
 
     def open(self, name: str) -> BinaryIO:
-        """A file of this machine with its bytes, open for reading; a remote one is fetched and checked first, and kept while this is open.
+        """Open a file for reading. A remote file is fetched and checked first, and stays cached while open.
 
-        Raises DataError where it is missing, unreadable or not the bytes that the manifest says, CacheFull.
+        Raises DataError if it is missing, unreadable or fails its digest; CacheFull.
         """
         entry, where = self.entries.get(name), self.where(name)
         if entry is None:
@@ -49,7 +49,7 @@ class Files:
 
     @contextmanager
     def checked(self, name: str) -> Iterator[BinaryIO]:
-        """A file open for reading after all of it was hashed. Raises DataError."""
+        """A file open for reading, after checking its sha256. Raises DataError."""
         where = self.where(name)
         try:
             stream = self.open(name)
@@ -72,14 +72,14 @@ class Files:
             return stream.read()
 
     def forget(self, name: str) -> bool:
-        """Drop this machine's copy of a remote file; False where there is no copy to drop."""
+        """Drop the cached copy of a remote file; False for a local file."""
         if not isinstance(self.where(name), UrlPath):
             return False
         shared_cache().forget(self.entries[name]["sha256"])
         return True
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """(file, problem) for every file that is missing or has other bytes; reads them all, at their source."""
+        """(file, problem) for every file that is missing or fails its digest. Reads every file at its source, not from the cache."""
         for name, entry in self.entries.items():
             where = self.where(name)
             in_version = f" (in version {entry['in']})" if "in" in entry else ""
