@@ -1,4 +1,4 @@
-"""Corpora, shards, columns and the plan; `import speechkd.data` loads none of them until a name is used."""
+"""Corpora, shards, teacher columns and the training plan. Submodules are imported when one of their names is first used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON schema of cards, for editors: made from the typed card and every source's own configuration.
+"""JSON schema of corpus cards, for editors. Generated from `Card` and the configuration of every source.
 
 python -m speechkd.data.card_schema shards/card.schema.json
 """
@@ -17,7 +17,7 @@ from speechkd.data.sources import SOURCES
 
 
 def card_schema() -> dict[str, Any]:
-    """JSON Schema 2020-12. `source` is one of the sources' blocks, told apart by `kind`."""
+    """JSON Schema 2020-12. `source` is one of the source configurations, selected by `kind`."""
     configs = {name: SOURCES.get(name).Config for name in SOURCES}
     refs, shared = models_json_schema([(Card, "validation"), *((config, "validation") for config in configs.values())])
     definitions = shared["$defs"]

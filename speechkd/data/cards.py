@@ -1,4 +1,4 @@
-"""A corpus card: what a dataset is, where it lies, what is taken from it, and which questions its labels answer."""
+"""Corpus cards: where a dataset is, which metadata to keep, and which questions its labels answer."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from speechkd.data.sources.paths import data_root
 from speechkd.data.storage.names import MAX_KEY, is_name
 
 PART = "-part"
-"""Between an over-long clip's key and the number of its part"""
+"""Separates the key of a split clip from the part number"""
 LONGEST_SPLIT_KEY = MAX_KEY - len(PART) - 4
 
 
 class Task(Config):
     """A question whose answer is a metadata field; `when` restricts it to samples whose metadata has these values.
 
-    The question is `instruction`, the same for every sample; or `instruction_field` names the field that holds each sample's own. An
-    empty `instruction` asks nothing: the clip is the question.
+    `instruction` is one question for all samples; `instruction_field` names a metadata field that holds one question per sample.
+    With an empty `instruction` the clip itself is the question.
     """
 
     instruction: str = ""
@@ -48,24 +48,24 @@ class Task(Config):
         return self
 
     def question(self, metadata: Metadata) -> str:
-        """What is asked about a sample with this metadata."""
+        """The question for a sample with this metadata."""
         return str(metadata[self.instruction_field]) if self.instruction_field else self.instruction
 
 
 class HoldOut(Config):
-    """Items that are kept apart as a split of their own, where a corpus brings none: drawn by a hash, so they stay there as it grows.
+    """Holds out a share of the items as a split, for corpora without one. Chosen by a hash: items stay as the corpus grows.
 
-    Splits are drawn one after another, those `by` a field first: a share is one of what is left. Rows of a text need a key of their own
-    (`key_field`) to stay where they are when lines come or go.
+    Splits are drawn one after another, those with `by` first; each share is a share of the remaining items. Rows of a text file need
+    `key_field`: keys that are line numbers change when lines are added or removed.
     """
 
     share: float = Field(gt=0, lt=1)
     by: str = ""
-    """metadata name: all items with one value of it go together, e.g. a speaker's; empty: those of one audio file, else each by its key"""
+    """metadata name: items with the same value (one speaker, say) stay together; empty: items of one audio file do, others go by key"""
 
 
 class Card(Config):
-    """One corpus. Every key is part of the card's digest: a published version never changes what it says."""
+    """One corpus. Every key is part of the card's digest, so a published version can never change."""
 
     name: str = Field(pattern=NAME_PATTERN, max_length=64)
     version: str = Field(pattern=NAME_PATTERN, max_length=64)
@@ -78,23 +78,23 @@ class Card(Config):
     fields: dict[str, str] = {}
     """raw field -> metadata name; fields not named here keep their own name"""
     joins: list[Join] = []
-    """tables that add raw fields"""
+    """tables that add raw fields to the items"""
     drop: list[str] = []
-    """metadata names that are not kept"""
+    """metadata names to discard"""
     values: dict[str, dict[str, Scalar]] = {}
-    """metadata name -> raw value -> value; values not named here stay"""
+    """metadata name -> raw value -> new value; other values stay"""
     constants: dict[str, Scalar] = {}
-    """metadata that every sample has and its source does not say"""
+    """metadata to add to every sample"""
     combine: dict[str, list[str]] = {}
-    """new metadata name -> names whose values it holds, spaces between: an answer that needs several facts; none where one is missing"""
+    """new metadata name -> names whose values it joins with spaces, for answers that need several facts; absent where one is missing"""
     hold_out: dict[str, HoldOut] = {}
-    """split -> the share of items, of whatever split of the source, that becomes it; shares by a field are taken first"""
+    """new split -> the share of all items that moves into it; shares `by` a field are taken first"""
     tasks: dict[str, Task] = {}
     grows: str | None = Field(default=None, pattern=NAME_PATTERN, max_length=64)
-    """an earlier version of this dataset: its unchanged shards are referenced, only new and changed items are written"""
+    """an earlier version of this dataset: unchanged shards are reused, only new and changed items are written"""
     shard_samples: int = Field(default=500, ge=1)
     quarantine_rate: float = Field(default=0.05, ge=0, le=1)
-    """more rejected items than this share fail the stage"""
+    """the stage fails if a larger share of the items is rejected"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
@@ -115,14 +115,14 @@ class Card(Config):
 
     @property  # not cached: a changed copy of a model would carry the old one along
     def digest(self) -> str:
-        """sha256 over the whole card; of keys that came later and are not set, nothing."""
+        """sha256 of the whole card. Keys added later are omitted when unset, so that old digests stay valid."""
         return digest(self.model_dump(mode="json", exclude={name for name in ("combine", "hold_out") if not getattr(self, name)}))
 
 
 def load_card(path: Path, check_source: bool = True) -> Card:
-    """Read a card, over the one that it `extends` (a language, a part).
+    """Read a card, merged over the card that it `extends` (the same corpus in another language, say).
 
-    `check_source=False` leaves the source's own block alone: a published card outlives its source.
+    `check_source=False` does not validate the `source` block: a published card must stay readable when its source kind has changed.
     Raises InputError for a missing file, an unknown key, an unknown source kind.
     """
     card = build(Card, read_extending(path), str(path))
@@ -132,7 +132,7 @@ def load_card(path: Path, check_source: bool = True) -> Card:
 
 
 def open_source(card: Card, card_dir: Path) -> Source:
-    """The card's source, below the data root. Raises MissingData if its raw data is not there."""
+    """Open the card's source, below the data root. Raises MissingData if the raw data is not there."""
     kind, config = _source_config(card, f"card `{card.name}`")
     return kind(config, data_root(card_dir))
 
@@ -158,7 +158,7 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
         if before is not None and before.key == item.key:
             raise InputError(f"key `{item.key}` is given twice (card `{card.name}`)")
     items = join(items, card.joins, data_root(card_dir))
-    present = set(source.columns)
+    present = set(source.field_names)
     for item in items:
         present.update(item.metadata)
     for raw in card.fields:
@@ -174,8 +174,8 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
             if part not in kept:
                 raise InputError(unknown_name("field", part, kept, f"card `{card.name}`: combine.{name}"))
         if name in kept | named:
-            raise InputError(f"`{name}` is a field already: combine under another name (card `{card.name}`: combine)")
-    for name in card.drop:  # what is not there need not be dropped; what is nearly there is a slip of the pen
+            raise InputError(f"field `{name}` exists already: combine under another name (card `{card.name}`: combine)")
+    for name in card.drop:  # dropping an absent field is fine; a name close to a present one is a typo
         if name not in named and get_close_matches(name, named, n=1, cutoff=0.75):
             raise InputError(unknown_name("field", name, named, f"card `{card.name}`: drop"))
     for split, rule in card.hold_out.items():
@@ -185,9 +185,9 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
 
 
 def _held_out(item: Item, card: Card) -> Item:
-    """In the first split that draws it, else in the source's: who goes together is drawn first, then single items, by name of the split.
+    """The item in the first held-out split that draws it, else in the source's split. Rules with `by` go first, then by split name.
 
-    An item that says nothing of what a rule goes by is not drawn by it.
+    A rule with `by` skips items that do not have that field.
     """
     for split, rule in sorted(card.hold_out.items(), key=lambda pair: (not pair[1].by, pair[0])):
         drawn_by = item.metadata.get(rule.by) if rule.by else item.payload.get("audio") or item.key  # one clip may have several questions
@@ -202,11 +202,13 @@ def _check_names(item: Item, card: Card) -> None:
     if not is_name(item.split):
         raise InputError(f"split `{item.split[:100]}` of `{item.key}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
     if card.audio.over_long == "split" and (len(item.key) > LONGEST_SPLIT_KEY or PART in item.key):
-        raise InputError(f"key `{item.key}` must have at most {LONGEST_SPLIT_KEY} letters and no `{PART}` to be split (card `{card.name}`)")
+        raise InputError(
+            f"key `{item.key}` must have at most {LONGEST_SPLIT_KEY} characters and no `{PART}` to be split (card `{card.name}`)"
+        )
 
 
 def _metadata(item: Item, card: Card) -> dict[str, Scalar]:
-    """Renamed, then dropped, then with other values, then with constants, then with what is combined of these."""
+    """The item's metadata by the card: renamed, values mapped, fields dropped, constants added, fields combined; in this order."""
     out: dict[str, Scalar] = {}
     for raw, value in item.metadata.items():
         name = card.fields.get(raw, raw)
@@ -214,10 +216,10 @@ def _metadata(item: Item, card: Card) -> dict[str, Scalar]:
             raise InputError(f"item `{item.key}` has two fields for `{name}`: map one of them to another name (fields)")
         out[name] = card.values[name].get(str(value), value) if name in card.values else value
     kept = {name: value for name, value in out.items() if name not in card.drop} | card.constants
-    whole = {name: parts for name, parts in card.combine.items() if all(part in kept for part in parts)}
-    return kept | {name: " ".join(str(kept[part]) for part in parts) for name, parts in whole.items()}
+    combined = {name: parts for name, parts in card.combine.items() if all(part in kept for part in parts)}
+    return kept | {name: " ".join(str(kept[part]) for part in parts) for name, parts in combined.items()}
 
 
-def blocks(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """The items of each shard: a function of the sorted items alone, never of the number of partitions."""
+def split_into_shards(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """The items of each shard. Depends on the sorted items only, never on the number of partitions."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]

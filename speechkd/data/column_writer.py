@@ -1,4 +1,4 @@
-"""Writing a column: a tar for each base shard, then one manifest; shards that are there stay as they are."""
+"""Writes a column: one tar per base shard, then a manifest. Finished shards are not written again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from speechkd.core.files import digest
 from speechkd.data.cards import is_name
 from speechkd.data.columns.column import Column, open_column
 from speechkd.data.columns.spec import COLUMN_SCHEMA, SPEC, STOPS, ColumnSpec, Turn, TurnSignals
-from speechkd.data.shards.growth import referenced
+from speechkd.data.shards.assignment import referenced
 from speechkd.data.shards.index import ShardSet, open_shards, tar_path
 from speechkd.data.storage.cache import working_folder
 from speechkd.data.storage.files import Files
@@ -28,24 +28,24 @@ from speechkd.data.storage.manifest import (
     Receipts,
     create_manifest,
     json_bytes,
-    own_names,
     shard_name,
+    stored_names,
     sweep,
     write_parquet,
 )
-from speechkd.data.storage.store import Place, entry_of, remove, write_json
+from speechkd.data.storage.store import Location, entry_of, remove, write_json
 from speechkd.data.storage.tar import ABSENT, Member, publishing_tar
 
 
 class ColumnWriter:
-    """Writes one column shard by shard; any number of writers may share the work, and a killed one is continued."""
+    """Writes one column shard by shard. Writers may share the work, and a killed writer's work is resumed."""
 
     def __init__(self, shards: ShardSet, spec: ColumnSpec) -> None:
-        """Raises InputError if the name already stands for another spec or another base."""
+        """Raises InputError if a column of this name has another spec or belongs to other shards."""
         self.shards, self.spec, self._spec_digest = shards, spec, spec.digest
         self.root = shards.root / "columns" / spec.name
         self.local = working_folder(self.root)
-        """a folder of this machine for what is appended to and locked: the column's own, unless that is behind a URL"""
+        """a local folder for files that are appended to or locked: the column's own folder, unless that is behind a URL"""
         self._receipts = Receipts(shards.root, f"columns/{spec.name}", self._binding)
         if (self.root / SPEC).is_file():
             present = build(ColumnSpec, json.loads((self.root / SPEC).read_text(encoding="utf-8")), str(self.root / SPEC))
@@ -60,7 +60,7 @@ class ColumnWriter:
             self._adopt()
 
     def _adopt(self) -> None:
-        """Where the base references a shard of an earlier version, reference that version's column too, if it is of the same spec."""
+        """Reuse the earlier version's column for every base shard that was reused, if the spec is the same."""
         version: str | None = self.shards.manifest.get("grows")
         if version is None:
             return
@@ -70,16 +70,16 @@ class ColumnWriter:
         before = open_column(earlier.root, earlier.digest, self.spec.name)
         if before.spec.digest != self._spec_digest:
             return
-        for shard, said in enumerate(before.manifest["shards"]):
+        for shard, entry in enumerate(before.manifest["shards"]):
             if "in" in self.shards.manifest["files"][tar_path(shard)] and self._receipts.read(shard) is None:
                 files = referenced(before.files, [f"{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet")], version)
-                self._receipts.write(shard, files, {name: value for name, value in said.items() if name != "shard"})
+                self._receipts.write(shard, files, {name: value for name, value in entry.items() if name != "shard"})
 
     def _binding(self, shard: int) -> dict[str, Any]:
         return {"spec": self._spec_digest, "shard": shard, "base": self.shards.manifest["files"][tar_path(shard)]["sha256"]}
 
     def missing(self) -> list[int]:
-        """Shards that have no valid receipt yet; none once the column is published."""
+        """Shards without a valid receipt; empty once the column is published."""
         return [] if self.published else [shard for shard in range(self.shards.shards) if self._receipts.read(shard) is None]
 
     def done(self, shard: int) -> bool:
@@ -87,7 +87,7 @@ class ColumnWriter:
         return self.published or self._receipts.read(shard) is not None
 
     def withdraw(self, shards: Sequence[int]) -> None:
-        """Take a published column back, so that `shards` can be written anew; what is written then is another column with the same name."""
+        """Unpublish a column so that `shards` can be written again. The result is a different column under the same name."""
         remove(self.root / MANIFEST)
         for shard in shards:
             remove(self.root / "receipts" / f"{shard_name(shard)}.json")
@@ -99,28 +99,30 @@ class ColumnWriter:
         turns: Mapping[str, Sequence[Turn]],
         signals: TurnSignals | None = None,
     ) -> None:
-        """Publish one shard: `turns` by sample key, `signals` of every turn that is no error. Samples without turns are simply absent.
+        """Publish one shard: `turns` by sample key, `signals` for every turn that is not an error. Samples without turns are absent.
 
-        Raises ValueError for a key that the base shard does not have, a turn given twice, ids outside the vocabulary, signals that are not
-        the declared ones.
+        Raises ValueError for a key that is not in the base shard, a duplicate turn, ids outside the vocabulary, or signals other than the
+        declared ones.
         """
         keys = self.shards.keys(shard)
         self._check(shard, keys, turns, signals or {})
         self._receipts.do(shard, lambda: self._write(shard, keys, turns, signals or {}))
 
     def _check(self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: TurnSignals) -> None:
-        strange = set(turns) - set(keys)
-        if strange:
-            raise ValueError(f"column {self.spec.name}, shard {shard}: `{min(strange)}` is no key of this shard")
+        unknown = set(turns) - set(keys)
+        if unknown:
+            raise ValueError(f"column {self.spec.name}, shard {shard}: `{min(unknown)}` is not a key of this shard")
         examples: set[tuple[str, str]] = set()
         answered: set[tuple[str, str]] = set()
         for key, answers in turns.items():
             for turn in answers:
                 where = f"column {self.spec.name}, `{key}`, turn `{turn.turn}`"
                 if not is_name(turn.turn) or (key, turn.turn) in examples:
-                    raise ValueError(f"{where}: turns must be distinct names of A-Z a-z 0-9 _ -")
+                    raise ValueError(f"{where}: turn names must be distinct and use A-Z a-z 0-9 _ - only")
                 if turn.stop not in STOPS or turn.prompt_tokens < 0:
-                    raise ValueError(f"{where}: stop `{turn.stop}` must be one of {', '.join(STOPS)}, prompt_tokens not negative")
+                    raise ValueError(
+                        f"{where}: stop `{turn.stop}` must be one of {', '.join(STOPS)}, and prompt_tokens must not be negative"
+                    )
                 if turn.tokens and not (0 <= min(turn.tokens) and max(turn.tokens) < self.spec.vocab_size):
                     raise ValueError(f"{where}: a token id is outside 0 .. {self.spec.vocab_size - 1}")
                 examples.add((key, turn.turn))
@@ -129,7 +131,9 @@ class ColumnWriter:
         for example in set(signals) | examples:
             tensors = signals.get(example, {})
             if example not in examples or set(tensors) != (self.spec.signals.names if example in answered else set()):
-                raise ValueError(f"column {self.spec.name}: {sorted(tensors)} of {example} are not the declared ones, or of no turn")
+                raise ValueError(
+                    f"column {self.spec.name}: {example} has signals {sorted(tensors)}: not the declared ones, or no such turn"
+                )
 
     def _write(self, shard: int, keys: list[str], turns: Mapping[str, Sequence[Turn]], signals: TurnSignals) -> None:
         from safetensors.torch import save
@@ -157,7 +161,7 @@ class ColumnWriter:
         self._receipts.write(shard, {tar_name: tar_entry, parquet_name: parquet_entry}, facts)
 
     def publish(self) -> Column:
-        """Write index and, last, manifest, from all receipts; equal bytes whoever does it. Raises ValueError while shards are missing."""
+        """Write the index and then the manifest; every writer produces the same bytes. Raises ValueError if shards are missing."""
         if not self.published:
             self._receipts.do(0, self._publish)
             self.published = True
@@ -187,7 +191,7 @@ class ColumnWriter:
             "totals": {name: sum(receipt[name] for receipt in done) for name in facts},
         }
         create_manifest(self.root / MANIFEST, manifest)
-        sweep([self.root, self.root / "receipts"], own_names(files, self.shards.shards))
+        sweep([self.root, self.root / "receipts"], stored_names(files, self.shards.shards))
 
     def _index(self, files: Files) -> pa.Table:
         tables = []
@@ -217,6 +221,6 @@ def _row(key: str, row: int, position: int, turn: Turn, response: Member, signal
     }
 
 
-def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Place) -> str:
+def _other_spec(present: ColumnSpec, given: ColumnSpec, root: Location) -> str:
     changes = "; ".join(present.differs_from(given))
-    return f"column `{given.name}` was made with {changes}: give this one another name, or remove `{root}`"
+    return f"column `{given.name}` was made with {changes}: choose another name, or remove `{root}`"

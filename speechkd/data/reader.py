@@ -1,4 +1,4 @@
-"""Examples by number: audio, metadata, response and tensors of one (key, turn), each member checked against its digest as it is read."""
+"""Random access to examples: audio, metadata, response and signals, each checked against its digest when read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from speechkd.data.storage.tar import Member
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One unit of training, decoded."""
+    """One decoded training example."""
 
     key: str
     turn: str
@@ -34,14 +34,14 @@ class Example:
     tokens: list[int]
     stop: str
     signals: TeacherSignals
-    """at the predicting positions, one row per token; names are fields of `losses.Supervision`"""
+    """one row per response token, at the position that predicts it"""
 
 
 class Reader:
-    """Random access to the samples of a version and the examples of one column. Opens nothing before the first read; pickles small."""
+    """Random access to the samples of a version and the examples of one column. Opens files on first read; pickles small."""
 
     def __init__(self, shards: ShardSet, column: Column | None = None, signals: frozenset[str] | None = None) -> None:
-        """`signals`: those of the column that are read; None: all that it has."""
+        """`signals`: names to read; None: all signals of the column."""
         if column is not None and column.manifest["base"] != shards.digest:
             raise InputError(f"column `{column.name}` belongs to other shards than {shards.dataset}/{shards.version}")
         self.shards, self.column, self.signals = shards, column, signals
@@ -51,27 +51,27 @@ class Reader:
 
     def audio(self, sample: int) -> np.ndarray | None:
         """Audio of a sample (row of the base index): float32 [T], 16 kHz; None for text only. Raises DataError naming shard and member."""
-        found = self._member(sample, "audio", "flac")
-        if found is None:
+        member = self._member(sample, "audio", "flac")
+        if member is None:
             return None
-        _, place, rows = self.shards.rows.find(sample)
-        return decode_flac(found[1], found[0], rows["seconds"][place])
+        _, local_row, rows = self.shards.rows.find(sample)
+        return decode_flac(member[1], member[0], rows["seconds"][local_row])
 
     def metadata(self, sample: int) -> Metadata:
         """Metadata of a sample. Raises DataError naming shard and member."""
-        found = self._member(sample, "json", "json")
-        assert found is not None, "every sample has metadata"
+        member = self._member(sample, "json", "json")
+        assert member is not None, "every sample has metadata"
         try:
-            metadata: Metadata = json.loads(found[1])
+            metadata: Metadata = json.loads(member[1])
         except (ValueError, RecursionError):
-            raise DataError(f"{found[0]} is not JSON") from None
+            raise DataError(f"{member[0]} is not JSON") from None
         return metadata
 
     def read(self, row: int, hear: bool = True) -> Example:
-        """Example `row` of the column, without its audio if not to `hear`. Raises DataError naming shard and member."""
+        """Example `row` of the column; `hear=False` skips the audio. Raises DataError naming shard and member."""
         assert self.column is not None, "a reader without a column has samples, not examples"
-        shard, place = self.column.sample_of(row)
-        sample = int(self.shards.starts[shard]) + place
+        shard, local_row = self.column.sample_of(row)
+        sample = int(self.shards.starts[shard]) + local_row
         turn = self.column.read(row)
         return Example(
             key=self.column.key_of(row),
@@ -93,13 +93,13 @@ class Reader:
         stops: Collection[str] = ("eos", "length"),
         turns: str = "",
     ) -> PlanSource:
-        """The column's examples as a plan deals them: of a split or several, with these stop reasons, whose turn begins with `turns`.
+        """The column's examples as input to a `Plan`: those of some splits, with these stop reasons, whose turn name starts with `turns`.
 
-        Text length is that of the response. Raises InputError for an unknown split or if nothing is left.
+        Token lengths are those of the responses. Raises InputError for an unknown split or if no example is left.
         """
         assert self.column is not None, "a reader without a column has no examples"
         column_names = ["shard", "sample", "tokens", "stop", *(["turn"] if turns else [])]
-        with ThreadPoolExecutor(2) as pool:  # each is hashed whole, without Python's lock
+        with ThreadPoolExecutor(2) as pool:  # both files are hashed in full, outside the GIL
             reading = pool.submit(self.column.read_index, column_names)
             base = self.shards.read_index(["seconds", "split"])
             table = reading.result()
@@ -127,17 +127,17 @@ class Reader:
         )
 
     def _member(self, sample: int, part: str, suffix: str) -> tuple[str, bytes] | None:
-        """(where it lies, in words; its checked bytes) of a member; None if the sample has none."""
-        shard, place, rows = self.shards.rows.find(sample)
-        member = Member(rows[f"{part}_offset"][place], rows[f"{part}_bytes"][place], rows[f"{part}_sha256"][place])
+        """(description of the location, checked bytes) of a member; None if the sample has none."""
+        shard, local_row, rows = self.shards.rows.find(sample)
+        member = Member(rows[f"{part}_offset"][local_row], rows[f"{part}_bytes"][local_row], rows[f"{part}_sha256"][local_row])
         if not member.size:
             return None
-        label, tar = f"{rows['key'][place]}.{suffix}", tar_path(shard)
+        label, tar = f"{rows['key'][local_row]}.{suffix}", tar_path(shard)
         return f"{self.shards.files.where(tar)}: member `{label}`", self.shards.tars.member(tar, member, label)
 
 
 def _chosen(column: pa.ChunkedArray, wanted: Callable[[str], bool]) -> np.ndarray:
-    """bool [N]: which rows of a dictionary column have a wanted value; each distinct value is asked about once."""
+    """bool [N]: which rows of a dictionary column have a wanted value; `wanted` is called once per distinct value."""
     masks = [np.zeros(0, dtype=bool)]
     for chunk in column.chunks:  # one of each row group, with its own dictionary
         yes = np.array([wanted(value) for value in chunk.dictionary.to_pylist()], dtype=bool)

@@ -22,7 +22,7 @@ from speechkd.core.files import write_text
 from speechkd.data.audio.clips import RATE, encode_flac
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import ShardSet
-from speechkd.data.survey import QUIET_DB, Level, Survey, column_facts, survey, token_lengths
+from speechkd.data.statistics import QUIET_DB, ClipLevel, ShardStatistics, column_facts, measure, token_lengths
 from speechkd.evaluation.report_charts import histogram, waveform
 
 PLAYERS, PLAYER_SECONDS = 12, 20.0
@@ -36,7 +36,7 @@ class Player:
 
     key: str
     split: str
-    level: Level
+    level: ClipLevel
     metadata: dict[str, str]
     sound: str
     """data URI"""
@@ -49,17 +49,17 @@ class Player:
 
 def write_shards_report(shards: ShardSet, out: Path) -> Path:
     """Write the page about a published version to `out` and return it. Raises DataError where bytes are not what their digest says."""
-    found = survey(shards)
+    statistics = measure(shards)
     environment = Environment(
         loader=PackageLoader("speechkd.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"hours": _hours, "percent": lambda share: f"{100 * share:.1f} %", "db": _db}
-    page = environment.get_template("shards_report.html.j2").render(**_content(shards, found))
+    page = environment.get_template("shards_report.html.j2").render(**_content(shards, statistics))
     write_text(out, page)
     return out
 
 
-def _content(shards: ShardSet, found: Survey) -> dict[str, Any]:
+def _content(shards: ShardSet, statistics: ShardStatistics) -> dict[str, Any]:
     manifest = shards.manifest
     facts = column_facts(shards)
     return {
@@ -72,16 +72,16 @@ def _content(shards: ShardSet, found: Survey) -> dict[str, Any]:
         "shards": shards.shards,
         "input": manifest["input"],
         "quarantined": manifest["quarantined"],
-        "found": found,
-        "percentiles": _percentiles(found.seconds_N),
-        "durations": histogram("seconds", found.seconds_N) if len(found.seconds_N) else None,
-        "levels": _level_facts(found.levels),
-        "loudness": histogram("level", _finite([level.level_db for level in found.levels])) if found.levels else None,
-        "silence": histogram("silence", [100 * level.silent for level in found.levels]) if found.levels else None,
+        "statistics": statistics,
+        "percentiles": _percentiles(statistics.seconds_N),
+        "durations": histogram("seconds", statistics.seconds_N) if len(statistics.seconds_N) else None,
+        "levels": _level_facts(statistics.levels),
+        "loudness": histogram("level", _finite([level.level_db for level in statistics.levels])) if statistics.levels else None,
+        "silence": histogram("silence", [100 * level.silent for level in statistics.levels]) if statistics.levels else None,
         "quiet_db": QUIET_DB,
         "columns": facts,
         "lengths": {name: histogram(name, token_lengths(shards, name)) for name in list(facts)[:COLUMNS] if facts[name]["examples"]},
-        "players": _players(shards, found),
+        "players": _players(shards, statistics),
     }
 
 
@@ -92,7 +92,7 @@ def _percentiles(seconds_N: np.ndarray) -> list[tuple[str, float]]:
     return list(zip(names, np.percentile(seconds_N, [0, 5, 50, 95, 100]).tolist(), strict=True))
 
 
-def _level_facts(levels: list[Level]) -> dict[str, Any]:
+def _level_facts(levels: list[ClipLevel]) -> dict[str, Any]:
     heard = _finite([level.level_db for level in levels])
     return {
         "clips": len(levels),
@@ -104,9 +104,9 @@ def _level_facts(levels: list[Level]) -> dict[str, Any]:
     }
 
 
-def _players(shards: ShardSet, found: Survey) -> list[Player]:
+def _players(shards: ShardSet, statistics: ShardStatistics) -> list[Player]:
     """The loudest, quietest, shortest, longest, most silent and most clipped of the measured clips first, then others by chance."""
-    levels = found.levels
+    levels = statistics.levels
     if not levels:
         return []
     marked = [
@@ -119,11 +119,11 @@ def _players(shards: ShardSet, found: Survey) -> list[Player]:
     ]
     order = {level.row: level for level in [*marked, *levels[:: max(1, len(levels) // PLAYERS)], *levels]}
     reader = Reader(shards)
-    splits = {level.row: split for level, split in zip(levels, found.level_splits, strict=True)}
+    splits = {level.row: split for level, split in zip(levels, statistics.level_splits, strict=True)}
     return [_player(shards, reader, level, splits[level.row]) for level in list(order.values())[:PLAYERS]]
 
 
-def _player(shards: ShardSet, reader: Reader, level: Level, split: str) -> Player:
+def _player(shards: ShardSet, reader: Reader, level: ClipLevel, split: str) -> Player:
     samples_T = reader.audio(level.row)
     assert samples_T is not None
     cut = level.seconds > PLAYER_SECONDS

@@ -12,7 +12,7 @@ from speechkd.core.errors import EXIT_FAILED, InputError
 from speechkd.data.cards import Card, list_items, load_card, open_source
 from speechkd.data.shards.index import open_shards
 from speechkd.data.sources.base import Item, MissingData
-from speechkd.data.storage.store import Place, UrlPath, place
+from speechkd.data.storage.store import Location, UrlPath, parse_location
 from speechkd.recipe import load_recipe
 from speechkd.stages.shard import write_sample
 from speechkd.teachers.prompts import task_applies
@@ -23,7 +23,7 @@ TRIED = 8
 
 def check(given: Path | str) -> int:
     """Print what was found; exit code 1 if published bytes have changed. Raises InputError for an invalid card or recipe."""
-    path = place(given)
+    path = parse_location(given)
     if isinstance(path, UrlPath) or path.is_dir():
         return _shards(path)
     data = read_extending(path)
@@ -82,7 +82,7 @@ def _counts(names: Iterable[str]) -> str:
     return ", ".join(f"{name} {counts[name]}" for name in sorted(counts)) or "none"
 
 
-def _shards(path: Place) -> int:
+def _shards(path: Location) -> int:
     shards = open_shards(path)
     bad = list(shards.verify())
     for line in bad:

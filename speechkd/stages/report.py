@@ -7,7 +7,7 @@ from pathlib import Path
 from speechkd.core.errors import InputError
 from speechkd.data.shards.index import open_shards
 from speechkd.data.storage.manifest import MANIFEST
-from speechkd.data.storage.store import UrlPath, place
+from speechkd.data.storage.store import UrlPath, parse_location
 from speechkd.evaluation.report import write_report
 from speechkd.evaluation.shards_report import write_shards_report
 from speechkd.stages.run import REPORT
@@ -19,7 +19,7 @@ def report(given: Path | str, out: Path | None = None) -> Path:
 
     Raises InputError for anything that is neither a run nor published shards.
     """
-    path = place(given)
+    path = parse_location(given)
     if isinstance(path, UrlPath):
         shards = open_shards(path)
         return write_shards_report(shards, out or Path(f"{shards.dataset}-{shards.version}.html"))

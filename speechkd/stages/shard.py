@@ -12,15 +12,17 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import read_json_lines
 from speechkd.core.log import progress, say
 from speechkd.data.cards import Card, list_items, load_card, open_source
-from speechkd.data.shards.growth import QUARANTINE, Block, items_digest, lay_out
-from speechkd.data.shards.workers import run_blocks
+from speechkd.data.shards.assignment import QUARANTINE, ShardItems, assign_shards, items_digest
+from speechkd.data.shards.workers import write_shards
 from speechkd.data.shards.writer import base_receipts, publish
 from speechkd.data.sources.base import Item
 from speechkd.data.storage.manifest import FORMAT_BASE, read_manifest
-from speechkd.data.storage.store import Place, Unreachable, place
+from speechkd.data.storage.store import Location, Unreachable, parse_location
 
 
-def shard(card_path: Path, out: Place | str, partition: tuple[int, int] = (0, 1), workers: int | None = None, quiet: bool = False) -> Place:
+def shard(
+    card_path: Path, out: Location | str, partition: tuple[int, int] = (0, 1), workers: int | None = None, quiet: bool = False
+) -> Location:
     """Write the shards of partition (i, n) below `out`, a folder or URL; publish the version if no shard is missing then.
 
     Returns the version's folder, `out`/<dataset>/<version>. Leaves a version published from this card as it is; continues one half written.
@@ -31,7 +33,7 @@ def shard(card_path: Path, out: Place | str, partition: tuple[int, int] = (0, 1)
     if not 0 <= part < parts:
         raise InputError(f"partition {part}/{parts}: must be 0/{parts} to {parts - 1}/{parts}")
     card = load_card(card_path)
-    root = place(out) / card.name / card.version
+    root = parse_location(out) / card.name / card.version
     try:
         return _shard(card, card_path.parent, root, partition, workers, quiet)
     except OSError as error:
@@ -40,35 +42,37 @@ def shard(card_path: Path, out: Place | str, partition: tuple[int, int] = (0, 1)
         raise InputError(f"no space left for `{root}`: nothing unfinished is visible there; make room and run the same command") from None
 
 
-def _shard(card: Card, card_dir: Path, root: Place, partition: tuple[int, int], workers: int | None, quiet: bool) -> Place:
+def _shard(card: Card, card_dir: Path, root: Location, partition: tuple[int, int], workers: int | None, quiet: bool) -> Location:
     part, parts = partition
     if is_published(root, card):
         return _counted(root, quiet)
-    parted = lay_out(card, list_items(card, open_source(card, card_dir), card_dir), root.parent)
-    receipts = base_receipts(root, card, {number: block.digest for number, block in enumerate(parted)})
+    planned = assign_shards(card, list_items(card, open_source(card, card_dir), card_dir), root.parent)
+    receipts = base_receipts(root, card, {number: shard_items.digest for number, shard_items in enumerate(planned)})
     missing = []
-    for number, block in enumerate(parted):
+    for number, shard_items in enumerate(planned):
         if receipts.read(number) is None:
-            if block.kept:
-                receipts.write(number, block.kept["files"], {name: fact for name, fact in block.kept.items() if name != "files"})
+            if shard_items.reused:
+                receipts.write(
+                    number, shard_items.reused["files"], {name: fact for name, fact in shard_items.reused.items() if name != "files"}
+                )
             elif number % parts == part:
                 missing.append(number)
     if missing:
-        _write(root, card, card_dir, parted, missing, workers or len(os.sched_getaffinity(0)), quiet)
-    left = [number for number in range(len(parted)) if receipts.read(number) is None]
+        _write(root, card, card_dir, planned, missing, workers or len(os.sched_getaffinity(0)), quiet)
+    left = [number for number in range(len(planned)) if receipts.read(number) is None]
     if left:
-        done = f"{len(parted) - len(left)} of {len(parted)} shards"
+        done = f"{len(planned) - len(left)} of {len(planned)} shards"
         say(f"shard: {done} of {card.name}/{card.version} are there; the partition that writes the last one publishes")
         return root
     try:
-        publish(root, card, receipts, parted)
+        publish(root, card, receipts, planned)
     except FileNotFoundError:  # another partition published first and swept our temporary file away
         if not is_published(root, card):
             raise
     return _counted(root, quiet)
 
 
-def _counted(root: Place, quiet: bool) -> Place:
+def _counted(root: Location, quiet: bool) -> Location:
     manifest = read_manifest(root, FORMAT_BASE)
     if not quiet:
         counts = f"{manifest['totals']['samples']} samples, {manifest['quarantined']} of {manifest['input']} items in quarantine"
@@ -78,13 +82,13 @@ def _counted(root: Place, quiet: bool) -> Place:
 
 def write_sample(card: Card, card_dir: Path, items: list[Item], root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(manifest, quarantine) of a few items written below `root` by the code that shards a corpus; `check` uses it to try a card."""
-    parted = [Block(items, items_digest(card, items))]
-    _write(root, card, card_dir, parted, [0], 1, quiet=True)
-    publish(root, card, base_receipts(root, card, {0: parted[0].digest}), parted)
+    planned = [ShardItems(items, items_digest(card, items))]
+    _write(root, card, card_dir, planned, [0], 1, quiet=True)
+    publish(root, card, base_receipts(root, card, {0: planned[0].digest}), planned)
     return read_manifest(root, FORMAT_BASE), read_json_lines(root / QUARANTINE)
 
 
-def is_published(root: Place, card: Card) -> bool:
+def is_published(root: Location, card: Card) -> bool:
     """Whether this very card is published at `root`. Raises InputError if another one is."""
     try:
         manifest = read_manifest(root, FORMAT_BASE)
@@ -97,13 +101,15 @@ def is_published(root: Place, card: Card) -> bool:
     return True
 
 
-def _write(root: Place, card: Card, card_dir: Path, parted: Sequence[Block], missing: list[int], workers: int, quiet: bool) -> None:
+def _write(
+    root: Location, card: Card, card_dir: Path, planned: Sequence[ShardItems], missing: list[int], workers: int, quiet: bool
+) -> None:
     setup = {
         "root": str(root.absolute() if isinstance(root, Path) else root),
         "card": card.model_dump(mode="json"),
         "card_dir": str(card_dir.absolute()),
     }
-    jobs = ({"shard": number, "items": [item.plain() for item in parted[number].items]} for number in missing)
+    jobs = ({"shard": number, "items": [item.plain() for item in planned[number].items]} for number in missing)
     at_once = min(workers + 1, len(missing))  # one more than cores: while one waits for its disk, the others work
-    for _ in progress(run_blocks(setup, jobs, at_once), "shard", total=len(missing), quiet=quiet):
+    for _ in progress(write_shards(setup, jobs, at_once), "shard", total=len(missing), quiet=quiet):
         pass

@@ -28,7 +28,7 @@ from speechkd.data.columns.spec import COLUMN_SCHEMA, ColumnSpec, Turn
 from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig
 from speechkd.data.reader import Example, Reader
 from speechkd.data.shards.index import open_shards
-from speechkd.data.storage.manifest import signed
+from speechkd.data.storage.manifest import with_self_digest
 from speechkd.stages.shard import shard
 from speechkd.train.config import Phase
 from speechkd.train.schedule import Schedule, Segment, feed
@@ -100,7 +100,7 @@ def _manifest(home: Path, count: int, below: str, change: dict[str, str]) -> str
     manifest["files"]["index.parquet"] = {"sha256": sha256_file(index), "bytes": index.stat().st_size}
     manifest["shards"] = [manifest["shards"][0] | {"shard": number} for number in range(shards)]
     manifest["totals"] = {name: value * shards for name, value in manifest["totals"].items()}
-    done = signed(manifest | change)
+    done = with_self_digest(manifest | change)
     write_json(home / "manifest.json", done)
     return str(done["sha256"])
 

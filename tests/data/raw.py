@@ -11,7 +11,7 @@ import yaml
 
 from speechkd.data.cards import list_items, load_card, open_source
 from speechkd.data.reader import Reader
-from speechkd.data.shards.growth import lay_out
+from speechkd.data.shards.assignment import assign_shards
 from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.data.shards.writer import base_receipts, publish, write_shard
 
@@ -39,10 +39,10 @@ def shards_of(folder: Path, source: dict[str, Any], **changes: Any) -> ShardSet:
     path = card_file(folder, source, **changes)
     card = load_card(path)
     root = folder / "out" / card.version
-    parted = lay_out(card, list_items(card, open_source(card, path.parent), path.parent), root.parent)
-    for number, block in enumerate(parted):
-        write_shard(root, card, path.parent, number, block.items)
-    publish(root, card, base_receipts(root, card, {number: block.digest for number, block in enumerate(parted)}), parted)
+    planned = assign_shards(card, list_items(card, open_source(card, path.parent), path.parent), root.parent)
+    for number, shard_items in enumerate(planned):
+        write_shard(root, card, path.parent, number, shard_items.items)
+    publish(root, card, base_receipts(root, card, {number: shard_items.digest for number, shard_items in enumerate(planned)}), planned)
     shards = open_shards(root)
     assert not list(shards.verify())
     return shards

@@ -18,7 +18,7 @@ from speechkd.data.audio.raw import RawClip, Rejected, Span
 def test_files_and_bytes_are_what_libsndfile_reads(
     form: str, subtype: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audio, "BLOCK", 1000)  # several blocks a clip
+    monkeypatch.setattr(audio, "FRAMES_AT_ONCE", 1000)  # a clip is converted in several steps
     path = tmp_path / "clip"
     samples_TC = np.random.default_rng(0).uniform(-1, 1, (4321, channels)).astype(np.float32)
     samples_TC[:2] = [[-1.0], [1.0]]

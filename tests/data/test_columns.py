@@ -60,7 +60,7 @@ def test_a_column_is_continued_in_any_order_with_the_same_bytes(copied: Path) ->
 
 def test_another_spec_or_base_is_refused(copied: Path, tmp_path: Path) -> None:
     shards = open_shards(copied)
-    with pytest.raises(InputError, match="made with another `template`; `vocab_size` 500, the recipe has 9: give this one another name"):
+    with pytest.raises(InputError, match="made with another `template`; `vocab_size` 500, the recipe has 9: choose another name"):
         ColumnWriter(shards, ECHO.model_copy(update={"prompt": "other", "vocab_size": 9}))
     other = open_shards(shard(write_card(tmp_path, write_tones(tmp_path), version="v2"), tmp_path / "out", quiet=True))
     shutil.copytree(copied / "columns", other.root / "columns")
@@ -75,17 +75,17 @@ def test_another_spec_or_base_is_refused(copied: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_stored_is_refused(copied: Path) -> None:
     writer = ColumnWriter(open_shards(copied), ECHO.model_copy(update={"name": "fresh"}))
     turn = Turn("a", "q", "t", [1], 3, "eos")
-    with pytest.raises(ValueError, match="`c05` is no key of this shard"):
+    with pytest.raises(ValueError, match="`c05` is not a key of this shard"):
         writer.write_shard(0, {"c05": [turn]})
-    with pytest.raises(ValueError, match="distinct names"):
+    with pytest.raises(ValueError, match="must be distinct"):
         writer.write_shard(0, {"c00": [turn, turn]})
-    with pytest.raises(ValueError, match="distinct names"):
+    with pytest.raises(ValueError, match="must be distinct"):
         writer.write_shard(0, {"c00": [Turn("a.b", "q", "t", [1], 3, "eos")]})
     with pytest.raises(ValueError, match="outside 0 .. 499"):
         writer.write_shard(0, {"c00": [Turn("a", "q", "t", [500], 3, "eos")]})
     states = {"hidden": torch.zeros(1, 1, 2)}
     for wrong in ({}, {("c00", "a"): {**states, "topk": torch.zeros(1, 1)}}, {("c00", "a"): states, ("c00", "b"): states}):
-        with pytest.raises(ValueError, match="not the declared ones, or of no turn"):
+        with pytest.raises(ValueError, match="not the declared ones, or no such turn"):
             writer.write_shard(0, {"c00": [turn]}, wrong)
     assert writer.missing() == [0, 1, 2]
 

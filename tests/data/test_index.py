@@ -16,7 +16,7 @@ from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import write_json
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
-from speechkd.data.storage.manifest import signed
+from speechkd.data.storage.manifest import with_self_digest
 from tests.bench.raw import members
 
 
@@ -134,7 +134,7 @@ def test_opening_nothing_says_what_is_there(tones_root: Path, tmp_path: Path) ->
 def test_other_formats_and_hostile_manifests_are_refused(copied: Path, change: dict[str, object], text: str) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
     del manifest["sha256"]
-    write_json(copied / "manifest.json", signed({**manifest, **change}))
+    write_json(copied / "manifest.json", with_self_digest({**manifest, **change}))
     with pytest.raises(ValueError, match=text):
         open_shards(copied)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 
 from speechkd.core.errors import InputError
 from speechkd.data.plan.plan import ExampleRef, Plan, PlanConfig, PlanSource
-from speechkd.data.plan.windows import Deal, Frame
+from speechkd.data.plan.windows import EpochOutline, EpochWindows
 from tests.bench.clips import mixed_lengths
 from tests.data.plans import epoch_steps, plans, source
 
@@ -94,8 +94,8 @@ def test_reading_stays_within_blocks_of_shards_and_small_sources_spread() -> Non
     shards = [int(plan.sources[0].shard_N[ref.row]) for ref in refs if ref.source == 0]
     spread = [max(i for i, s in enumerate(shards) if s == name) - shards.index(name) for name in set(shards)]
     assert max(spread) < 2000 * 6 / 40, "a shard's examples are read over more than three blocks"
-    places = [i / len(refs) for i, ref in enumerate(refs) if ref.source == 1]
-    assert np.allclose(np.quantile(places, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.05)
+    positions = [i / len(refs) for i, ref in enumerate(refs) if ref.source == 1]
+    assert np.allclose(np.quantile(positions, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.05)
 
 
 def test_length_buckets_waste_little() -> None:
@@ -117,13 +117,13 @@ def test_an_impossible_plan_is_refused() -> None:
 def test_a_resume_puts_only_a_few_windows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deep in epoch 1000 of a corpus of 250 windows: the one it lies in, and those that hold what it finds waiting."""
     ordered: list[int] = []
-    shuffled = Deal._shuffled
+    shuffled = EpochWindows._shuffled
 
-    def counted(self: Deal, frame: Frame, epoch: int, window: int) -> Any:
+    def counted(self: EpochWindows, outline: EpochOutline, epoch: int, window: int) -> Any:
         ordered.append(window)
-        return shuffled(self, frame, epoch, window)
+        return shuffled(self, outline, epoch, window)
 
-    monkeypatch.setattr(Deal, "_shuffled", counted)
+    monkeypatch.setattr(EpochWindows, "_shuffled", counted)
     seconds_N, tokens_N = mixed_lengths(200_000)
     plan = Plan(
         PlanConfig(micro_batches=64, max_examples=64, max_seconds=160, max_tokens=4096, block_shards=8),

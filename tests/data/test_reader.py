@@ -70,12 +70,12 @@ def test_rows_are_found_and_only_a_few_shards_are_kept(monkeypatch: pytest.Monke
 
     def table(shard: int) -> pa.Table:
         read.append(shard)
-        return pa.table({"key": [f"{shard}.{place}" for place in range(counts[shard])]})
+        return pa.table({"key": [f"{shard}.{local_row}" for local_row in range(counts[shard])]})
 
     rows = ShardRows(counts, table)
     found = [rows.find(row) for row in range(8)]
-    assert [(shard, place) for shard, place, _ in found] == [(0, 0), (0, 1), (0, 2), (2, 0), (3, 0), (3, 1), (3, 2), (3, 3)]
-    assert [each["key"][place] for _, place, each in found] == ["0.0", "0.1", "0.2", "2.0", "3.0", "3.1", "3.2", "3.3"]
+    assert [(shard, local_row) for shard, local_row, _ in found] == [(0, 0), (0, 1), (0, 2), (2, 0), (3, 0), (3, 1), (3, 2), (3, 3)]
+    assert [each["key"][local_row] for _, local_row, each in found] == ["0.0", "0.1", "0.2", "2.0", "3.0", "3.1", "3.2", "3.3"]
     assert read == [0, 2, 3]
     rows.find(0), rows.find(3)
     assert read == [0, 2, 3, 0, 2], "the longest unused one was let go"

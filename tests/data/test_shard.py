@@ -216,11 +216,11 @@ def test_wrong_input_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_crash_in_a_block_fails_the_stage_with_its_reason(tmp_path: Path) -> None:
-    from speechkd.data.shards.workers import run_blocks
+    from speechkd.data.shards.workers import write_shards
 
     setup = {"root": str(tmp_path), "card": {"name": "x"}, "card_dir": str(tmp_path)}
     with pytest.raises(RuntimeError, match="shard 0: ValidationError"):
-        list(run_blocks(setup, [{"shard": 0, "items": []}], 1))
+        list(write_shards(setup, [{"shard": 0, "items": []}], 1))
 
 
 def test_synthetic_speech_is_the_same_in_any_partition(tmp_path: Path) -> None:

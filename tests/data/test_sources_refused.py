@@ -43,7 +43,7 @@ def test_a_pipe_in_wav_scp_is_one_line_and_exit_2(
         cli.main()
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and not (tmp_path / "run").exists()
-    assert "`u1` is a command, not a file: a pipe in wav.scp is never run" in said
+    assert "`u1` is a command, not a file: pipes in wav.scp are never run" in said
 
 
 OUTSIDE = ["../secret.wav", "/etc/passwd", "link.wav", "linked/secret.wav", "a/../../secret.wav", "loop.wav", "", "\0.wav", "good.wav/x"]
@@ -179,7 +179,7 @@ def damaged(path: Path, how: str) -> Path:
     ("how", "says"),
     [
         ("gzip", "a compressed file: unpack it first"),
-        ("text", "is no plain tar, or damaged \\(byte 0"),
+        ("text", "is not an uncompressed tar, or it is damaged \\(byte 0"),
         ("flipped", "damaged \\(byte 3584"),
         ("huge", "header of 1099511627776 bytes"),
         ("pax", "a header that cannot be read"),
@@ -283,25 +283,25 @@ def wrong(name: str, folder: Path) -> dict[str, Any]:
         "kaldi twice": "`r1` is given twice .*wav.scp, line 2",
         "kaldi segment": "a recording of wav.scp",
         "kaldi times": "must end after it starts: 2 to 1",
-        "kaldi channel": "a fourth word a channel",
+        "kaldi channel": "the optional fourth word a channel",
         "lhotse row": "a cut has an `id`; this object has start .*line 1",
-        "lhotse list": "must be one JSON object, is list",
+        "lhotse list": "must be one JSON object, given list",
         "lhotse gzip": "cannot read `.*c.jsonl.gz`",
         "nemo row": "field `audio_filepath` must be a path; the row has text",
-        "nemo offset": "`offset` must be seconds, is `-1`",
+        "nemo offset": "`offset` must be seconds, given `-1`",
         "nemo splits": "manifests and tars must name the same splits",
         "webdataset json": "not valid JSON: .*a.json",
-        "messages role": "a message is a role",
+        "messages role": "a message has a role",
         "messages none": "a row has `messages` or `conversations`; this one has text",
         "hf column": "unknown column `idd`; allowed: audio, id; did you mean `id`",
         "hf damaged": "cannot read `.*d.parquet`",
-        "hf folder": "is neither a `save_to_disk` folder nor holds Parquet files",
-        "folder pattern": "is no regular expression",
+        "hf folder": "is not a `save_to_disk` folder and holds no Parquet files",
+        "folder pattern": "is not a regular expression",
         "folder field": "unknown field `b`; allowed: a",
-        "folder table": "`gone.wav` of .*m.csv is not below",
+        "folder table": "`gone.wav` is listed in .*m.csv but not found below",
         "tts rows": "unknown source of texts `shar`; allowed: csv",
         "tts field": "unknown field `txt`; .*did you mean `text`",
-        "tts argv": "argv must say `{wav}`",
+        "tts argv": "argv must contain `{wav}`",
         "shar tar": "its folder has the fields recording",
         "shar none": "no `cuts.\\*.jsonl.gz` in",
     }.items(),

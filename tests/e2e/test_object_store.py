@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speechkd.data.shards.index import open_shards
-from speechkd.data.storage.store import reaching
+from speechkd.data.storage.store import open_filesystem
 from tests.data.stores import s3_environment, s3_server
 from tests.e2e.conftest import losses, speechkd
 
@@ -20,7 +20,7 @@ def test_everything_from_a_bucket_is_as_from_a_folder(
     with s3_server() as port:
         for name, value in {**s3_environment(port), "SPEECHKD_CACHE": str(tmp_path / "cache")}.items():
             monkeypatch.setenv(name, value)
-        with reaching("s3://bucket") as (files, _):
+        with open_filesystem("s3://bucket") as (files, _):
             files.mkdir("bucket")
         words = ("--set", "name=bucket", "--set", "data.root=s3://bucket/data", "--set", "train.regimes.kd.0.steps=3")
         done = speechkd("run", workshop / "recipe.yaml", *words, "--ranks", 2)

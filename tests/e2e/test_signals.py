@@ -13,7 +13,7 @@ import yaml
 from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, write_json
 from speechkd.data.shards.index import open_shards
-from speechkd.data.storage.manifest import signed
+from speechkd.data.storage.manifest import with_self_digest
 from speechkd.recipe import load_recipe
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import open_train_sources
@@ -108,7 +108,7 @@ def republished(taught: Path, tmp_path: Path, change: dict[str, Any]) -> Path:
     del manifest["sha256"]
     for key, value in change.items():
         (manifest if key == "base" else manifest["spec"])[key] = value
-    write_json(path, signed(manifest))
+    write_json(path, with_self_digest(manifest))
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8").replace(str(taught), str(folder))
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     return folder

@@ -12,7 +12,7 @@ import soundfile
 
 from speechkd.core.errors import InputError
 from speechkd.data.shards.index import open_shards
-from speechkd.data.survey import level, survey
+from speechkd.data.statistics import clip_level, measure
 from speechkd.evaluation.shards_report import spectrogram, write_shards_report
 from speechkd.stages.report import report
 from speechkd.stages.shard import shard
@@ -24,12 +24,12 @@ RATE = 16_000
 
 def test_levels_are_what_the_waveform_is() -> None:
     wave_T = tone(1.0, RATE, 400)[:, 0]
-    half = level(np.concatenate([wave_T, np.zeros(RATE, np.float32)]))
+    half = clip_level(np.concatenate([wave_T, np.zeros(RATE, np.float32)]))
     assert abs(half.level_db - 20 * np.log10(0.5 / np.sqrt(2))) < 0.1 and abs(half.peak_db - 20 * np.log10(0.5)) < 0.1
     assert abs(half.silent - 0.5) < 0.02 and half.clipped == 0 and half.seconds == 2.0
-    assert level(np.clip(4 * wave_T, -1, 1)).clipped > RATE // 2
-    assert level(np.array([0.1, 1.0, 0.1, 1.0, 1.0, 0.1], np.float32)).clipped == 0, "two samples are no run"
-    assert level(np.zeros(100, np.float32)).level_db == float("-inf") == level(np.zeros(0, np.float32)).level_db
+    assert clip_level(np.clip(4 * wave_T, -1, 1)).clipped > RATE // 2
+    assert clip_level(np.array([0.1, 1.0, 0.1, 1.0, 1.0, 0.1], np.float32)).clipped == 0, "two samples are no run"
+    assert clip_level(np.zeros(100, np.float32)).level_db == float("-inf") == clip_level(np.zeros(0, np.float32)).level_db
     assert spectrogram(wave_T)[:4] == b"\x89PNG" == spectrogram(np.zeros(3, np.float32))[:4]
 
 
@@ -48,14 +48,14 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(str(root))
 
 
-def test_the_survey_counts_everything(hostile: Path) -> None:
-    found = survey(open_shards(hostile))
+def test_the_statistics_counts_everything(hostile: Path) -> None:
+    found = measure(open_shards(hostile))
     assert len(found.seconds_N) == 11 and found.texts == 1 and found.rows == 12 and len(found.levels) == 11
     assert [(reason, count) for reason, count, _ in found.reasons] == [("no such file", 2)]
     assert {split: count for split, count, _ in found.splits} == {"test": 2, "train": 10}
     fields = {field.name: field for field in found.fields}
     assert fields["speaker"].present == 10 / 12 and fields["speaker"].values == 4 and fields["speaker"].common[0][:2] == ("organ0", 3)
-    assert sum(level.clipped > 0 for level in found.levels) == 1 and len(survey(open_shards(hostile), clips=3).levels) == 3
+    assert sum(level.clipped > 0 for level in found.levels) == 1 and len(measure(open_shards(hostile), clips=3).levels) == 3
 
 
 def test_the_page_holds_what_was_measured_and_cannot_run_anything(hostile: Path, tmp_path: Path) -> None:

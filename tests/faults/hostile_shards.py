@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from speechkd.core.files import sha256_file, write_json
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
-from speechkd.data.storage.manifest import signed
+from speechkd.data.storage.manifest import with_self_digest
 from tests.data.corpus import write_echo
 from tests.faults.hostile_clips import PICKLE, flac
 from tests.faults.hostile_lists import CARDS
@@ -46,7 +46,7 @@ def resign(root: Path, change: Callable[[dict[str, Any]], None], files: bool = F
         for name in manifest["files"]:
             manifest["files"][name] = {"sha256": sha256_file(root / name), "bytes": (root / name).stat().st_size}
     change(manifest)
-    write_json(root / "manifest.json", signed(manifest))
+    write_json(root / "manifest.json", with_self_digest(manifest))
 
 
 INDEXES = ("index.parquet", "audio/000000.parquet")

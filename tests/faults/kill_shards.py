@@ -103,7 +103,7 @@ def kill_loop(card: Path, out: Path, points: int, seed: int) -> dict[str, int]:
     draw = random.Random(seed)
     kills = runs = 0
     while kills < points:
-        place, runs = out / f"run{runs}", runs + 1
+        run_folder, runs = out / f"run{runs}", runs + 1
         while True:
             if kills >= points:
                 point = Point()
@@ -111,8 +111,8 @@ def kill_loop(card: Path, out: Path, points: int, seed: int) -> dict[str, int]:
                 point = Point(after_s=draw.uniform(0, 1.2 * seconds))
             else:
                 point = Point(event=draw.randrange(1, 60), stage=draw.random() < 0.5)
-            code = finish(start(card, place, point))
-            seen = visible(place)
+            code = finish(start(card, run_folder, point))
+            seen = visible(run_folder)
             wrong = {name for name in seen if seen[name] != whole.get(name)}
             assert not wrong, f"after kill {kills} ({point}): {sorted(wrong)} differ from the uninterrupted run's"
             if "tones/v1/manifest.json" in seen:

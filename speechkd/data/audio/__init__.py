@@ -1,1 +1,1 @@
-"""Clips: decoding, resampling, FLAC, and reading what nobody vouches for."""
+"""Audio clips: decoding under limits, resampling, FLAC encoding and decoding."""

@@ -1,4 +1,4 @@
-"""FLAC members of shards, decoded in one call without Python's lock: dr_flac takes half the time of libsndfile (tests/bench)."""
+"""Decodes the FLAC members of shards in one call outside the GIL: dr_flac takes half the time of libsndfile (tests/bench)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from speechkd.core.errors import DataError
 from speechkd.data.audio.clips import HARD_SECONDS, RATE
 
 HEADER = 42
-"""Bytes up to the end of STREAMINFO, which the format puts first"""
+"""Bytes up to the end of STREAMINFO, always the first metadata block"""
 
 
 class StreamInfo(NamedTuple):
-    """What a FLAC stream says of itself (RFC 9639, 8.2)."""
+    """The STREAMINFO block of a FLAC stream (RFC 9639, 8.2)."""
 
     rate: int
     channels: int
@@ -33,22 +33,22 @@ def stream_info(data: bytes, where: str) -> StreamInfo:
 def decode_flac(data: bytes, where: str, seconds: float | None = None) -> np.ndarray:
     """A shard's FLAC member -> float32 [T] in [-1, 1] at 16 kHz. Raises DataError naming `where`.
 
-    The header is judged first, also against the `seconds` of the index: what it says is what a decoder allocates.
+    Checks the header first, also against `seconds` from the index, because a decoder allocates what the header states.
     """
     import miniaudio
 
-    said = stream_info(data, where)
-    if said.rate != RATE or said.channels != 1:
-        raise DataError(f"{where}: must be {RATE} Hz mono, is {said.rate} Hz with {said.channels} channels")
-    if not 0 < said.frames <= HARD_SECONDS * RATE:
-        raise DataError(f"{where}: header says {said.frames} samples, allowed 1 to {HARD_SECONDS * RATE:.0f}")
-    if seconds is not None and abs(said.frames - seconds * RATE) > 1:
-        raise DataError(f"{where}: header says {said.frames} samples, the index {seconds:.3f} s")
+    info = stream_info(data, where)
+    if info.rate != RATE or info.channels != 1:
+        raise DataError(f"{where}: must be {RATE} Hz mono, is {info.rate} Hz with {info.channels} channels")
+    if not 0 < info.frames <= HARD_SECONDS * RATE:
+        raise DataError(f"{where}: header says {info.frames} samples, allowed 1 to {HARD_SECONDS * RATE:.0f}")
+    if seconds is not None and abs(info.frames - seconds * RATE) > 1:
+        raise DataError(f"{where}: header says {info.frames} samples, the index {seconds:.3f} s")
     try:
         samples = miniaudio.flac_read_f32(data).samples
     except miniaudio.MiniaudioError as error:
         raise DataError(f"{where}: cannot be decoded ({error})") from None
-    if len(samples) != said.frames:
-        raise DataError(f"{where}: header says {said.frames} samples, holds {len(samples)}")
+    if len(samples) != info.frames:
+        raise DataError(f"{where}: header says {info.frames} samples, holds {len(samples)}")
     out_T: np.ndarray = np.frombuffer(samples, dtype=np.float32)
     return out_T

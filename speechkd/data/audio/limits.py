@@ -1,4 +1,4 @@
-"""What a clip may be, and what a process that decodes untrusted audio refuses."""
+"""Limits on clips (`audio:` of a card), and limits of a process that decodes untrusted audio."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import Field
 from speechkd.core.config import Config
 
 MEMORY = 2 << 30
-"""Bytes that a block's process may add to what it starts with, more for cards with long clips"""
+"""Bytes that a shard's process may allocate beyond its initial size; more for cards with long clips"""
 MOST_DECODED = 128 << 20
-"""Bytes that one clip may decode to, or what the card's longest clip takes at 48 kHz with all its channels, if that is more"""
+"""Bytes that one clip may decode to; more if the card's longest clip at 48 kHz with all channels needs it"""
 _limits: AudioLimits | None = None
 
 
 class AudioLimits(Config):
-    """What a clip may be; anything else goes to quarantine, its seconds counted."""
+    """Limits on a clip. Other clips go to quarantine, where their seconds are counted."""
 
     min_seconds: float = Field(default=0.05, ge=0)
     max_seconds: float = Field(default=30.0, gt=0)
@@ -25,13 +25,13 @@ class AudioLimits(Config):
     over_long: Literal["refuse", "split"] = "refuse"
     """split: parts of at most `max_seconds`, cut where it is quiet, keys `<key>-part000`, metadata `part` and `parts`; no sample is lost"""
     whole_only: list[str] = ["transcript"]
-    """metadata names that say something of the whole clip alone, and that its parts do not carry"""
+    """metadata names that describe the whole clip and are dropped from its parts"""
     duration_field: str = ""
-    """metadata name under which each clip's seconds, as stored, are written; empty: none"""
+    """metadata name for each stored clip's duration in seconds; empty: not written"""
 
 
 def limit_this_process(limits: AudioLimits) -> None:
-    """Memory, core files and what a child's `refused_header` lets through; its CPU time is limited item by item."""
+    """Limit this process's memory, disable core files, and set the limits of `refused_header`. CPU time is limited per item elsewhere."""
     global _limits
     _limits = limits
     with open("/proc/self/statm", encoding="ascii") as stream:
@@ -44,12 +44,12 @@ def limit_this_process(limits: AudioLimits) -> None:
 
 
 def limited() -> bool:
-    """Whether this process lives under `limit_this_process`."""
+    """Whether `limit_this_process` was called."""
     return _limits is not None
 
 
 def refused_header(frames: int, rate: int, channels: int) -> str | None:
-    """Why a clip whose header says this is not decoded under this process's limits, before a sample is read: 2 MB may be 5 GB."""
+    """Why a clip with this header exceeds the process's limits, or None. Checked before decoding: 2 MB may decode to 5 GB."""
     if _limits is None:
         return None
     seconds = frames / rate

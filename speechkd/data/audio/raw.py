@@ -1,4 +1,4 @@
-"""Audio on its way from a source into shards."""
+"""Types for audio between a source and the shards: raw clips, rejected clips, spans of files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class RawClip:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Audio that could not be read or is not wanted; goes to quarantine with this reason."""
+    """Audio that cannot be read or exceeds the card's limits. It goes to quarantine with this reason."""
 
     reason: str
     seconds: float = 0.0
-    """length of the audio that is lost by it, where it is known"""
+    """length of the rejected audio; 0 if unknown"""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The part of a file that is one clip. A stated end may lie up to SPAN_SLACK seconds behind the file's (rounded durations)."""
+    """The part of a file that is one clip. Its end may exceed the file's by SPAN_SLACK seconds, since durations are rounded."""
 
     start: float = 0.0
     seconds: float | None = None

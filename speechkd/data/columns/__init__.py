@@ -1,1 +1,1 @@
-"""Columns: answers, labels and packed teacher signals beside base shards, with the same shard numbers and key order."""
+"""Columns: teacher answers and signals stored beside the base shards, with the same shard numbers and key order."""

@@ -1,13 +1,13 @@
-"""Packed teacher signals: arrays of numbers to bytes and back, vectorised over rows; nothing here knows files.
+"""Packs teacher signals into bytes and back: token ids and log-probs, vectorised over rows. No file access.
 
-Ids are exact. A row of K different ids is stored sorted, in Elias-Fano form: the low bits of each id as they are, the high bits as one
-bit string in which the i-th one stands at (high part of id i) + i. A row takes K (2 + log2(V / K)) bits at most: for 64 of 151,936 ids 13.2
-bits an id, where fixed width takes 18. Every row of a column has the same length.
+Ids are exact. A row of K distinct ids is stored sorted, in Elias-Fano form: the low bits of each id unchanged, the high bits as one
+bit string whose i-th set bit is at (high part of id i) + i. A row takes at most K (2 + log2(V / K)) bits: 13.2 bits per id for 64 of
+151,936 ids, where fixed width takes 18. Every row of a column has the same length.
 
 Log-probs x = -logp in nats are stored as c = round(n sqrt(x / S)), n = 2^bits - 1, S the row's largest x (float16, rounded up):
     x^ = S (c / n)^2,   |x^ - x| <= sqrt(S x) / n + S / (4 n^2)
-The step grows with x: likely tokens, which carry the loss, are stored finest. x above DEEPEST is stored as DEEPEST (e^-30 = 9e-14), so the
-error is at most 0.118 nats at 8 bits and 0.00046 at 16. 32 bits are float32, as given.
+The step grows with x, so likely tokens, which carry the loss, are stored most precisely. x above DEEPEST is stored as DEEPEST
+(e^-30 = 9e-14), so the error is at most 0.118 nats at 8 bits and 0.00046 at 16. 32 bits are float32, unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from speechkd.core.errors import DataError
 
 DEEPEST = 30.0
-"""Largest -logp that 8 and 16 bits hold, in nats"""
+"""Largest -logp that 8 and 16 bits can store, in nats"""
 
 
 def id_bits(vocabulary: int) -> int:
@@ -49,7 +49,7 @@ def pack_id_rows(ids_TK: np.ndarray, vocabulary: int) -> np.ndarray:
 
 
 def unpack_id_rows(rows_TX: np.ndarray, k: int, vocabulary: int) -> np.ndarray:
-    """int32 [T, k], ascending. Raises DataError for bytes that no row of `k` different ids has."""
+    """int32 [T, k], ascending. Raises DataError for bytes that do not encode `k` distinct ids."""
     T, low = rows_TX.shape[0], _low_bits(k, vocabulary)
     high = k + ((vocabulary - 1) >> low)
     bits_TX = np.unpackbits(rows_TX, axis=1, count=high + k * low, bitorder="little")
@@ -84,7 +84,7 @@ def logp_row_bytes(k: int, bits: int) -> int:
 
 
 def pack_logp_rows(logp_TK: np.ndarray, bits: int) -> np.ndarray:
-    """Log-probs <= 0 as uint8 [T, logp_row_bytes]: the row's scale, then one number each."""
+    """Log-probs <= 0 as uint8 [T, logp_row_bytes]: the row's scale, then one code per log-prob."""
     if bits == 32:
         return np.ascontiguousarray(logp_TK, dtype="<f4").view(np.uint8).reshape(len(logp_TK), -1)
     depth_TK = np.clip(-logp_TK.astype(np.float64), 0.0, DEEPEST)
@@ -97,7 +97,7 @@ def pack_logp_rows(logp_TK: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_logp_rows(rows_TX: np.ndarray, k: int, bits: int) -> np.ndarray:
-    """float32 [T, k]. Raises DataError for a scale that is no number."""
+    """float32 [T, k]. Raises DataError for a scale that is out of range."""
     rows_TX = np.ascontiguousarray(rows_TX)
     if bits == 32:
         return rows_TX.view("<f4").reshape(-1, k)

@@ -1,4 +1,4 @@
-"""A published column, opened: its turns and signals by row, each member checked against its digest."""
+"""Reads a published column: turns and signals by row, each member checked against its digest."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from speechkd.data.storage.manifest import (
     shard_name,
 )
 from speechkd.data.storage.mapped import MappedTars
-from speechkd.data.storage.store import Place
+from speechkd.data.storage.store import Location
 from speechkd.data.storage.tar import Member, bad_members
 
 
-def open_column(version: Place, base: str, name: str) -> Column:
+def open_column(version: Location, base: str, name: str) -> Column:
     """Open a published column of the base shards in folder `version`, whose digest is `base`.
 
-    Raises InputError for one of another base, DataError for a damaged manifest.
+    Raises InputError if the column belongs to other shards, DataError for a damaged manifest.
     """
     root = version / "columns" / name
     manifest = read_manifest(root, FORMAT_COLUMN)
     if manifest["base"] != base:
         raise InputError(
             f"column `{name}` belongs to base {manifest['base'][:12]}, these shards are {base[:12]}: "
-            f"give it another name, or remove `{root}`"
+            f"choose another name, or remove `{root}`"
         )
     return Column(version, manifest)
 
 
 class Column:
-    """A published column: examples as (key, turn), each with a response and perhaps tensors. Cheap to open and to pickle."""
+    """A published column: one example per (key, turn), with a response and optional signal tensors. Cheap to open and to pickle."""
 
-    def __init__(self, version: Place, manifest: dict[str, Any]) -> None:
+    def __init__(self, version: Location, manifest: dict[str, Any]) -> None:
         """`version`: the folder of the base shards."""
         self.version, self.manifest = version, manifest
         self.name: str = manifest["column"]
@@ -73,7 +73,7 @@ class Column:
         return self.read_index(None)
 
     def read_index(self, names: list[str] | None) -> pa.Table:
-        """Some columns of index.parquet, the file checked; text that repeats as dictionaries."""
+        """Some Parquet columns of index.parquet, checked against the manifest; repeated text as dictionaries."""
         return read_columns(self.files, INDEX, names, ["stop", "turn"])
 
     def examples(self) -> pa.Table:
@@ -90,13 +90,13 @@ class Column:
         return read_columns(self.files, name, None, [])
 
     def _cell(self, row: int, name: str) -> Any:
-        _, place, rows = self.rows.find(row)
-        return rows[name][place]
+        _, local_row, rows = self.rows.find(row)
+        return rows[name][local_row]
 
     def sample_of(self, row: int) -> tuple[int, int]:
         """(base shard, sample within it) that example `row` belongs to."""
-        shard, place, rows = self.rows.find(row)
-        return shard, rows["row"][place]
+        shard, local_row, rows = self.rows.find(row)
+        return shard, rows["row"][local_row]
 
     def key_of(self, row: int) -> str:
         """Key of the sample that example `row` belongs to."""
@@ -109,12 +109,12 @@ class Column:
         try:
             return Turn(**json.loads(data)[self._cell(row, "position")])
         except (ValueError, TypeError, LookupError, RecursionError):
-            raise DataError(f"{self.root}: member `{self.key_of(row)}.response.json` is no list of turns") from None
+            raise DataError(f"{self.root}: member `{self.key_of(row)}.response.json` is not a list of turns") from None
 
     def signals(self, row: int, names: Collection[str] | None = None) -> TeacherSignals:
-        """The signals of example `row`, as losses are given them; only `names` where given.
+        """Signals of example `row`, decoded for the losses; with `names`, only these.
 
-        None of them for a turn that is an error or has no token. Raises DataError naming tar and member.
+        None of them for a turn that is an error or has no tokens. Raises DataError naming tar and member.
         """
         wanted = self.spec.signals.names if names is None else self.spec.signals.names.intersection(names)
         if not wanted or self._cell(row, "stop") == "error" or not self._cell(row, "tokens"):
@@ -128,12 +128,12 @@ class Column:
             raise error if str(self.root) in str(error) else DataError(f"{label}: turn `{turn}` {error}") from None
 
     def _member(self, row: int, part: str, suffix: str) -> bytes:
-        shard, place, rows = self.rows.find(row)
-        member = Member(rows[f"{part}offset"][place], rows[f"{part}bytes"][place], rows[f"{part}sha256"][place])
-        return self.tars.member(f"{shard_name(shard)}.tar", member, f"{rows['key'][place]}.{suffix}")
+        shard, local_row, rows = self.rows.find(row)
+        member = Member(rows[f"{part}offset"][local_row], rows[f"{part}bytes"][local_row], rows[f"{part}sha256"][local_row])
+        return self.tars.member(f"{shard_name(shard)}.tar", member, f"{rows['key'][local_row]}.{suffix}")
 
     def verify(self) -> Iterator[str]:
-        """Read every byte; one line for each file and member that is not what the manifest says."""
+        """Read every byte; yield one line for each file and member that differs from the manifest."""
         bad = dict(self.files.problems())
         for name, problem in bad.items():
             yield f"{name}: {problem}"
@@ -145,11 +145,11 @@ class Column:
             for label, problem in bad_members(self.files.where(name), self._listed(int(Path(name).stem))):
                 yield f"{name}: member `{label}` {problem}"
         except FileNotFoundError:
-            return  # said already
+            return  # already reported as missing
 
     def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
-        """Every member of a shard's tar once: several rows are turns of one."""
-        rows, seen = self.rows.of(shard), set()
+        """Every member of a shard's tar, once each: a member holds several turns, and each turn has a row."""
+        rows, seen = self.rows.of_shard(shard), set()
         for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
             for key, *where in zip(rows["key"], *(rows[f"{part}{what}"] for what in ("offset", "bytes", "sha256")), strict=True):
                 member = Member(*where)

@@ -1,10 +1,10 @@
-"""Teacher signals as a column stores them: what is kept of each, the bytes of one turn, and the tensors that a loss is given.
+"""Teacher signals in a column: how each is configured, encoded to bytes and decoded into the tensors that losses take.
 
-Rows stand at the predicting positions, one per response token. A turn's signal is one tensor, named `<turn>.<signal>` in the member:
+One row per response token, at the position that predicts it. A turn's signal is one tensor, named `<turn>.<signal>` in the member:
     topk     U8 [T, R]   ids (Elias-Fano), log-probs, tail; R is a function of k, vocabulary and bits
-    sampled  U8 [X]      T counts of different ids, all ids at fixed width, then how often each was drawn (or its float16 weight)
-    hidden   [T, L, E]   states of the chosen layers, in the order chosen
-    attention [Q]        of the whole turn, one number for each audio position of the clip
+    sampled  U8 [X]      T counts of distinct ids, all ids at fixed width, then how often each was drawn (or its float16 weight)
+    hidden   [T, L, E]   hidden states of the chosen layers
+    attention [Q]        one number per audio position of the clip, for the whole turn
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TopKStore(Config):
     k: int = Field(ge=1)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     bits: Literal[8, 16, 32] = 8
-    """of a log-prob: 8 and 16 have the error that `data/codec.py` states, 32 is float32 as it was"""
+    """bits per log-prob: `columns/codec.py` gives the error of 8 and 16; 32 is lossless float32"""
 
     def row_bytes(self, vocabulary: int) -> int:
         """Stored bytes of one response token."""
@@ -42,7 +42,7 @@ class SampledStore(Config):
     draws: int = Field(ge=1, le=255)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     proposal: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    """1: draw from the teacher itself; the weights are then counts, stored exactly"""
+    """1: draw from the teacher's own distribution; weights are then counts, stored exactly"""
 
     def row_bytes(self, vocabulary: int, different: float) -> float:
         """Stored bytes of one response token at which `different` distinct ids were drawn on average (at most `draws`)."""
@@ -62,7 +62,7 @@ class HiddenStore(Config):
     @model_validator(mode="after")
     def _ascending(self) -> HiddenStore:
         if self.layers != sorted(set(self.layers)) or self.layers[0] < 0:
-            raise ValueError(f"layers must be ascending, different and not negative, are {self.layers}")
+            raise ValueError(f"layers must be ascending, distinct and not negative; given {self.layers}")
         return self
 
     def row_bytes(self, width: int) -> int:
@@ -72,17 +72,17 @@ class HiddenStore(Config):
 
 class AttentionStore(Config):
     """The last layer's attention from the response to each of the clip's Q audio positions, mean over heads and response tokens
-    (PL-Distill, arXiv 2602.01547): what an audio-hearing teacher listens to. Only ratios within a clip matter."""
+    (PL-Distill, arXiv 2602.01547): which part of the clip the teacher listens to. Only ratios within a clip matter."""
 
     dtype: Literal["float16", "float32"] = "float32"
 
     def clip_bytes(self, positions: float) -> float:
-        """Stored bytes of one turn on a clip of so many audio positions."""
+        """Stored bytes of one turn about a clip of `positions` audio positions."""
         return positions * getattr(torch, self.dtype).itemsize
 
 
 class SignalsConfig(Config):
-    """What is stored beside the response; nothing by default."""
+    """The signals stored beside the response; none by default."""
 
     topk: TopKStore | None = None
     sampled: SampledStore | None = None
@@ -91,7 +91,7 @@ class SignalsConfig(Config):
 
     @property
     def names(self) -> frozenset[str]:
-        """The signals that are declared."""
+        """Names of the declared signals."""
         return frozenset(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     def temperatures(self) -> dict[str, float]:
@@ -101,7 +101,7 @@ class SignalsConfig(Config):
 
 
 def encode_topk(store: TopKStore, ids_TK: Tensor, logp_TK: Tensor, tail_logp_T: Tensor, vocabulary: int) -> Tensor:
-    """Rows in any order within themselves, on the CPU, as uint8 [T, R]."""
+    """Pack top-k rows (CPU tensors, ids of a row in any order) as uint8 [T, R]."""
     ids_TK, order_TK = ids_TK.sort(dim=1)
     tail_T1 = tail_logp_T.numpy().astype("<f4" if store.bits == 32 else "<f2").reshape(-1, 1)
     parts = [
@@ -113,7 +113,7 @@ def encode_topk(store: TopKStore, ids_TK: Tensor, logp_TK: Tensor, tail_logp_T: 
 
 
 def encode_sampled(store: SampledStore, ids_TN: Tensor, weights_TN: Tensor, vocabulary: int) -> Tensor:
-    """`draws` ids of each position and, where proposal is not 1, the weight p / q of each, as uint8 [X]."""
+    """Pack `draws` ids per position and, if proposal is not 1, their weights p / q, as uint8 [X]."""
     different, found, often, weights = [], [], [], []
     for ids_N, weights_N in zip(ids_TN.numpy(), weights_TN.numpy(), strict=True):
         ids_U, first_U, count_U = np.unique(ids_N, return_index=True, return_counts=True)
@@ -131,9 +131,9 @@ def encode_sampled(store: SampledStore, ids_TN: Tensor, weights_TN: Tensor, voca
 
 
 def decode(signals: SignalsConfig, wanted: Collection[str], tensors: Mapping[str, Tensor], tokens: int, vocabulary: int) -> TeacherSignals:
-    """The `wanted` signals of a turn of `tokens` response tokens, as losses are given them.
+    """Decode the `wanted` signals of a turn of `tokens` response tokens, for the losses.
 
-    Raises DataError for a tensor that is missing, not declared, or not what the column's settings say.
+    Raises DataError for a tensor that is missing, not declared, or does not fit the column's settings.
     """
     if set(tensors) != signals.names:
         raise DataError(f"holds signals {sorted(tensors)}, must hold {sorted(signals.names)}")
@@ -157,7 +157,7 @@ def _decode_topk(store: TopKStore, rows_TX: Tensor, tokens: int, vocabulary: int
     tail_T = np.ascontiguousarray(rows[:, end:]).view("<f4" if store.bits == 32 else "<f2")[:, 0].astype(np.float32)
     logp_TK = codec.unpack_logp_rows(rows[:, first:end], store.k, store.bits)
     if np.isnan(tail_T).any() or np.isnan(logp_TK).any() or (tail_T > 1e-3).any() or (logp_TK > 1e-3).any():
-        raise DataError("signal `topk` holds log-probs above 0 or that are no numbers")
+        raise DataError("signal `topk` holds log-probs that are NaN or above 0")
     ids_TK = codec.unpack_id_rows(np.ascontiguousarray(rows[:, :first]), store.k, vocabulary)
     return {"ids_TK": torch.from_numpy(ids_TK), "logp_TK": torch.from_numpy(logp_TK), "tail_logp_T": torch.from_numpy(tail_T)}
 
@@ -170,14 +170,14 @@ def _decode_sampled(store: SampledStore, data_X: Tensor, tokens: int, vocabulary
     total, bits = int(different_T.sum()), codec.id_bits(vocabulary)
     middle = tokens + -(-total * bits // 8)
     if len(data) != middle + -(-total * store._weight_bits // 8) or (different_T < 1).any() or (different_T > store.draws).any():
-        raise DataError(f"signal `sampled` has {len(data)} bytes, which its counts do not say")
+        raise DataError(f"signal `sampled` has {len(data)} bytes, which does not fit its counts")
     ids_X = codec.unpack_numbers(data[tokens:middle], bits, total)
     if store.proposal == 1.0:
         weights_X = (codec.unpack_numbers(data[middle:], store._weight_bits, total) + 1) / store.draws
     else:
         weights_X = np.ascontiguousarray(data[middle:]).view("<f2").astype(np.float64)
     if (ids_X >= vocabulary).any() or not ((0 <= weights_X) & (weights_X < np.inf)).all():
-        raise DataError("signal `sampled` holds an id outside the vocabulary or a weight that is no number")
+        raise DataError("signal `sampled` holds an id outside the vocabulary or a weight that is not a finite number >= 0")
     kept_TN = np.arange(int(different_T.max(initial=1))) < different_T[:, None]
     ids_TN, weights_TN = np.zeros(kept_TN.shape, np.int32), np.zeros(kept_TN.shape, np.float32)
     ids_TN[kept_TN], weights_TN[kept_TN] = ids_X, weights_X
@@ -193,7 +193,7 @@ def _decode_attention(store: AttentionStore, weights_Q: Tensor) -> Tensor:
     _must_be("attention", weights_Q, getattr(torch, store.dtype), (weights_Q.numel(),))
     wide_Q = weights_Q.float()
     if not ((0 <= wide_Q) & (wide_Q <= 1.001)).all():
-        raise DataError("signal `attention` holds what is no attention")
+        raise DataError("signal `attention` holds weights outside 0 .. 1")
     return wide_Q
 
 

@@ -1,4 +1,4 @@
-"""What a column is: its turns, what it was made from and with, and the rows of its index."""
+"""Column specification: turns, provenance (teacher, prompt, tokenizer, signals) and the schema of the index."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ COLUMN_SCHEMA = pa.schema(
         ("signals_sha256", pa.binary(32)),
     ]
 )
-"""One row per example. `row`: sample within the base shard; `position`: place in the member's list of turns."""
+"""One row per example. `row`: sample within the base shard; `position`: index in the member's list of turns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of one sample as a teacher answered it."""
+    """A teacher's answer to one question about one sample."""
 
     turn: str
     question: str
@@ -58,11 +58,11 @@ class Turn:
 
 
 TurnSignals: TypeAlias = Mapping[tuple[str, str], Mapping[str, "Tensor"]]
-"""By (key, turn) and signal: tensors as `columns.signals` encodes them."""
+"""(key, turn) -> signal name -> tensor as encoded by `columns.signals`."""
 
 
 class ColumnSpec(Config):
-    """What a column is made with. Its digest is part of every receipt: another spec is another column."""
+    """How a column is made. Its digest is part of every receipt, so a changed spec means a different column."""
 
     name: str = Field(pattern=NAME_PATTERN, max_length=128)
     teacher: dict[str, Any]
@@ -72,9 +72,9 @@ class ColumnSpec(Config):
     tokenizer: str
     """sha256 of the tokenizer's vocabulary and rules"""
     vocab_size: int = Field(ge=1)
-    """ids are 0 .. vocab_size - 1: the width of the teacher's output, which may be padded beyond the tokenizer's"""
+    """width of the teacher's output, which may be padded beyond the tokenizer's vocabulary; ids are 0 .. vocab_size - 1"""
     signals: SignalsConfig = SignalsConfig()
-    """what every finished or cut turn has beside its response, and in which precision"""
+    """signals stored for every turn that is not an error, and their precision"""
     settings: dict[str, Any] = {}
 
     @property  # not cached: a changed copy of a model would carry the old one along
@@ -83,20 +83,20 @@ class ColumnSpec(Config):
         return digest(self.model_dump(mode="json"))
 
     def differs_from(self, wanted: ColumnSpec) -> list[str]:
-        """Each setting in which this column is not the `wanted` one, in words; long ones (template, tokenizer) by name only."""
+        """Describe each setting that differs from the `wanted` spec; long values (template, tokenizer) by name only."""
         mine, other = (spec.model_dump(mode="json", exclude={"name"}) for spec in (self, wanted))
         out = []
-        for key, have, want in sorted(differences(mine, other), key=lambda found: found[0]):
+        for key, have, want in sorted(differences(mine, other), key=lambda difference: difference[0]):
             if isinstance(have, Mapping) or isinstance(want, Mapping):
                 out.append(f"no `{key}`" if have is None else f"`{key}`, which the recipe does not have")
             elif isinstance(have, str) or isinstance(want, str) or isinstance(have, list):
                 out.append(f"another `{_WORDS.get(key, key)}`")
             else:
-                out.append(f"`{key}` {_said(have)}, the recipe has {_said(want)}")
+                out.append(f"`{key}` {_shown(have)}, the recipe has {_shown(want)}")
         return out
 
     def origin(self, signal: str) -> Origin:
-        """What the stored log-probs of `signal` are bound to."""
+        """The tokenizer, vocabulary and temperature that the stored log-probs of `signal` belong to."""
         temperature = getattr(getattr(self.signals, signal), "temperature", 1.0)
         return Origin(tokenizer=self.tokenizer, vocab_size=self.vocab_size, temperature=temperature)
 
@@ -104,5 +104,5 @@ class ColumnSpec(Config):
 _WORDS = {"prompt": "template", "teacher.fingerprint": "teacher.model"}
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,1 +1,1 @@
-"""The order of training: buckets, windows and the elastic plan."""
+"""The training order: length buckets, shuffle windows, and a plan that works for any number of ranks."""

@@ -1,8 +1,8 @@
-"""Two-dimensional length buckets: examples of like audio and like text go into one micro-batch, whose size the budget fixes per bucket.
+"""Two-dimensional length buckets: examples with similar audio and text lengths share a micro-batch; the budget fixes its size per bucket.
 
-Bucket edges are a function of the lengths alone, so the number of micro-batches of an epoch follows from counts, without ordering anything.
-A rectangle of (seconds, tokens) is cut where the cut saves most padding, in units of the budget, again and again (k-d tree); what a plane
-of 256 x 256 cells cannot tell apart is one length.
+Bucket edges depend on the lengths alone, so the number of micro-batches in an epoch follows from counts, before any ordering. The plane of
+(seconds, tokens) is split recursively (k-d tree) where a cut saves most padding, measured in units of the budget. Lengths are first
+quantised to 256 x 256 cells.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 CELLS, CHUNK = 256, 1 << 20
 LONGEST = 1 << 20
-"""Hundredths of a second, or tokens, that are told apart; above it lengths are cut to it for choosing a bucket, not for the budget"""
+"""Hundredths of a second, or tokens. Longer examples share a bucket; the budget still counts their full length"""
 PADDING_ENOUGH = 0.005
-"""Share of padding in the budget's units at which no more cuts are made"""
+"""Stop cutting when padding is below this share, in units of the budget"""
 
 
 class Budget(NamedTuple):
@@ -41,15 +41,15 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """One source's examples: seconds [N], tokens [N], and how much they count."""
+    """Lengths of one source's examples: seconds [N], tokens [N], and the source's weight."""
 
     seconds_N: np.ndarray
     tokens_N: np.ndarray
     weight: int
-    """whole, so that sums are exact and no processor adds them up to other edges"""
+    """an integer, so that sums are exact and every machine gets the same bucket edges"""
 
     def chunks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """(where, hundredths of a second, tokens), at most CHUNK at a time; both cut to LONGEST."""
+        """(slice, hundredths of a second, tokens), at most CHUNK examples at a time; both clipped to LONGEST."""
         for start in range(0, len(self.seconds_N), CHUNK):
             where = slice(start, min(start + CHUNK, len(self.seconds_N)))
             hundredths = np.ceil(np.asarray(self.seconds_N[where], dtype=np.float64) * 100)
@@ -59,9 +59,9 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """K buckets in order of (seconds, tokens): `of[source][example]`, and what each holds at most."""
+    """K buckets in order of (seconds, tokens): each example's bucket (`of_source[source][example]`), each bucket's largest lengths."""
 
-    of: list[np.ndarray]
+    of_source: list[np.ndarray]
     """per source, uint16 [N]"""
     seconds_K: np.ndarray
     tokens_K: np.ndarray
@@ -70,7 +70,7 @@ class Buckets:
     budget: Budget
 
     def leftovers(self, count_K: np.ndarray) -> list[list[int]]:
-        """How what is left at the end of an epoch is put together: groups of buckets that fit into one micro-batch each."""
+        """Group the examples left over at the end of an epoch: lists of buckets whose leftovers fit into one micro-batch."""
         groups: list[list[int]] = []
         seconds = tokens = held = 0.0
         for bucket in np.flatnonzero(count_K).tolist():
@@ -97,7 +97,7 @@ def make_buckets(sources: Sequence[Lengths], budget: Budget, most: int) -> Bucke
     bucket_CC = _cut(count_CC, seconds_C, tokens_C, budget, most)
     buckets = int(bucket_CC.max()) + 1
     seconds_K, tokens_K = np.zeros(buckets), np.zeros(buckets, dtype=np.int64)
-    of = []
+    of_source = []
     for lengths in sources:
         bucket_N = np.empty(len(lengths.seconds_N), dtype=np.uint16)
         for where, hundredths, tokens in lengths.chunks():
@@ -105,15 +105,15 @@ def make_buckets(sources: Sequence[Lengths], budget: Budget, most: int) -> Bucke
             bucket_N[where] = bucket
             np.maximum.at(seconds_K, bucket, np.asarray(lengths.seconds_N[where], dtype=np.float64))
             np.maximum.at(tokens_K, bucket, np.asarray(lengths.tokens_N[where], dtype=np.int64))
-        of.append(bucket_N)
+        of_source.append(bucket_N)
     capacity_K = np.array([budget.capacity(s, t) for s, t in zip(seconds_K.tolist(), tokens_K.tolist(), strict=True)], dtype=np.int64)
-    return Buckets(of, seconds_K, tokens_K, capacity_K, budget)
+    return Buckets(of_source, seconds_K, tokens_K, capacity_K, budget)
 
 
 def _axis(values: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Values to at most CELLS cells: (cell of each value, uint8; the largest value of each cell).
+    """Quantise values to at most CELLS cells: (cell of each value, uint8; largest value of each cell).
 
-    Cells are narrow where values are frequent: widths go with one over the square root of the density, which wastes least.
+    Cells are narrow where values are frequent: width ~ 1 / sqrt(density) wastes least.
     """
     length = max((int(array.max()) for array, _ in values if array.size), default=0) + 1
     count = np.zeros(length)
@@ -171,7 +171,7 @@ def _cut(count_CC: np.ndarray, seconds_C: np.ndarray, tokens_C: np.ndarray, budg
 def _best(
     count_CC: np.ndarray, low: tuple[int, int], high: tuple[int, int], values: tuple[np.ndarray, np.ndarray], unit: tuple[float, float]
 ) -> _Box:
-    """The cut of a rectangle that saves most: everything below it is padded to less."""
+    """The cut of a rectangle that saves most padding: everything below the cut is padded to a smaller length."""
     part = count_CC[low[0] : high[0], low[1] : high[1]]
     best = _Box(low, high, 0.0, 0, 0)
     for axis in (0, 1):

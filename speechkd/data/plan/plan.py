@@ -1,12 +1,12 @@
-"""The order of training, as a pure function of (seed, epoch, digests, position): nothing is streamed, so anything can be resumed anywhere.
+"""The training order as a pure function of (seed, epoch, digests, position): any step can be resumed on any number of ranks.
 
-An epoch is a sequence of windows. In each pass over a source its shards are permuted and dealt out evenly to the windows, about
-`block_shards` to a window, so that reading stays near; a source of few shards is dealt out in parts of shards, so that small sources
-spread over the epoch as large ones do. In a window, examples are shuffled and go to their length buckets (data/buckets.py); a bucket that
-holds a full micro-batch emits it, and what it holds at the window's end waits for the next. The micro-batches of a window are shuffled.
-A global step is the next M micro-batches; the last step of an epoch is filled up with empty ones.
+An epoch is a sequence of windows. In each pass over a source its shards are permuted and spread evenly over the windows, about
+`block_shards` per window, so that reads stay local. A source with few shards is spread in parts of shards, so that small sources cover
+the epoch as large ones do. Within a window, examples are shuffled and sorted into length buckets (plan/buckets.py). A bucket that holds a
+full micro-batch emits it; the rest waits for the next window. The micro-batches of a window are shuffled. A global step is the next M
+micro-batches; the last step of an epoch is filled up with empty ones.
 
-How many micro-batches a window emits follows from counts, so any step of any epoch is found without planning what comes before it.
+The number of micro-batches per window follows from counts, so any step of any epoch is found without planning the steps before it.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest
 from speechkd.data.plan.buckets import CHUNK, Buckets, Budget, Lengths, make_buckets
-from speechkd.data.plan.windows import Deal, Frame, Shards, Units
+from speechkd.data.plan.windows import EpochOutline, EpochWindows, ShardSpans, Units
 
 MOST_BUCKETS = 256
 BATCHES_PER_BUCKET = 2
-"""At least, in an epoch: more buckets would pad less and leave more half-filled ones at its end"""
+"""At least so many per epoch: more buckets pad less, but leave more half-filled micro-batches at the end of the epoch"""
 
 
 class PlanConfig(Config):
-    """The fixed budget of a micro-batch and the number of them in a step. An example over budget is a micro-batch of its own."""
+    """The budget of a micro-batch, and how many make a step. An example over budget gets a micro-batch of its own."""
 
     micro_batches: int = Field(ge=1)
-    """M, of a global step; every world size that divides it sees the same steps"""
+    """M per global step; every world size that divides M sees the same steps"""
     max_examples: int = Field(ge=1)
     max_seconds: float = Field(gt=0)
-    """of audio, padding included: clips x the longest clip"""
+    """audio including padding: clips x longest clip"""
     max_tokens: int = Field(ge=1)
-    """of text, padding included: examples x the longest text"""
+    """text including padding: examples x longest text"""
     block_shards: int = Field(default=8, ge=1)
 
     def per_rank(self, world: int) -> int:
-        """M / world. Raises InputError naming the nearest worlds that fit."""
+        """M / world. Raises InputError naming the nearest world sizes that fit."""
         count = self.micro_batches
         if 0 < world <= count and count % world == 0:
             return count // world
@@ -66,35 +66,35 @@ class ExampleRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlanSource:
-    """Examples of one column in one stream. Arrays are [N]; `shard_N` is sorted or not, only its equality matters."""
+    """Examples of one column in one stream. Arrays are [N]. `shard_N` need not be sorted: only equality matters."""
 
     stream: str
     digest: str
-    """of base and column"""
+    """digest of base shards and column"""
     shard_N: np.ndarray
     seconds_N: np.ndarray
     tokens_N: np.ndarray
     passes: float = 1.0
-    """per epoch; 0.5 visits every example once in two epochs"""
+    """passes per epoch; 0.5 visits every example once in two epochs"""
     row_N: np.ndarray | None = None
-    """what ExampleRef.row says; 0 .. N-1 if not given"""
+    """ExampleRef.row of each example; None: 0 .. N-1"""
 
     def __len__(self) -> int:
         return len(self.shard_N)
 
     def row(self, index: int) -> int:
-        """What ExampleRef.row says of example number `index`."""
+        """ExampleRef.row of example number `index`."""
         return index if self.row_N is None else int(self.row_N[index])
 
     def keep(self, keep_X: np.ndarray) -> PlanSource:
-        """The examples whose row (of all X rows of the column) has True in `keep_X`, under the rows that they have."""
+        """Only the examples whose row (of the column's X rows) is True in `keep_X`; rows keep their numbers."""
         row_N = np.arange(len(self)) if self.row_N is None else self.row_N
         kept_N = keep_X[row_N]
         parts = {name: getattr(self, name)[kept_N] for name in ("shard_N", "seconds_N", "tokens_N")}
         return replace(self, row_N=row_N[kept_N], **parts)
 
     def content_digest(self) -> str:
-        """sha256 of everything that the order depends on, whatever the arrays' types."""
+        """sha256 of everything that the order depends on; the same for any integer or float dtype."""
         hasher = hashlib.sha256()
         for start in range(0, len(self), CHUNK):
             end = min(start + CHUNK, len(self))
@@ -111,13 +111,13 @@ class PlanSource:
 
 
 class Plan:
-    """Which examples each micro-batch of each global step holds. The state of a run is the global step and `digest`.
+    """The examples in every micro-batch of every global step. The state of a run is the global step and `digest`.
 
-    Memory grows with the number of examples by what `sources` hold and two bytes an example (six where shards are not sorted).
+    Memory: the arrays of `sources`, plus two bytes per example (six if shards are not sorted).
     """
 
     def __init__(self, config: PlanConfig, sources: list[PlanSource], seed: int) -> None:
-        """Raises InputError if there is nothing to deal out, or a source is never visited."""
+        """Raises InputError if there are no examples, or if a source has `passes` <= 0."""
         self.config, self.sources, self.seed = config, sources, seed
         for source in sources:
             if not source.passes > 0:
@@ -127,9 +127,9 @@ class Plan:
         contents = [source.content_digest() for source in sources]
         self.digest: str = digest({"config": config.model_dump(mode="json"), "sources": contents, "seed": seed, "order": 2})
         self.buckets, self._units = self._prepare()
-        self._deal = Deal(seed, contents, self._units, self.buckets, config.block_shards)
+        self._windows = EpochWindows(seed, contents, self._units, self.buckets, config.block_shards)
         self._passes = [Fraction(str(source.passes)) for source in sources]
-        self._turns = lru_cache(maxsize=1024)(self._turns_of)
+        self._passes_of = lru_cache(maxsize=1024)(self._pass_numbers)
         self._steps: dict[tuple[int, ...], int] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -141,20 +141,20 @@ class Plan:
     def _prepare(self) -> tuple[Buckets, list[Units]]:
         config = self.config
         lengths = [Lengths(s.seconds_N, s.tokens_N, max(1, round(1000 * s.passes))) for s in self.sources]
-        shards = [Shards.of(np.asarray(source.shard_N)) for source in self.sources]
-        visited = sum(len(each) * source.passes for each, source in zip(shards, self.sources, strict=True))
+        shards = [ShardSpans.from_shard_numbers(np.asarray(source.shard_N)) for source in self.sources]
+        visited = sum(len(spans) * source.passes for spans, source in zip(shards, self.sources, strict=True))
         windows = max(1, round(visited / config.block_shards))
         batches = self._fewest_batches()
         most = int(min(MOST_BUCKETS, batches / windows / 2, batches / BATCHES_PER_BUCKET))
         buckets = make_buckets(lengths, Budget(config.max_examples, config.max_seconds, config.max_tokens), max(1, most))
         units = []
-        for source, each, bucket_N in zip(self.sources, shards, buckets.of, strict=True):
-            parts = -(-windows // max(1, len(each) * max(1, int(source.passes))))
-            units.append(Units(each, parts, bucket_N, len(buckets.capacity_K)))
+        for source, spans, bucket_N in zip(self.sources, shards, buckets.of_source, strict=True):
+            parts = -(-windows // max(1, len(spans) * max(1, int(source.passes))))
+            units.append(Units(spans, parts, bucket_N, len(buckets.capacity_K)))
         return buckets, units
 
     def _fewest_batches(self) -> float:
-        """Micro-batches of an epoch if they were filled to the budget."""
+        """Micro-batches of an epoch if every one were filled to the budget."""
         config, total = self.config, 0.0
         for source in self.sources:
             for start in range(0, len(source), CHUNK):
@@ -164,16 +164,16 @@ class Plan:
         return total
 
     def steps_per_epoch(self, epoch: int) -> int:
-        """Global steps of epoch `epoch`; differs from epoch to epoch only where passes are not whole."""
-        turns = tuple(map(len, self._turns(epoch)))
-        if turns not in self._steps:
+        """Global steps of epoch `epoch`; differs between epochs only if some `passes` is not an integer."""
+        pass_counts = tuple(map(len, self._passes_of(epoch)))
+        if pass_counts not in self._steps:
             capacity_K = self.buckets.capacity_K
             count_K = np.zeros(len(capacity_K), dtype=np.int64)
-            for visits, units in zip(turns, self._units, strict=True):
+            for visits, units in zip(pass_counts, self._units, strict=True):
                 count_K += visits * units.count_UK.sum(axis=0, dtype=np.int64)
             batches = int((count_K // capacity_K).sum()) + len(self.buckets.leftovers(count_K % capacity_K))
-            self._steps[turns] = -(-batches // self.config.micro_batches)
-        return self._steps[turns]
+            self._steps[pass_counts] = -(-batches // self.config.micro_batches)
+        return self._steps[pass_counts]
 
     def position(self, step: int) -> tuple[int, int]:
         """(epoch, step within it) of a global step."""
@@ -188,7 +188,7 @@ class Plan:
         return self.micro_batches(*self.position(step), range(self.config.micro_batches))
 
     def indices(self, rank: int, world: int) -> range:
-        """Which of a step's M micro-batches rank `rank` takes. Raises InputError if `world` ranks cannot take equal shares."""
+        """Which of a step's M micro-batches rank `rank` takes. Raises InputError if M is not divisible by `world`."""
         share = self.config.per_rank(world)
         return range(rank * share, (rank + 1) * share)
 
@@ -198,20 +198,20 @@ class Plan:
 
     def micro_batches(self, epoch: int, step: int, numbers: range) -> list[list[ExampleRef]]:
         """Some of the M micro-batches of a step of an epoch."""
-        frame = self._deal.frame(epoch, self._turns(epoch))
+        outline = self._windows.outline(epoch, self._passes_of(epoch))
         first = step * self.config.micro_batches
-        return [self._micro_batch(frame, epoch, first + number) for number in numbers]
+        return [self._micro_batch(outline, epoch, first + number) for number in numbers]
 
-    def _micro_batch(self, frame: Frame, epoch: int, number: int) -> list[ExampleRef]:
-        if number >= frame.done_W[-1]:
+    def _micro_batch(self, outline: EpochOutline, epoch: int, number: int) -> list[ExampleRef]:
+        if number >= outline.done_W[-1]:
             return []
-        window = int(np.searchsorted(frame.done_W, number, side="right")) - 1
-        emitted = self._deal.window(frame, epoch, window)
-        batch = number - int(frame.done_W[window])
+        window = int(np.searchsorted(outline.done_W, number, side="right")) - 1
+        emitted = self._windows.window(outline, epoch, window)
+        batch = number - int(outline.done_W[window])
         span = slice(emitted.start_B[batch], emitted.end_B[batch])
         pairs = zip(emitted.source_X[span].tolist(), emitted.index_X[span].tolist(), strict=True)
         return [ExampleRef(source, self.sources[source].row(index)) for source, index in pairs]
 
-    def _turns_of(self, epoch: int) -> tuple[range, ...]:
-        """Which passes over each source an epoch makes, counted from the beginning of training."""
+    def _pass_numbers(self, epoch: int) -> tuple[range, ...]:
+        """For each source, the numbers of the passes in this epoch, counted from the start of training."""
         return tuple(range(int(epoch * passes), int((epoch + 1) * passes)) for passes in self._passes)

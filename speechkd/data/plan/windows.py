@@ -1,7 +1,7 @@
-"""An epoch as a sequence of windows: which shards each gets, what waits between them, and which micro-batches each emits.
+"""An epoch as a sequence of shuffle windows: the shards of each, the examples carried over, and the micro-batches each emits.
 
-How many micro-batches a window emits follows from counts. Only the window that a step lies in is put in order, and of the earlier ones
-those that hold what it finds waiting.
+The number of micro-batches per window follows from counts. To find a step, only its window is ordered, and those earlier windows whose
+leftover examples it uses.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ EPOCHS_KEPT, WINDOWS_KEPT = 2, 4
 UNITS_AT_A_TIME = 256
 
 
-class Shards(NamedTuple):
-    """Where each shard's examples begin [S + 1], and their order by shard (None: they are sorted)."""
+class ShardSpans(NamedTuple):
+    """Start of each shard's examples [S + 1], and their order by shard (None: already sorted)."""
 
     order_N: np.ndarray | None
     start_S: np.ndarray
 
     @classmethod
-    def of(cls, shard_N: np.ndarray) -> Shards:
-        """Only the equality of shard numbers matters; the sort keeps the order within a shard."""
+    def from_shard_numbers(cls, shard_N: np.ndarray) -> ShardSpans:
+        """From the shard number of each example. The sort is stable: the order within a shard is kept."""
         order_N = None if bool((shard_N[1:] >= shard_N[:-1]).all()) else np.argsort(shard_N, kind="stable")
         ordered_N = shard_N if order_N is None else shard_N[order_N]
         edges = np.flatnonzero(ordered_N[1:] != ordered_N[:-1]) + 1
@@ -41,15 +41,15 @@ class Shards(NamedTuple):
 
 
 class Units:
-    """One source cut into what is dealt out whole: shards, or `parts` of each shard."""
+    """One source cut into units that stay in one window: shards, or `parts` of each shard."""
 
-    def __init__(self, shards: Shards, parts: int, bucket_N: np.ndarray, buckets: int) -> None:
+    def __init__(self, shards: ShardSpans, parts: int, bucket_N: np.ndarray, buckets: int) -> None:
         self.shards, self.bucket_N = len(shards), bucket_N
         order_N, start_U = shards
         if parts > 1 and len(bucket_N):  # part p of a shard: its examples p, p + parts, ...
             size_S = np.diff(start_U)
-            place_N = np.arange(len(bucket_N)) - np.repeat(start_U[:-1], size_S)
-            unit_N = np.repeat(np.arange(len(shards)) * parts, size_S) + place_N % parts
+            position_N = np.arange(len(bucket_N)) - np.repeat(start_U[:-1], size_S)
+            unit_N = np.repeat(np.arange(len(shards)) * parts, size_S) + position_N % parts
             by_part = np.argsort(unit_N, kind="stable")
             order_N = by_part if order_N is None else order_N[by_part]
             sizes = np.bincount(unit_N)
@@ -60,20 +60,20 @@ class Units:
         for first in range(0, len(self), UNITS_AT_A_TIME):
             last = min(first + UNITS_AT_A_TIME, len(self))
             unit = np.repeat(np.arange(last - first), np.diff(start_U[first : last + 1]))
-            place = unit * buckets + bucket_N[self.of(np.arange(first, last))]
-            self.count_UK[first:last] = np.bincount(place, minlength=(last - first) * buckets).reshape(last - first, buckets)
+            cell = unit * buckets + bucket_N[self.examples(np.arange(first, last))]
+            self.count_UK[first:last] = np.bincount(cell, minlength=(last - first) * buckets).reshape(last - first, buckets)
 
     def __len__(self) -> int:
         return len(self._start_U) - 1
 
-    def of(self, unit_V: np.ndarray) -> np.ndarray:
-        """Numbers of the examples of some units, int64, in the units' order."""
-        place = ranges(self._start_U[unit_V], self._start_U[unit_V + 1] - self._start_U[unit_V])
-        return place if self._order_N is None else self._order_N[place].astype(np.int64)
+    def examples(self, unit_V: np.ndarray) -> np.ndarray:
+        """Example numbers of some units, int64, in the order of the units."""
+        position_X = ranges(self._start_U[unit_V], self._start_U[unit_V + 1] - self._start_U[unit_V])
+        return position_X if self._order_N is None else self._order_N[position_X].astype(np.int64)
 
 
 class _Examples(NamedTuple):
-    """Examples grouped by bucket; within one, in order of their coming."""
+    """Examples grouped by bucket, in order of arrival within a bucket."""
 
     source_X: np.ndarray
     index_X: np.ndarray
@@ -85,7 +85,7 @@ class _Examples(NamedTuple):
         return _Examples(self.source_X[spot_X], self.index_X[spot_X], take_K)
 
     def then(self, later: _Examples) -> _Examples:
-        """Both, bucket by bucket."""
+        """These examples followed by `later`, bucket by bucket."""
         parts = (self, later)
         bucket_X = np.concatenate([np.repeat(np.arange(len(part.count_K), dtype=np.uint16), part.count_K) for part in parts])
         order_X = np.argsort(bucket_X, kind="stable")
@@ -95,98 +95,99 @@ class _Examples(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What a window emits: micro-batch b is examples start_B[b] .. end_B[b] - 1, `index_X` of source `source_X`."""
+    """The micro-batches of a window: b holds examples start_B[b] .. end_B[b] - 1, each being `index_X` of source `source_X`."""
 
     source_X: np.ndarray
     index_X: np.ndarray
     start_B: np.ndarray
     end_B: np.ndarray
     waiting: _Examples
-    """for the next window"""
+    """left over for the next window"""
 
 
-class Frame:
-    """What is known of an epoch without putting its examples in order."""
+class EpochOutline:
+    """The counts of an epoch: which units each window gets and how many micro-batches it emits, before examples are ordered."""
 
     def __init__(
-        self, turns: Sequence[range], units: Sequence[Units], seeds: Sequence[Sequence[int]], buckets: Buckets, block: int
+        self, passes: Sequence[range], units: Sequence[Units], seeds: Sequence[Sequence[int]], buckets: Buckets, block: int
     ) -> None:
-        """turns: of each source, the passes over it; seeds: one for each of them; block: shards of a window."""
-        self.windows = max(1, round(sum(len(turn) * each.shards for turn, each in zip(turns, units, strict=True)) / block))
+        """passes: pass numbers per source; seeds: one per pass; block: shards per window."""
+        self.windows = max(1, round(sum(len(pass_numbers) * each.shards for pass_numbers, each in zip(passes, units, strict=True)) / block))
         self._unit_V: list[np.ndarray] = []
         self._start_W: list[np.ndarray] = []
         count_WK = np.zeros((self.windows + 1, len(buckets.capacity_K)), dtype=np.int64)
-        for own, each in zip(seeds, units, strict=True):
-            unit_V = np.concatenate([permutation(len(each), seed) for seed in own] or [np.empty(0, np.int64)])
-            # Visit i of n stands at (i + 1/2) / n of the epoch; window w holds what stands in [w, w + 1) / windows of it.
+        for pass_seeds, source_units in zip(seeds, units, strict=True):
+            unit_V = np.concatenate([permutation(len(source_units), seed) for seed in pass_seeds] or [np.empty(0, np.int64)])
+            # Visit i of n is at (i + 1/2) / n of the epoch; window w covers [w, w + 1) / windows.
             window_V = (2 * np.arange(len(unit_V)) + 1) * self.windows // max(1, 2 * len(unit_V))
             start_W = np.searchsorted(window_V, np.arange(self.windows + 1))
             self._unit_V.append(unit_V)
             self._start_W.append(start_W)
             for window in range(self.windows):
-                count_WK[window + 1] += each.count_UK[unit_V[start_W[window] : start_W[window + 1]]].sum(axis=0)
+                count_WK[window + 1] += source_units.count_UK[unit_V[start_W[window] : start_W[window + 1]]].sum(axis=0)
         self.before_WK = np.cumsum(count_WK, axis=0)
-        """examples of each bucket that came before window w"""
+        """examples of each bucket in the windows before w"""
         self.groups = buckets.leftovers(self.before_WK[-1] % buckets.capacity_K)
         self.done_W = (self.before_WK // buckets.capacity_K).sum(axis=1)
-        """micro-batches that are emitted before window w; the last number is the epoch's"""
+        """micro-batches emitted before window w; the last entry is the total of the epoch"""
         self.done_W[-1] += len(self.groups)
 
     def units(self, source: int, window: int) -> np.ndarray:
-        """Units of a source that a window gets, in order."""
+        """Units of a source in a window, in order."""
         return self._unit_V[source][self._start_W[source][window] : self._start_W[source][window + 1]]
 
 
-class Deal:
-    """The windows of every epoch, by number; the last few are kept. Safe to ask from several threads."""
+class EpochWindows:
+    """Plans windows of any epoch on demand and caches the last few. Thread-safe."""
 
     def __init__(self, seed: int, contents: Sequence[str], units: Sequence[Units], buckets: Buckets, block: int) -> None:
-        """contents: digests that the order depends on, one a source."""
+        """contents: one digest per source; the order depends on them."""
         self._seed, self._contents, self._units, self._buckets, self._block = seed, list(contents), units, buckets, block
-        self._frames = lru_cache(maxsize=EPOCHS_KEPT)(self._frame)
+        self._outlines = lru_cache(maxsize=EPOCHS_KEPT)(self._outline)
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
         self._lock = RLock()
 
-    def frame(self, epoch: int, turns: tuple[range, ...]) -> Frame:
-        """What is known of an epoch in which the sources are passed over by `turns`."""
-        return self._frames(epoch, turns)
+    def outline(self, epoch: int, passes: tuple[range, ...]) -> EpochOutline:
+        """The counts of an epoch with these pass numbers per source."""
+        return self._outlines(epoch, passes)
 
-    def _frame(self, epoch: int, turns: tuple[range, ...]) -> Frame:
+    def _outline(self, epoch: int, passes: tuple[range, ...]) -> EpochOutline:
         # `number` counts too: the same column in two streams has two orders.
         seeds = [
-            [derive(self._seed, "shards", number, turn, content) for turn in turns[number]] for number, content in enumerate(self._contents)
+            [derive(self._seed, "shards", number, pass_number, content) for pass_number in passes[number]]
+            for number, content in enumerate(self._contents)
         ]
-        return Frame(turns, self._units, seeds, self._buckets, self._block)
+        return EpochOutline(passes, self._units, seeds, self._buckets, self._block)
 
-    def window(self, frame: Frame, epoch: int, window: int) -> Window:
-        """What a window of an epoch emits."""
+    def window(self, outline: EpochOutline, epoch: int, window: int) -> Window:
+        """The micro-batches of one window of an epoch."""
         with self._lock:
-            found = self._windows.get((epoch, window)) or self._emit(frame, epoch, window)
-            self._windows[epoch, window] = found
+            emitted = self._windows.get((epoch, window)) or self._emit(outline, epoch, window)
+            self._windows[epoch, window] = emitted
             self._windows.move_to_end((epoch, window))
             if len(self._windows) > WINDOWS_KEPT:
                 self._windows.popitem(last=False)
-            return found
+            return emitted
 
-    def _emit(self, frame: Frame, epoch: int, window: int) -> Window:
+    def _emit(self, outline: EpochOutline, epoch: int, window: int) -> Window:
         capacity_K = self._buckets.capacity_K
-        came = self._waiting(frame, epoch, window).then(self._shuffled(frame, epoch, window))
+        came = self._waiting(outline, epoch, window).then(self._shuffled(outline, epoch, window))
         full_K = came.count_K // capacity_K
         size = np.repeat(capacity_K, full_K)
         start = np.repeat(np.cumsum(came.count_K) - came.count_K, full_K) + ranges(np.zeros_like(full_K), full_K) * size
         waiting = came.last(came.count_K % capacity_K)
         source_X, index_X = came.source_X, came.index_X
-        if window == frame.windows - 1:  # what is left goes behind all others, where the buckets of a group lie side by side
-            group = [int(waiting.count_K[buckets].sum()) for buckets in frame.groups]
+        if window == outline.windows - 1:  # leftovers go last, where the buckets of a group are adjacent
+            group = [int(waiting.count_K[buckets].sum()) for buckets in outline.groups]
             start = np.concatenate([start, len(index_X) + np.cumsum([0, *group])[:-1]]).astype(np.int64)
             size = np.concatenate([size, group]).astype(np.int64)
             source_X, index_X = np.concatenate([source_X, waiting.source_X]), np.concatenate([index_X, waiting.index_X])
         shuffle = permutation(len(start), derive(self._seed, "batches", epoch, window, *self._contents))
         return Window(source_X, index_X, start[shuffle], (start + size)[shuffle], waiting)
 
-    def _shuffled(self, frame: Frame, epoch: int, window: int) -> _Examples:
-        """The examples that a window gets, shuffled, then by bucket."""
-        index = [each.of(frame.units(number, window)) for number, each in enumerate(self._units)]
+    def _shuffled(self, outline: EpochOutline, epoch: int, window: int) -> _Examples:
+        """The examples of a window, shuffled, then grouped by bucket."""
+        index = [each.examples(outline.units(number, window)) for number, each in enumerate(self._units)]
         source_X = np.repeat(np.arange(len(index), dtype=np.int32), [len(part) for part in index])
         bucket_X = np.concatenate([each.bucket_N[part] for each, part in zip(self._units, index, strict=True)])
         shuffle = permutation(len(source_X), derive(self._seed, "examples", epoch, window, *self._contents))
@@ -194,29 +195,29 @@ class Deal:
         count_K = np.bincount(bucket_X, minlength=len(self._buckets.capacity_K))
         return _Examples(source_X[order_X], np.concatenate(index)[order_X], count_K)
 
-    def _waiting(self, frame: Frame, epoch: int, window: int) -> _Examples:
-        """What earlier windows left: kept from the one before, or else gathered from as few of them as hold it."""
+    def _waiting(self, outline: EpochOutline, epoch: int, window: int) -> _Examples:
+        """Examples left over from earlier windows: cached with the previous window, or gathered from as few earlier windows as needed."""
         kept = self._windows.get((epoch, window - 1))
         if kept is not None:
             return kept.waiting
-        wanted_K = frame.before_WK[window] % self._buckets.capacity_K
-        found = _Examples(np.empty(0, np.int32), np.empty(0, np.int64), np.zeros_like(wanted_K))
-        while (found.count_K < wanted_K).any():
+        wanted_K = outline.before_WK[window] % self._buckets.capacity_K
+        gathered = _Examples(np.empty(0, np.int32), np.empty(0, np.int64), np.zeros_like(wanted_K))
+        while (gathered.count_K < wanted_K).any():
             window -= 1
-            take_K = np.minimum(wanted_K - found.count_K, frame.before_WK[window + 1] - frame.before_WK[window])
+            take_K = np.minimum(wanted_K - gathered.count_K, outline.before_WK[window + 1] - outline.before_WK[window])
             if take_K.any():
-                found = self._shuffled(frame, epoch, window).last(take_K).then(found)
-        return found
+                gathered = self._shuffled(outline, epoch, window).last(take_K).then(gathered)
+        return gathered
 
 
 def ranges(start_K: np.ndarray, count_K: np.ndarray) -> np.ndarray:
-    """start, start + 1, ... of each k, `count` of them, one after the other; int64."""
+    """Concatenated ranges start_K[k], ..., start_K[k] + count_K[k] - 1; int64."""
     end_K = np.cumsum(count_K)
     within = np.arange(int(end_K[-1]) if len(end_K) else 0) - np.repeat(end_K - count_K, count_K)
     return np.repeat(start_K, count_K) + within
 
 
 def permutation(count: int, seed: int) -> np.ndarray:
-    """Of 0 .. count - 1. The raw output of Philox is fixed for ever; numpy's own shuffles are not."""
+    """A permutation of 0 .. count - 1. Philox's raw output never changes; numpy's shuffles may."""
     keys = np.random.Philox(key=seed).random_raw(count) if count else np.empty(0, dtype=np.uint64)
     return np.argsort(keys, kind="stable")

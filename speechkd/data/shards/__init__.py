@@ -1,1 +1,1 @@
-"""Base shards: written by block, published by manifest, opened by index."""
+"""Base shards: written one by one, published by a manifest, read through an index."""

@@ -1,4 +1,4 @@
-"""A published version, opened: what it holds, which columns stand beside it, and whether its bytes are still what they were."""
+"""Opens a published version: its samples, its teacher columns, and verification of its bytes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from speechkd.data.storage.files import Files
 from speechkd.data.storage.index_rows import ShardRows, read_columns
 from speechkd.data.storage.manifest import FORMAT_BASE, INDEX, MANIFEST, read_manifest, shard_name
 from speechkd.data.storage.mapped import MappedTars
-from speechkd.data.storage.store import Place, Unreachable, UrlPath, names, place
+from speechkd.data.storage.store import Location, Unreachable, UrlPath, list_folder, parse_location
 from speechkd.data.storage.tar import Member, bad_members
 
-PLACES = ["key", "seconds", "audio_offset", "audio_bytes", "audio_sha256", "json_offset", "json_bytes", "json_sha256"]
-"""What is needed to read a sample"""
+READER_COLUMNS = ["key", "seconds", "audio_offset", "audio_bytes", "audio_sha256", "json_offset", "json_bytes", "json_sha256"]
+"""Index columns needed to read a sample"""
 PARTS = (("flac", "audio"), ("json", "json"))
-"""Suffix of a member, and what its columns begin with"""
+"""(suffix of the member, prefix of its index columns)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class Sample:
     """sha256 over its audio's and metadata's sha256"""
 
 
-def open_shards(path: Place | str) -> ShardSet:
+def open_shards(path: Location | str) -> ShardSet:
     """Open ROOT/<dataset>/<version>, a folder or a URL. Raises InputError if nothing is published there or the store does not answer,
     DataError if the manifest is damaged."""
-    root = place(path)
+    root = parse_location(path)
     try:
         try:
             return ShardSet(root, read_manifest(root, FORMAT_BASE))
@@ -60,24 +60,24 @@ def open_shards(path: Place | str) -> ShardSet:
         raise InputError(str(error)) from None
 
 
-def _nothing_there(root: Place) -> str:
+def _nothing_there(root: Location) -> str:
     if not root.is_dir():
         return f"no such folder `{root}`"
-    done = [name for name in names(root / "receipts") if name[:1].isdigit()]
+    done = [name for name in list_folder(root / "receipts") if name[:1].isdigit()]
     if done:
-        return f"`{root}` is not published: {len(done)} shards are written and no {MANIFEST}; run `speechkd shard` again"
+        return f"`{root}` is not published: {len(done)} shards are written, but {MANIFEST} is missing; run `speechkd shard` again"
     if isinstance(root, UrlPath):
-        return f"`{root}` holds no {MANIFEST}; it has {', '.join(names(root)[:8]) or 'nothing'}"
+        return f"`{root}` holds no {MANIFEST}; it has {', '.join(list_folder(root)[:8]) or 'nothing'}"
     published = [str(found.parent) for pattern in (f"*/{MANIFEST}", f"*/*/{MANIFEST}") for found in sorted(root.glob(pattern))]
     if published:
         return f"`{root}` holds no {MANIFEST}; published below it: {', '.join(published[:8])}"
-    return f"`{root}` holds no {MANIFEST}; it has {', '.join(names(root)[:8]) or 'nothing'}"
+    return f"`{root}` holds no {MANIFEST}; it has {', '.join(list_folder(root)[:8]) or 'nothing'}"
 
 
 class ShardSet:
     """A published version. Cheap to open and to pickle; tables are read, and checked against the manifest, when first used."""
 
-    def __init__(self, root: Place, manifest: dict[str, Any]) -> None:
+    def __init__(self, root: Location, manifest: dict[str, Any]) -> None:
         self.root, self.manifest = root, manifest
         self.files = Files(root, "", manifest["files"])
         self.dataset: str = manifest["dataset"]
@@ -97,7 +97,7 @@ class ShardSet:
 
     @cached_property
     def card(self) -> Card:
-        """The card as used. Raises DataError if it is not the one that the manifest names."""
+        """The card that the shards were made from. Raises DataError if its digest differs from the manifest's."""
         with self.files.open("card.yaml") as stream:
             card = load_card(Path(stream.name), check_source=False)
         if card.digest != self.manifest["card"]:
@@ -106,11 +106,11 @@ class ShardSet:
 
     @cached_property
     def table(self) -> pa.Table:
-        """index.parquet whole: one row per sample, ordered by shard, then key. What grows with the corpus is better read by `columns`."""
+        """All of index.parquet: one row per sample, ordered by shard, then key. For large corpora read single columns with `read_index`."""
         return self.read_index(None)
 
     def read_index(self, names: list[str] | None) -> pa.Table:
-        """Some columns of index.parquet, the file checked; text that repeats as a dictionary."""
+        """Some columns of index.parquet, checked against the manifest; `split` as a dictionary."""
         return read_columns(self.files, INDEX, names, ["split"])
 
     @cached_property
@@ -121,7 +121,7 @@ class ShardSet:
 
     def _shard_columns(self, shard: int, names: list[str] | None) -> pa.Table:
         name = f"audio/{shard_name(shard)}.parquet"
-        return read_columns(self.files, name, names or PLACES, [])
+        return read_columns(self.files, name, names or READER_COLUMNS, [])
 
     @property
     def starts(self) -> np.ndarray:
@@ -130,7 +130,7 @@ class ShardSet:
 
     def keys(self, shard: int) -> list[str]:
         """Keys of a shard's samples, in order."""
-        return list(self.rows.of(shard)["key"])
+        return list(self.rows.of_shard(shard)["key"])
 
     def splits(self) -> dict[str, int]:
         """Samples per split."""
@@ -142,13 +142,13 @@ class ShardSet:
         return {entry["values"]: entry["counts"] for entry in counted}
 
     def check_splits(self, names: Iterable[str]) -> None:
-        """Raises InputError for a split that is not there."""
+        """Raises InputError for an unknown split."""
         for name in names:
             if name not in self._splits:
                 raise InputError(unknown_name("split", name, self._splits, f"{self.dataset}/{self.version}"))
 
     def samples(self, split: str | None = None, shard: int | None = None) -> list[Sample]:
-        """Samples in row order, of one split or shard if asked. Raises InputError for a split that is not there."""
+        """Samples in row order, optionally of one split or shard. Raises InputError for an unknown split."""
         if split is not None:  # only shards that hold the split are opened
             self.check_splits([split])
             shard_N = self.read_index(["shard", "split"]).filter(pc.field("split").cast("string") == split)["shard"].unique().to_pylist()
@@ -167,22 +167,22 @@ class ShardSet:
 
     def column_names(self) -> list[str]:
         """Published columns, sorted."""
-        return [name for name in names(self.root / "columns") if (self.root / "columns" / name / MANIFEST).is_file()]
+        return [name for name in list_folder(self.root / "columns") if (self.root / "columns" / name / MANIFEST).is_file()]
 
     def column(self, name: str) -> Column:
-        """A published column. Raises InputError for an unknown name or a column of another base."""
+        """Open a published column. Raises InputError for an unknown name or a column of other shards."""
         if name not in self.column_names():
             raise InputError(unknown_name("column", name, self.column_names(), f"{self.dataset}/{self.version}"))
         return open_column(self.root, self.digest, name)
 
     def verify(self) -> Iterator[str]:
-        """Read every byte; yield one line for each file and member that is not what the manifest says, columns included."""
+        """Read every byte, columns included; yield one line for each file and member that differs from the manifest."""
         bad = dict(self.files.problems())
         for name, problem in bad.items():
             yield f"{name}: {problem}"
             if name.endswith(".tar") and name.replace(".tar", ".parquet") not in bad:
                 yield from self._bad_members(name)
-        present = {f"audio/{name}" for name in names(self.root / "audio") if not name.startswith(".")}
+        present = {f"audio/{name}" for name in list_folder(self.root / "audio") if not name.startswith(".")}
         for name in sorted(present - {name for name, entry in self.manifest["files"].items() if "in" not in entry}):
             yield f"{name}: is not in the manifest"
         yield from self._unpublished()
@@ -193,27 +193,27 @@ class ShardSet:
                 yield str(error)
 
     def _unpublished(self) -> Iterator[str]:
-        """Columns of which all was written but the manifest. One that is being written has no index yet, and is no problem."""
-        for name in names(self.root / "columns"):
+        """Columns with an index but no manifest. A column that is still being written has no index, and is not reported."""
+        for name in list_folder(self.root / "columns"):
             column = self.root / "columns" / name
             if (column / INDEX).is_file() and not (column / MANIFEST).is_file():
-                why = "it was removed, or its last step was cut off; run `speechkd teach` again"
+                why = "it was removed, or publishing was interrupted; run `speechkd teach` again"
                 yield f"columns/{name}: holds {INDEX} and no {MANIFEST}: {why}"
 
     def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
         rows = self._shard_columns(shard, None).to_pydict()
         parts = [(suffix, *(rows[f"{part}_{what}"] for what in ("offset", "bytes", "sha256"))) for suffix, part in PARTS]
-        for spot, key in enumerate(rows["key"]):
+        for number, key in enumerate(rows["key"]):
             for suffix, offsets, sizes, digests in parts:
-                if sizes[spot]:
-                    yield f"{key}.{suffix}", Member(offsets[spot], sizes[spot], digests[spot])
+                if sizes[number]:
+                    yield f"{key}.{suffix}", Member(offsets[number], sizes[number], digests[number])
 
     def _bad_members(self, name: str) -> Iterator[str]:
         try:
             for label, problem in bad_members(self.files.where(name), self._listed(int(Path(name).stem))):
                 yield f"{name}: member `{label}` {problem}"
         except FileNotFoundError:
-            return  # said already
+            return  # already reported as missing
 
 
 def tar_path(shard: int) -> str:

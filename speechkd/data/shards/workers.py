@@ -1,7 +1,7 @@
-"""One fresh process per block, without importing the libraries for each: a small server imports them once and forks for every job.
+"""Writes each shard in a fresh process. A server process imports the libraries once and forks for every shard.
 
-Sources may keep state from clip to clip (espeak-ng does), and a decoder may crash on bad bytes; neither may reach the next block. The
-server is a process of its own, so whatever its user has loaded or threaded is not forked. Jobs and results are JSON, never pickles.
+Sources may keep state between clips (espeak-ng does), and a decoder may crash on bad bytes; neither may affect the next shard. The server
+is a separate process, so the caller's libraries and threads are not forked. Jobs and results are JSON, never pickles.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from speechkd.data.audio.limits import limit_this_process
 from speechkd.data.sources.guarded import DEATHS, NEEDS_RESAMPLER, OUT_OF_MEMORY, Watch, blame, end_hung
 
 KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-"""For glibc: a clip's arrays reuse the last one's memory. Otherwise each is new pages of the system, which take a fifth of the time."""
+"""glibc settings that let a clip reuse the memory of the previous one. Fresh pages for every array would take a fifth of the time."""
 
 KILLS = 2
-"""How often a block whose process was killed is begun again"""
+"""How often a shard is retried after its process was killed"""
 
 
-def run_blocks(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[int]:
+def write_shards(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: int) -> Iterator[int]:
     """Write every job's shard, `workers` at a time; yields shard numbers as they are done.
 
-    setup: root, card, card_dir. job: shard, items. Raises InputError and OSError where a child met one, RuntimeError where it failed
+    setup: root, card, card_dir. job: shard, items. Raises InputError and OSError if a child raised one, RuntimeError if it failed
     otherwise.
     """
     ours, theirs = Pipe()
@@ -58,14 +58,14 @@ def run_blocks(setup: dict[str, Any], jobs: Iterable[dict[str, Any]], workers: i
 
 
 def _start(connection: Connection) -> subprocess.Popen[bytes]:
-    """The server: a fresh interpreter that holds its end of the pipe."""
+    """Start the server: a fresh interpreter that holds its end of the pipe."""
     path = os.pathsep.join([str(Path(speechkd.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-m", "speechkd.data.shards.workers", str(connection.fileno())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **KEEP_FREED},
-        start_new_session=True,  # Ctrl-C reaches the stage alone, which then closes the pipe
+        start_new_session=True,  # Ctrl-C reaches only the caller, which then closes the pipe
     )
 
 
@@ -91,16 +91,16 @@ def _result(connection: Connection) -> int:
 
 
 def serve(connection: Connection) -> None:
-    """The server: fork for each job, pass on what the child says; when the stage is gone, end the children and leave."""
+    """Run the server: fork a child per job and return its result. When the caller is gone, kill the children and exit."""
     import pyarrow as pa
-    import soundfile  # noqa: F401  (loaded here so that children find them loaded)
+    import soundfile  # noqa: F401  (imported before forking, so that children share it)
 
     import speechkd.data.shards.writer  # noqa: F401
     from speechkd.data.sources import SOURCES
     from speechkd.data.storage.store import load_driver
 
     pa.array([0])  # pyarrow imports pandas when it first sees a list
-    gc.freeze()  # what is loaded stays: no child looks through it for garbage
+    gc.freeze()  # keep the loaded modules out of the children's garbage collection
     running: dict[Connection, Child] = {}
     try:
         setup = json.loads(connection.recv_bytes())
@@ -130,17 +130,17 @@ def serve(connection: Connection) -> None:
 
 @dataclass(slots=True)
 class Ends:
-    """How earlier processes of a block ended."""
+    """How earlier processes of a shard ended."""
 
     fatal: dict[int, str] = field(default_factory=dict)
-    """items that ended one, and how"""
+    """item -> how it ended its process"""
     kills: int = 0
-    """ended from outside: by the system where memory is short, or by a person"""
+    """killed from outside: by the OOM killer, or by a person"""
 
 
 @dataclass(slots=True)
 class Child:
-    """A process at work on one block."""
+    """A process that writes one shard."""
 
     pid: int
     job: dict[str, Any]
@@ -149,8 +149,8 @@ class Child:
     hung: bool = False
 
     def result(self, reader: Connection) -> bytes | None:
-        """What to tell the stage; None where the block is to be done again: without the item that ended this process, with the resampler
-        that it lacked, or as it is, where it was killed.
+        """The result for the caller, or None to retry the shard: without the item that ended this process, with the resampler loaded, or
+        unchanged if the process was killed.
         """
         try:
             data = reader.recv_bytes()
@@ -175,7 +175,7 @@ class Child:
 
 
 def load_resampler() -> None:
-    """torch takes longer to load than a thousand clips to write, and most corpora need no resampling: loaded when a block first does."""
+    """Import torch, on first need: it takes longer than writing a thousand clips, and most corpora need no resampling."""
     import torch
     import torchaudio  # noqa: F401
 
@@ -199,14 +199,14 @@ def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], wa
     from speechkd.data.cards import Card
     from speechkd.data.shards.writer import write_shard
     from speechkd.data.sources.base import Item
-    from speechkd.data.storage.store import place
+    from speechkd.data.storage.store import parse_location
 
     result: dict[str, Any] = {"shard": job["shard"]}
     try:
         items = [Item(**item) for item in job["items"]]
         card = Card.model_validate(setup["card"])
         limit_this_process(card.audio)
-        write_shard(place(setup["root"]), card, Path(setup["card_dir"]), job["shard"], items, watch, fatal)
+        write_shard(parse_location(setup["root"]), card, Path(setup["card_dir"]), job["shard"], items, watch, fatal)
     except InputError as error:
         result["wrong"] = str(error)
     except MemoryError:
@@ -215,7 +215,7 @@ def _child(setup: dict[str, Any], job: dict[str, Any], fatal: dict[int, str], wa
         os._exit(NEEDS_RESAMPLER)
     except OSError as error:  # a full disk, a store that went away
         result |= {"system": error.strerror or str(error), "errno": error.errno}
-    except BaseException as error:  # noqa: B036  (the parent must hear of everything, and this process ends here)
+    except BaseException as error:  # noqa: B036  (report everything to the parent; this process ends here)
         traceback.print_exc()
         result["failed"] = f"{type(error).__name__}: {error}"
     writer.send_bytes(json.dumps(result).encode("ascii"))

@@ -1,4 +1,4 @@
-"""Base shards: one block of items becomes a tar, its parquet index and a receipt; all receipts together become a published version."""
+"""Writes base shards: a tar, a Parquet index and a receipt per shard; publishes a version from all receipts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from speechkd.core.types import Metadata
 from speechkd.data.audio.clips import RATE, encode_flac, normalise, pieces
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.cards import PART, Card, open_source
-from speechkd.data.shards.growth import ITEMS, QUARANTINE, Block, item_table, items_digest
+from speechkd.data.shards.assignment import ITEMS, QUARANTINE, ShardItems, item_table, items_digest
 from speechkd.data.sources.base import Item
 from speechkd.data.sources.guarded import Watch, read_guarded
 from speechkd.data.storage import arrays
@@ -30,19 +30,19 @@ from speechkd.data.storage.manifest import (
     Receipts,
     create_manifest,
     json_bytes,
-    own_names,
     read_parquet,
     shard_name,
+    stored_names,
     sweep,
     write_parquet,
 )
-from speechkd.data.storage.store import Place, entry_of, write_text
+from speechkd.data.storage.store import Location, entry_of, write_text
 from speechkd.data.storage.tar import ABSENT, TarWriter, publishing_tar
 
 CARD = "card.yaml"
 Clip = RawClip | Rejected | None
 MAX_METADATA = 1 << 20
-"""Bytes of one sample's metadata; more goes to quarantine"""
+"""Most bytes of a sample's metadata; samples with more go to quarantine"""
 
 BASE_SCHEMA = pa.schema(
     [
@@ -58,17 +58,17 @@ BASE_SCHEMA = pa.schema(
         ("metadata", pa.string()),
     ]
 )
-"""Every shard's index; typed `meta.<name>` columns follow it. The published index has `shard` and no typed columns."""
+"""Index of a shard, followed there by typed `meta.<name>` columns. The published index has `shard` instead."""
 
 
-def base_receipts(root: Place, card: Card, digests: Mapping[int, str]) -> Receipts:
-    """The receipts of a version in the making; `digests`: items_digest of every shard."""
+def base_receipts(root: Location, card: Card, digests: Mapping[int, str]) -> Receipts:
+    """The receipts of a version that is being written; `digests`: items_digest of every shard."""
     card_digest = card.digest
     return Receipts(root, "", lambda shard: {"card": card_digest, "items": digests[shard], "shard": shard})
 
 
 def write_shard(
-    root: Place,
+    root: Location,
     card: Card,
     card_dir: Path,
     shard: int,
@@ -76,16 +76,16 @@ def write_shard(
     watch: Watch | None = None,
     fatal: Mapping[int, str] | None = None,
 ) -> None:
-    """Read, encode and publish one block; its receipt comes last. Runs in a fresh process: sources may keep state.
+    """Read, encode and write one shard; its receipt comes last. Must run in a fresh process, since sources may keep state.
 
-    `watch` is told which item is read; items of `fatal` (by place in `items`) are rejected unread, for the reason given.
+    `watch` records which item is being read. `fatal`: index in `items` -> reason; these items are rejected unread.
     """
     receipts = base_receipts(root, card, {shard: items_digest(card, items)})
     source = open_source(card, card_dir)
     receipts.do(shard, lambda: _write_shard(root, card, shard, items, read_guarded(source, items, watch, fatal), receipts))
 
 
-def _write_shard(root: Place, card: Card, shard: int, items: Sequence[Item], clips: Iterable[Clip], receipts: Receipts) -> None:
+def _write_shard(root: Location, card: Card, shard: int, items: Sequence[Item], clips: Iterable[Clip], receipts: Receipts) -> None:
     rows: list[dict[str, Any]] = []
     metadata: list[Metadata] = []
     quarantined: list[dict[str, Any]] = []
@@ -100,9 +100,9 @@ def _write_shard(root: Place, card: Card, shard: int, items: Sequence[Item], cli
                 quarantined.append(entry)
                 continue
             inputs += 1
-            for key, said, text, samples_T in parts:
+            for key, fields, text, samples_T in parts:
                 rows.append(_add(tar, key, item.split, text, samples_T))
-                metadata.append(said)
+                metadata.append(fields)
         tar_entry = {"sha256": tar.close(), "bytes": tar.bytes}
     table = pa.Table.from_pylist(rows, schema=BASE_SCHEMA)
     for name, values in _typed_columns(metadata):
@@ -117,7 +117,7 @@ Part = tuple[str, Metadata, bytes, np.ndarray | None]
 
 
 def _parts(card: Card, item: Item, clip: RawClip | Rejected | None) -> list[Part] | Rejected:
-    """The samples that an item becomes (several where the card splits an over-long clip), or why it is refused."""
+    """The samples made from an item (several if the card splits over-long clips), or why it is rejected."""
     if isinstance(clip, Rejected):
         return clip
     if clip is None:
@@ -126,33 +126,33 @@ def _parts(card: Card, item: Item, clip: RawClip | Rejected | None) -> list[Part
     if isinstance(samples_T, Rejected):
         return samples_T
     cut = pieces(samples_T, card.audio) if card.audio.over_long == "split" else [samples_T]
-    whole = {name: value for name, value in item.metadata.items() if len(cut) == 1 or name not in card.audio.whole_only}
+    kept = {name: value for name, value in item.metadata.items() if len(cut) == 1 or name not in card.audio.whole_only}
     out: list[tuple[str, Metadata, np.ndarray | None]] = []
     for number, piece_T in enumerate(cut):
-        said = dict(whole)
+        fields = dict(kept)
         if card.audio.duration_field:
-            said[card.audio.duration_field] = round(piece_T.size / RATE, 3)
+            fields[card.audio.duration_field] = round(piece_T.size / RATE, 3)
         if len(cut) > 1:
-            said |= {"part": number, "parts": len(cut)}
-        out.append((item.key if len(cut) == 1 else f"{item.key}{PART}{number:03d}", said, piece_T))
+            fields |= {"part": number, "parts": len(cut)}
+        out.append((item.key if len(cut) == 1 else f"{item.key}{PART}{number:03d}", fields, piece_T))
     return _texts(out, samples_T.size / RATE)
 
 
 def _texts(parts: Sequence[tuple[str, Metadata, np.ndarray | None]], seconds: float = 0.0) -> list[Part] | Rejected:
     out: list[Part] = []
-    for key, said, samples_T in parts:
+    for key, fields, samples_T in parts:
         try:
-            text = json_bytes(said)
+            text = json_bytes(fields)
         except ValueError as error:
             return Rejected(f"metadata is not JSON: {error}", seconds)
         if len(text) > MAX_METADATA:
             return Rejected(f"metadata has {len(text)} bytes, allowed {MAX_METADATA}", seconds)
-        out.append((key, said, text, samples_T))
+        out.append((key, fields, text, samples_T))
     return out
 
 
 def _add(tar: TarWriter, key: str, split: str, text: bytes, samples_T: np.ndarray | None) -> dict[str, Any]:
-    """Append one sample; its index row."""
+    """Append one sample and return its index row."""
     audio = ABSENT if samples_T is None else tar.add(key, "flac", encode_flac(samples_T))
     member = tar.add(key, "json", text)
     return {
@@ -170,7 +170,7 @@ def _add(tar: TarWriter, key: str, split: str, text: bytes, samples_T: np.ndarra
 
 
 def _readable(kind: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Where a rejected item came from; escaped where it is not Unicode."""
+    """Where a rejected item came from; escaped if it is not valid Unicode."""
     source = {"kind": kind, **payload}
     try:
         json_bytes(source)
@@ -180,7 +180,7 @@ def _readable(kind: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed_columns(metadata: Sequence[Metadata]) -> list[tuple[str, pa.Array]]:
-    """One column per metadata name: booleans, int64, float64 where all values are such, otherwise text."""
+    """One column per metadata name: bool, int64 or float64 if all values fit, otherwise text."""
     out = []
     for name in sorted({name for row in metadata for name in row}):
         values = [row.get(name) for row in metadata]
@@ -202,15 +202,15 @@ def _total(rows: Sequence[dict[str, Any]]) -> float:
     return sum(round(row["seconds"] * RATE) for row in rows) / RATE
 
 
-def publish(root: Place, card: Card, receipts: Receipts, parted: Sequence[Block]) -> None:
-    """Write index, card, quarantine and, last, the manifest from all shards' receipts; equal bytes whoever does it.
+def publish(root: Location, card: Card, receipts: Receipts, planned: Sequence[ShardItems]) -> None:
+    """Write index, card, quarantine and then the manifest from all receipts; every writer produces the same bytes.
 
-    Raises InputError, after writing the quarantine list, if more items were rejected than the card allows, or if another card was
-    published there in the meantime.
+    Raises InputError if more items were rejected than the card allows (after writing the quarantine list), or if another card was
+    published there first.
     """
-    found = [receipts.read(shard) for shard in range(len(parted))]
-    done = [receipt for receipt in found if receipt is not None]
-    assert len(done) == len(parted), "publish needs every receipt"
+    read = [receipts.read(shard) for shard in range(len(planned))]
+    done = [receipt for receipt in read if receipt is not None]
+    assert len(done) == len(planned), "publish needs every receipt"
     rejected = [entry for receipt in done for entry in receipt["quarantined"]]
     write_text(root / QUARANTINE, "".join(json_bytes(entry).decode() + "\n" for entry in rejected))
     stored = sum(receipt["inputs"] for receipt in done)
@@ -221,8 +221,8 @@ def publish(root: Place, card: Card, receipts: Receipts, parted: Sequence[Block]
         )
     write_text(root / CARD, yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120))
     files = {name: entry for receipt in done for name, entry in receipt["files"].items()}
-    files[INDEX] = write_parquet(root / INDEX, _index(receipts.files(files), len(parted)))
-    files[ITEMS] = write_parquet(root / ITEMS, item_table(parted))
+    files[INDEX] = write_parquet(root / INDEX, _index(receipts.files(files), len(planned)))
+    files[ITEMS] = write_parquet(root / ITEMS, item_table(planned))
     files |= {name: entry_of(root / name) for name in (CARD, QUARANTINE)}
     shards = [
         {
@@ -249,17 +249,17 @@ def publish(root: Place, card: Card, receipts: Receipts, parted: Sequence[Block]
         "dropped_seconds": round(sum(entry["seconds"] for entry in rejected), 3),
     }
     create_manifest(root / MANIFEST, manifest)
-    sweep([root, root / "audio", root / "receipts"], own_names(files, len(parted)))
+    sweep([root, root / "audio", root / "receipts"], stored_names(files, len(planned)))
 
 
 def _index(files: Files, count: int) -> pa.Table:
     tables = []
     for shard in range(count):
         table = read_parquet(files, f"audio/{shard_name(shard)}.parquet").select(BASE_SCHEMA.names)
-        whole = [
+        sample_digests = [
             hashlib.sha256(audio + text).digest()
             for audio, text in zip(table["audio_sha256"].to_pylist(), table["json_sha256"].to_pylist(), strict=True)
         ]
         table = table.add_column(1, "shard", arrays.numbers([shard] * len(table)))
-        tables.append(table.append_column("sha256", arrays.digests(whole)))
+        tables.append(table.append_column("sha256", arrays.digests(sample_digests)))
     return pa.concat_tables(tables).combine_chunks()

@@ -1,4 +1,4 @@
-"""Where raw corpora come from: one file per layout, one table line each."""
+"""Readers of raw corpora: one module and one table entry per layout."""
 
 from speechkd.core.table import Table
 from speechkd.data.sources.base import Source

@@ -1,4 +1,4 @@
-"""What every source gives: items that can be listed without touching audio, and the audio of one block of them."""
+"""The source interface: list a corpus's items without reading audio, then read the audio of some items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speechkd.data.audio.raw import RawClip, Rejected
 
 
 class MissingData(InputError):
-    """A card is right, but its raw data is not where it says; the message says where to put it."""
+    """The card is valid, but its raw data is missing; the message says where to put it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +25,27 @@ class Item:
     """[A-Za-z0-9_-]+, unique in the corpus, stable between versions"""
     split: str
     metadata: dict[str, Scalar]
-    """raw field names; the card's `fields` maps them"""
+    """by raw field name; the card's `fields` renames them"""
     payload: dict[str, Any] = field(default_factory=dict)
-    """what the source itself needs to read the audio; JSON-able"""
+    """what the source needs to read the audio; JSON-serialisable"""
 
     def plain(self) -> dict[str, Any]:
-        """Its fields by name, not copied: `dataclasses.asdict` copies every value, which a corpus of millions feels."""
+        """Fields as a dict, not copied: `dataclasses.asdict` copies every value, which is slow for millions of items."""
         return {"key": self.key, "split": self.split, "metadata": self.metadata, "payload": self.payload}
 
 
 class Source(Protocol):
-    """A raw layout. `Config` is its block in the card (with `kind`)."""
+    """Reads one raw layout. `Config` is the card's `source` block (with `kind`)."""
 
     Config: ClassVar[type[AnyConfig]]
-    columns: set[str]
-    """fields that the layout names, known after `items()`, also where no item has a value; empty where the items alone say them"""
+    field_names: set[str]
+    """field names declared by the layout (a table header, say), known after `items()`; empty if only the items have them"""
 
     def __init__(self, config: Any, data_root: Path) -> None:
-        """Paths in `config` are below `data_root`. Raises MissingData where the raw data is not there."""
+        """Paths in `config` are below `data_root`. Raises MissingData if the raw data is missing."""
 
     def items(self) -> list[Item]:
-        """All items, sorted by key; a pure function of config and inputs. Raises InputError, MissingData."""
+        """All items, sorted by key. Depends only on the config and the raw data. Raises InputError, MissingData."""
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
-        """Audio of one block, in order, one result per item (None: text-only). The caller runs it in a fresh child process."""
+        """Read the audio of some items, in order, one result per item (None: text-only). The caller runs it in a fresh child process."""

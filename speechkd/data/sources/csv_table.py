@@ -1,4 +1,4 @@
-"""CSV and TSV tables beside a folder of audio."""
+"""CSV, TSV and other text tables that list audio files or texts."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from speechkd.data.sources.rows import MAX_LINE, RowConfig, counted_key, open_au
 
 
 class TableFormat(Config):
-    """How a text table is written."""
+    """Syntax of a text table."""
 
     delimiter: str = Field(default="", max_length=1)
-    """empty: a tab in .tsv and .txt files, a comma in others; one space: any white space, and the last column takes the rest"""
+    """empty: tab for .tsv and .txt files, comma otherwise; one space: any white space, and the last column takes the rest"""
     quotes: bool = True
-    """false: a quotation mark is a letter like any other (Common Voice)"""
+    """false: a quotation mark is an ordinary character (Common Voice)"""
     columns: list[str] = []
-    """names of the columns where the first line does not say them"""
+    """column names, if the first line is not a header"""
     skip_lines: int = Field(default=0, ge=0)
-    """lines before the table"""
+    """lines to skip before the table"""
     rest: bool = False
-    """the last column takes what further cells a line has"""
+    """true: extra cells of a line are joined to the last column"""
     comment: str = ""
-    """lines that begin with this are left out"""
+    """lines that begin with this are skipped"""
     pattern: str = ""
-    """regular expression with named groups, the columns: lines that it does not match are left out, and the keys above are not used"""
+    """regular expression whose named groups are the columns; lines without a match are skipped, and the keys above are ignored"""
     numbers: list[str] = []
-    """columns that are numbers; all others stay text"""
+    """columns to parse as numbers; others stay text"""
 
     @field_validator("pattern")
     @classmethod
@@ -45,33 +45,33 @@ class TableFormat(Config):
 
 
 class CsvConfig(RowConfig, TableFormat):
-    """One row per sample; a column that is not key, split or audio is metadata, an empty cell is none."""
+    """One row per sample. Columns other than key, split and audio are metadata; empty cells are omitted."""
 
     kind: Literal["csv"]
-    file: paths.Files
+    file: paths.PathBySplit
     """the table, or split -> table"""
 
 
 class CsvSource:
-    """Audio files, or texts, named by tables."""
+    """Reads audio files, or texts, listed in tables."""
 
     Config = CsvConfig
 
     def __init__(self, config: CsvConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = open_audio(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
-        several = len(self.files) > 1
+        many_files = len(self.files) > 1
         items = []
         for split, path in self.files:
             for count, (number, row) in enumerate(read_table(path, self.config), 1):
-                items.append(row_item(row, self.config, number, split, counted_key(count, split, several), f"{path}, line {number}"))
-                self.columns.update(row)
-        self.columns -= self.config.used
+                items.append(row_item(row, self.config, number, split, counted_key(count, split, many_files), f"{path}, line {number}"))
+                self.field_names.update(row)
+        self.field_names -= self.config.used
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
@@ -103,11 +103,11 @@ def _matches(lines: Iterator[str], pattern: str) -> Iterator[tuple[int, list[str
 
 
 def regular(pattern: str) -> str:
-    """A card's regular expression. Raises ValueError where it is none."""
+    """Validate a card's regular expression. Raises ValueError if it does not compile."""
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"`{pattern}` is no regular expression: {error}") from None
+        raise ValueError(f"`{pattern}` is not a regular expression: {error}") from None
     return pattern
 
 
@@ -126,7 +126,7 @@ def _rows(lines: Iterator[str], path: Path, style: TableFormat) -> Iterator[tupl
         if not columns:
             columns = [cell.strip() for cell in cells]
             if twice := next((name for name in columns if columns.count(name) > 1), None):
-                raise InputError(f"column `{twice}` is there twice ({path})")
+                raise InputError(f"column `{twice}` occurs twice ({path})")
             for name in style.numbers:
                 if name not in columns:
                     raise InputError(unknown_name("column", name, columns, f"{path}: numbers"))

@@ -1,10 +1,10 @@
-"""Synthetic speech with exact metadata from the espeak-ng library that the Python package `espeakng_loader` carries.
+"""Synthetic speech with exact metadata, from the espeak-ng library in the Python package `espeakng_loader`.
 
-What is spoken, by whom and how fast is drawn from the card; nothing about a language stands in this file. Gender is read from espeak's own
-voice files. Every draw is a pure function of (seed, split, number), so the list of items needs no audio.
+Text, voice and speed are drawn from the card; this module contains nothing language-specific. Gender comes from espeak's voice files. Every
+draw is a pure function of (seed, split, number), so items are listed without synthesis.
 
-The library keeps state from one utterance to the next (two readings in one process differ), so samples are reproducible per block:
-one `read` of the same items in the same order in a fresh process gives the same samples. A second `read` in a process is refused.
+The library keeps state between utterances (a second reading in one process differs), so samples are reproducible per shard: one `read` of
+the same items in the same order in a fresh process gives the same samples. A second `read` in a process is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from speechkd.data.sources.base import Item
 from speechkd.data.sources.espeak_voices import Voice, VoiceRule, read_voices, split_voices
 
 MAX_DRAWS = 1000
-"""Draws for one item before the card is said to have too few texts for what it asks."""
+"""Draws per item before giving up: the card has too few texts for its clip counts."""
 
 
 class Range(Config):
@@ -43,7 +43,7 @@ class Range(Config):
 
 
 class LanguageConfig(Config):
-    """One language: espeak's voice code, its words for 0..9, and slots from which phrases are built (one choice of each slot, in order)."""
+    """One language: espeak's voice code, words for the digits, and phrases as lists of slots (one choice per slot, in order)."""
 
     voice: str
     digits: list[str] = Field(min_length=2)
@@ -51,9 +51,9 @@ class LanguageConfig(Config):
 
 
 class SplitConfig(Config):
-    """One split: how many clips, whether its voices and its transcripts are those held out from training.
+    """One split: number of clips, and whether its voices and transcripts are held out from training.
 
-    A `reserved` split is no part of the corpus: its clips (never equal to one of the corpus) are there to pre-train an encoder with.
+    A `reserved` split is not part of the corpus: its clips, all different from the corpus's, are for pre-training an encoder.
     """
 
     clips: int = Field(ge=1)
@@ -63,7 +63,7 @@ class SplitConfig(Config):
 
 
 class EspeakConfig(Config):
-    """`source:` of a card. `held_out_transcripts` is the share of texts (by digest) that only splits with `transcripts: held_out` speak."""
+    """`source:` of a card. `held_out_transcripts` is the share of texts (by digest) only for splits with `transcripts: held_out`."""
 
     kind: Literal["espeak"]
     seed: int = 0
@@ -91,19 +91,19 @@ class EspeakConfig(Config):
 
 
 class EspeakSource:
-    """Items and samples of one card. `items()` touches no audio; `read()` synthesises one block."""
+    """Synthesises the clips of one card. `items()` lists them without audio; `read()` synthesises some of them."""
 
     Config = EspeakConfig
 
     def __init__(self, config: EspeakConfig, data_root: Path) -> None:
-        """`data_root` is unused: this source reads no files of the card's."""
-        self.columns: set[str] = set()
+        """`data_root` is unused: this source reads no raw data."""
+        self.field_names: set[str] = set()
         self.config = config
         known, unseen = split_voices(read_voices(data_folder() / "voices" / "!v", config.voices), config.voices)
         self.voices: dict[str, list[Voice]] = {"known": known, "unseen": unseen}
 
     def items(self) -> list[Item]:
-        """All items of the corpus, sorted by key. No two have the same text, voice and settings, whatever their split."""
+        """All items of the corpus, sorted by key. No two items of any splits have the same text, voice and settings."""
         return self._draw(with_reserved=False)[0]
 
     def reserved_items(self) -> list[Item]:
@@ -111,7 +111,7 @@ class EspeakSource:
         return self._draw(with_reserved=True)[1]
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip]:
-        """Synthesise one block in the given order: float32 [T] at the library's rate, silence cut off at both ends."""
+        """Synthesise items in the given order: float32 [T] at the library's rate, silence trimmed at both ends."""
         engine = Engine()
         for item in items:
             yield RawClip(samples_TC=_cut_silence(engine.speak(item.payload), self.config.silence), rate=engine.rate)
@@ -128,7 +128,7 @@ class EspeakSource:
 
     def _item(self, split: str, settings: SplitConfig, number: int, seen: set[tuple[str | int, ...]]) -> Item:
         config = self.config
-        # Language, gender, rate and kind go through every combination in turn, so that every class has its share in any long prefix.
+        # Cycle through all combinations of language, gender, rate and kind, so that every class gets its share in any long prefix.
         languages, rates = list(config.languages), list(config.rates)
         language, turn = languages[number % len(languages)], number // len(languages)
         voices_by_gender = _by_gender(self.voices[settings.voices])
@@ -189,7 +189,7 @@ def _by_gender(voices: Sequence[Voice]) -> dict[str, list[Voice]]:
 
 
 def _cut_silence(samples_T: np.ndarray, threshold: float) -> np.ndarray:
-    """[T] -> [T']: the final pause has a length of its own per voice and rate, which is no speech and would make every clip longer."""
+    """[T] -> [T'], without silence at both ends: espeak adds a final pause whose length depends on voice and rate."""
     loud = np.flatnonzero(np.abs(samples_T) > threshold)
     return samples_T[loud[0] : loud[-1] + 1] if len(loud) else samples_T
 
@@ -200,7 +200,7 @@ _RATE, _PITCH, _RANGE = 1, 3, 4
 
 
 class Engine:
-    """libespeak-ng by ctypes, once per process."""
+    """libespeak-ng through ctypes; one instance per process."""
 
     started = False
 
@@ -208,7 +208,7 @@ class Engine:
         import espeakng_loader
 
         if Engine.started:
-            raise RuntimeError("espeak carries state from block to block: read each block in a fresh process")
+            raise RuntimeError("espeak keeps state between utterances: read each shard in a fresh process")
         Engine.started = True
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
@@ -216,7 +216,7 @@ class Engine:
         assert self.rate > 0, "espeak-ng could not be initialised"
         self._library.espeak_ng_SetRandSeed(1)
         self._chunks: list[np.ndarray] = []
-        self._callback = _CALLBACK(self._collect)  # kept: the library holds only the address
+        self._callback = _CALLBACK(self._collect)  # keep a reference: the library holds only the address
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, payload: dict[str, str | int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""espeak's voice variants: which are used, their gender, and which are held out, all by rules over the library's own voice files."""
+"""Selects espeak's voice variants, reads their gender and holds some out, by rules over the library's voice files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from speechkd.core.config import Config
 from speechkd.core.errors import InputError, unknown_name
 
 DEFAULT_VOICING, DEFAULT_ECHO = 64, 0
-"""What espeak uses when a voice file does not say."""
+"""espeak's defaults for voice files without these settings."""
 
 
 class VoiceRule(Config):
-    """Which variants speak. A variant must state its gender; whispers (voicing below `min_voicing`) and echoes (above `max_echo`) are out.
+    """Selects variants. A variant must state its gender; whispers (voicing below `min_voicing`) and echoes (above `max_echo`) are excluded.
 
-    Variants with the same formant table are one family (a voice and its re-pitched copies) and are never on both sides of the split.
+    Variants with the same formant table (a voice and its re-pitched copies) are one family, which is never on both sides of the split.
     """
 
     min_voicing: int = 25
@@ -29,7 +29,7 @@ class VoiceRule(Config):
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """One variant: the file that espeak is asked for, the name it states, its gender, its family (first file with the same formants)."""
+    """One variant: its file name, stated name, gender, and family (the first file with the same formants)."""
 
     file: str
     name: str
@@ -38,7 +38,7 @@ class Voice:
 
 
 def check_voice(data: Path, asked: str, where: str) -> None:
-    """Raises InputError for a voice such as `en-us+f2` that espeak's data folder does not have; espeak itself is silent about a variant."""
+    """Raises InputError if espeak's data folder has no such voice (`en-us+f2`, say); espeak itself ignores an unknown variant silently."""
     voice, _, variant = asked.partition("+")
     files = [path for path in (data / "lang").rglob("*") if path.is_file()]
     if voice.lower() not in {path.name.lower() for path in files} | {_stated_name(path).lower() for path in files}:
@@ -54,7 +54,7 @@ def _stated_name(path: Path) -> str:
 
 
 def read_voices(folder: Path, rule: VoiceRule) -> list[Voice]:
-    """All variants in `folder` that the rule admits, sorted by file name."""
+    """All variants in `folder` that the rule selects, sorted by file name."""
     voices: list[Voice] = []
     families: dict[tuple[str, tuple[str, ...]], str] = {}
     for path in sorted(folder.iterdir()):
@@ -74,7 +74,7 @@ def read_voices(folder: Path, rule: VoiceRule) -> list[Voice]:
 
 
 def split_voices(voices: list[Voice], rule: VoiceRule) -> tuple[list[Voice], list[Voice]]:
-    """(known, unseen): of each gender, the first `unseen_families_per_gender` families by digest of name are never heard in training."""
+    """(known, unseen): of each gender, the first `unseen_families_per_gender` families by name digest are held out from training."""
     held_out: set[str] = set()
     for gender in sorted({voice.gender for voice in voices}):
         families = sorted({voice.family for voice in voices if voice.gender == gender}, key=lambda name: _digest(rule.salt, name))

@@ -1,4 +1,4 @@
-"""A folder of audio files: what is known of a clip stands in its path, in a file beside it, or in a table of the whole folder."""
+"""A folder of audio files, with metadata in the path, in a sidecar file per clip, or in one table."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ MAX_SIDECAR = 1 << 20
 
 
 class FolderConfig(AudioPaths):
-    """Every audio file below `root` is a sample; with `pattern`, those whose path it matches."""
+    """Every audio file below `root` is a sample; with `pattern`, only paths that it matches."""
 
     kind: Literal["folder"]
     suffixes: list[str] = Field(default=["flac", "wav", "mp3", "ogg", "opus"], min_length=1)
     pattern: str = ""
     """regular expression over the path below `root`; its named groups are fields: `(?P<speaker>[A-Z]+)_(?P<emotion>[a-z]+)\\d+\\.wav`"""
     key_field: str = ""
-    """a named group; empty: the path without suffix, `/` as `_`"""
+    """a named group or a column; empty: the path without suffix, with `_` for `/`"""
     split_field: str = ""
     """a named group or a column"""
     split: str = "train"
     sidecars: list[Literal["json", "txt"]] = []
-    """files beside each clip: `<clip>.json`, an object of metadata; `<clip>.txt`, its `text`"""
+    """sidecar files: `<clip>.json` is an object of metadata, `<clip>.txt` is the field `text`"""
     metadata: str = ""
-    """table below `root` (.csv, .tsv, .jsonl) whose `file_name` is the path below `root`, as HF `audiofolder` has it; others stay out"""
+    """table below `root` (.csv, .tsv, .jsonl) with paths in `file_name`, as in HF `audiofolder`; files not listed are skipped"""
 
     @field_validator("pattern")
     @classmethod
@@ -47,24 +47,24 @@ class FolderConfig(AudioPaths):
 
 
 class FolderSource:
-    """Audio files below one folder. Links to folders are not followed."""
+    """Reads the audio files below one folder. Links to folders are not followed."""
 
     Config = FolderConfig
 
     def __init__(self, config: FolderConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.table = paths.file(data_root, str(Path(config.root, config.metadata)), "source.metadata") if config.metadata else None
 
     def items(self) -> list[Item]:
-        """All clips, sorted by key. Raises InputError where a table or a sidecar cannot be read."""
+        """All clips, sorted by key. Raises InputError if a table or a sidecar cannot be read."""
         names = sorted(self._names())
         rows = {}
         if self.table:
             rows, present = _table(self.table), set(names)
             if missing := next((name for name in rows if name not in present), None):
-                raise InputError(f"`{missing}` of {self.table} is not below `{self.audio.path}`")
+                raise InputError(f"`{missing}` is listed in {self.table} but not found below `{self.audio.path}`")
         pattern = re.compile(self.config.pattern)
         items = []
         for name in names:

@@ -1,7 +1,7 @@
-"""Reading untrusted audio: every item under limits, and an item that ends its decoder becomes a line of the quarantine, not of the log.
+"""Reads untrusted audio under limits: an item that crashes or hangs its decoder goes to quarantine, and the rest is still read.
 
-A block is read in a process of its own. That process says which item it is at (`Watch`, shared memory), so that whoever started it knows
-whom to blame when it dies or hangs, and starts it again without that item.
+Items are read in a child process, which records the current item in shared memory (`Watch`). If the child dies or hangs, its parent knows
+which item caused it and starts a new child without that item.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources.base import Item, Source
 
 ITEM_S = 300.0
-"""Wall clock of one item; a source may start a server or read a table before its first"""
+"""Wall-clock seconds per item; before the first, a source may start a server or read a table"""
 ITEM_CPU_S, RENEWED_S = 60, 1.0
 MAX_REASON = 400
-"""Letters of a reason in the quarantine"""
+"""Characters of a reason in quarantine"""
 DEATHS = 16
-"""Items of one block that may end their decoder before the block is given up"""
+"""Items of one shard that may end their decoder before the shard fails"""
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
 _STATE = struct.Struct("qd")
 
 
 class Watch:
-    """Which item a child is at, and since when; 16 bytes that both processes see."""
+    """The child's current item and its start time, in 16 bytes of shared memory."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _STATE.size)
         self.at(-1)
 
     def at(self, item: int) -> None:
-        """Said by the child before it begins an item; -1: none."""
+        """Called by the child before each item; -1: no current item."""
         self._memory[:] = _STATE.pack(item, time.monotonic())
 
     def now(self) -> tuple[int, float]:
@@ -54,9 +54,9 @@ _renewed = -math.inf
 def read_guarded(
     source: Source, items: Sequence[Item], watch: Watch | None = None, fatal: Mapping[int, str] | None = None
 ) -> Iterator[RawClip | Rejected | None]:
-    """`source.read(items)`, one result an item: an item of `fatal` is rejected unread, one that raises is rejected with what it raised.
+    """Read `items`, one result per item. Items in `fatal` are rejected unread; an item that raises is rejected with that error as reason.
 
-    Raises InputError where the source does: that is the user's to mend.
+    InputError from the source is passed on: the user must fix it.
     """
     known = fatal or {}
     number = 0
@@ -77,11 +77,11 @@ def read_guarded(
                 raise
             except StopIteration:
                 raise RuntimeError(f"the source ended before item `{items[number].key}`") from None
-            except Exception as error:  # noqa: B902  (whatever a decoder's wrapper thinks of hostile bytes)
+            except Exception as error:  # noqa: B902  (hostile bytes can raise anything in a decoder)
                 yield Rejected(explained(error))
                 number += 1
-                break  # the generator is dead: begin another one behind this item
-            if isinstance(clip, Rejected) and len(clip.reason) > MAX_REASON:  # a reason may quote a name that came with the data
+                break  # the generator is finished: start another after this item
+            if isinstance(clip, Rejected) and len(clip.reason) > MAX_REASON:  # a reason may quote a long name from the data
                 clip = replace(clip, reason=f"{clip.reason[:MAX_REASON]}...")
             yield clip
             number += 1
@@ -90,7 +90,7 @@ def read_guarded(
 
 
 def explained(error: BaseException) -> str:
-    """An unforeseen error as a reason."""
+    """The rejection reason for an unexpected error."""
     if isinstance(error, MemoryError):
         return "needs more memory than is allowed"
     lines = str(error).splitlines()
@@ -98,8 +98,8 @@ def explained(error: BaseException) -> str:
 
 
 def _allow_cpu() -> None:
-    """At least ITEM_CPU_S - RENEWED_S from here on; what was spent is asked for once a RENEWED_S, since it takes as long as a short clip's
-    digest."""
+    """Allow at least ITEM_CPU_S - RENEWED_S more seconds of CPU time. Renewed once per RENEWED_S, since getrusage takes as long as hashing
+    a short clip."""
     global _renewed
     now = time.monotonic()
     if now - _renewed < RENEWED_S:
@@ -112,7 +112,7 @@ def _allow_cpu() -> None:
 
 
 def blame(status: int, watch: Watch, hung: bool) -> tuple[int, str] | None:
-    """(item, reason) where a child's end is its item's fault; None where something else ended it (a kill from outside, a bug)."""
+    """(item, reason) if the current item ended the child; None if something else did (a kill from outside, a bug)."""
     item, seconds = watch.now()
     if item < 0:
         return None
@@ -128,11 +128,11 @@ def blame(status: int, watch: Watch, hung: bool) -> tuple[int, str] | None:
 
 
 OUT_OF_MEMORY, NEEDS_RESAMPLER = 77, 78
-"""Exit codes of a child: it met MemoryError between two items; it met a clip to resample before the library for it was loaded"""
+"""Exit codes of a child: MemoryError between two items; a clip needs resampling but torch is not loaded"""
 
 
 def end_hung(pid: int, watch: Watch) -> bool:
-    """Kill a child whose item takes too long; whether it did."""
+    """Kill a child whose current item takes too long; True if it was killed."""
     item, seconds = watch.now()
     if item < 0 or seconds <= ITEM_S:
         return False

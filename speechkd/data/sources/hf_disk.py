@@ -1,4 +1,4 @@
-"""HF datasets on disk: what `save_to_disk` writes, and Parquet files with an Audio column, read by pyarrow; no loading script is run."""
+"""Hugging Face datasets on disk: `save_to_disk` folders and Parquet files, read with pyarrow. No loading script is run."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ LIST_ROWS = 4096
 
 
 class HfDiskConfig(RowConfig):
-    """Columns that are text, numbers or truths are metadata; class labels become their names; objects are opened (`a.b`).
+    """Columns of text, numbers and booleans are metadata; class labels become their names; structs are flattened (`a.b`).
 
-    Without `key_field` the key is the row's number, and the Parquet files are read once from end to end; with another order of keys each
-    shard reads the row groups that its rows lie in.
+    Without `key_field` the key is the row number, and the Parquet files are read once, in order. With other keys, each shard reads the row
+    groups that contain its rows.
     """
 
     kind: Literal["hf_disk"]
-    path: paths.Files
-    """a `save_to_disk` folder (of a Dataset, or of a DatasetDict: its splits are the splits), or Parquet files, or split -> either"""
+    path: paths.PathBySplit
+    """a `save_to_disk` folder (Dataset, or DatasetDict with its splits), or Parquet files, or split -> either"""
     columns: list[str] = []
-    """read only these columns (and key, split, audio); empty: all"""
+    """columns to read besides key, split and audio; empty: all"""
 
 
 class HfDiskSource:
-    """Rows of Arrow and Parquet files."""
+    """Reads rows of Arrow and Parquet files."""
 
     Config = HfDiskConfig
 
     def __init__(self, config: HfDiskConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.tables: list[tuple[str, Path]] = []
@@ -52,17 +52,17 @@ class HfDiskSource:
                 self.tables.append((part, file))
 
     def items(self) -> list[Item]:
-        """All rows, sorted by key; the audio is not touched. Raises InputError for a column that is not there or a damaged file."""
-        several = len({split for split, _ in self.tables}) > 1
+        """All rows, sorted by key; without reading audio. Raises InputError for an unknown column or a damaged file."""
+        many_splits = len({split for split, _ in self.tables}) > 1
         numbers: dict[str, int] = {}
         items = []
         for number, (split, path) in enumerate(self.tables):
             labels = _class_labels(path)
-            for place, row in self._rows(path):
+            for row_number, row in self._rows(path):
                 count = numbers[split] = numbers.get(split, 0) + 1
                 named = {name: _name(labels.get(name), value) for name, value in row.items()}
-                item = row_item(named, self.config, count, split, counted_key(count, split, several), f"{path}, row {place}")
-                items.append(Item(item.key, item.split, item.metadata, {"file": number, "row": place}))
+                item = row_item(named, self.config, count, split, counted_key(count, split, many_splits), f"{path}, row {row_number}")
+                items.append(Item(item.key, item.split, item.metadata, {"file": number, "row": row_number}))
         return sorted(items, key=lambda item: item.key)
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -74,27 +74,27 @@ class HfDiskSource:
                 raise InputError(unknown_name("column", field, schema.names, str(path)))
         wanted = {*config.columns, *lists, config.key_field, config.split_field} if config.columns else set(schema.names)
         wanted.discard(config.audio_field)
-        self.columns |= wanted & set(schema.names) - config.used
+        self.field_names |= wanted & set(schema.names) - config.used
         names = [field.name for field in schema if field.name in wanted and (field.name in lists or _is_plain(field.type))]
-        place = 0
+        row_number = 0
         for batch in _bounded(path, _table(path).batches(names)):
             for row in batch.to_pylist() if names else [{} for _ in range(batch.num_rows)]:
-                yield place, row
-                place += 1
+                yield row_number, row
+                row_number += 1
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
-        """Decode each row's audio: its bytes, or the file that its path names below `root`. Rows of one file are read together."""
+        """Decode each row's audio: embedded bytes, or the file at its path below `root`. Rows of one file are read together."""
         if not self.config.audio_field:
             yield from (None for _ in items)
             return
-        places = [(item.payload["file"], item.payload["row"]) for item in items]
+        wanted_cells = [(item.payload["file"], item.payload["row"]) for item in items]
         cells: dict[tuple[int, int], Any] = {}
-        for file in sorted({file for file, _ in places}):
-            rows = sorted(row for number, row in places if number == file)
+        for file in sorted({file for file, _ in wanted_cells}):
+            rows = sorted(row for number, row in wanted_cells if number == file)
             for row, value in _table(self.tables[file][1]).cells(self.config.audio_field, rows):
                 cells[file, row] = value
-        for place in places:
-            yield self._decode(cells.pop(place))
+        for cell in wanted_cells:
+            yield self._decode(cells.pop(cell))
 
     def _decode(self, value: Any) -> RawClip | Rejected | None:
         if value is None:
@@ -104,12 +104,12 @@ class HfDiskSource:
             return decode_bytes(data)
         if not isinstance(path, str) or not path:
             return Rejected(f"`{self.config.audio_field}` holds neither bytes nor a path")
-        found = self.audio.find(path)
-        return found if isinstance(found, Rejected) else decode_file(found)
+        file = self.audio.find(path)
+        return file if isinstance(file, Rejected) else decode_file(file)
 
 
 class _Arrow:
-    """An Arrow stream (what `save_to_disk` writes) or file, mapped into memory: only what is asked for is read."""
+    """A memory-mapped Arrow stream (as `save_to_disk` writes) or file."""
 
     def __init__(self, path: Path) -> None:
         source = pa.memory_map(str(path))
@@ -138,8 +138,8 @@ class _Arrow:
 
 
 class _Parquet:
-    """A Parquet file. Its text is read as dictionaries, and what structs hold a few rows at a time: a value that rows share is there once,
-    or a few times."""
+    """A Parquet file, read with bounded memory: text as dictionaries, structs a few rows at a time, so that a value shared by many rows is
+    not expanded for all of them."""
 
     def __init__(self, path: Path) -> None:
         metadata = pq.read_metadata(path)
@@ -169,7 +169,7 @@ class _Parquet:
 
 
 def _bounded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Batches of a file, until their text is more than such a file may say. Raises InputError."""
+    """The batches of a file. Raises InputError once their text exceeds the limit for a file of this size."""
     size, text = path.stat().st_size, 0
     for batch in batches:
         text += sum(text_bytes(column) for column in batch.columns)
@@ -197,11 +197,11 @@ def _files(root: Path, split: str, name: str) -> Iterator[tuple[str, Path]]:
     elif (path / "state.json").is_file():
         for entry in _json(path / "state.json").get("_data_files", []):
             yield split, paths.file(root, f"{name}/{entry['filename']}", "source.path")
-    elif found := sorted(path.rglob("*.parquet")):
-        for file in found:
+    elif parquet_files := sorted(path.rglob("*.parquet")):
+        for file in parquet_files:
             yield split, file
     else:
-        raise MissingData(f"`{path}` is neither a `save_to_disk` folder nor holds Parquet files (card: source.path)")
+        raise MissingData(f"`{path}` is not a `save_to_disk` folder and holds no Parquet files (card: source.path)")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -210,12 +210,12 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read `{path}`: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"cannot read `{path}`: is no object")
+        raise InputError(f"cannot read `{path}`: not a JSON object")
     return value
 
 
 def _class_labels(path: Path) -> dict[str, list[str]]:
-    """column -> names, as `datasets` writes its features into the schema."""
+    """column -> class names, from the features that `datasets` writes into the schema."""
     raw = (_table(path).schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(raw)["info"]["features"] if raw else {}
@@ -225,13 +225,13 @@ def _class_labels(path: Path) -> dict[str, list[str]]:
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{path}: its description of features cannot be read") from None
+        raise DataError(f"{path}: its `huggingface` features metadata cannot be read") from None
 
 
 def _name(names: list[str] | None, value: Any) -> Any:
     if names is None or not isinstance(value, int):
         return value
-    return names[value] if 0 <= value < len(names) else None  # datasets writes -1 where a test set keeps its labels to itself
+    return names[value] if 0 <= value < len(names) else None  # datasets writes -1 for hidden test labels
 
 
 def _is_plain(kind: pa.DataType) -> bool:

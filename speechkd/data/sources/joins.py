@@ -1,4 +1,4 @@
-"""Tables that add fields to items: transcripts in their own files, speakers' particulars, anything that a corpus keeps beside its audio."""
+"""Joins text tables to items: transcripts, speaker attributes and other metadata in files of their own."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from speechkd.data.sources.csv_table import TableFormat, read_table
 
 
 class Join(TableFormat):
-    """One or more text tables below the data root; each item takes the fields of the row whose `column` equals the item's `on`."""
+    """One or more text tables below the data root. Each item gets the fields of the row whose `column` equals the item's `on`."""
 
     file: str
-    """may hold * and braces"""
+    """path, may contain * and braces"""
     column: str
     on: str = "key"
     """a raw field of the items; `key` is the item's key"""
     take: list[str] = Field(min_length=1)
     """columns that become raw fields of the items"""
     required: bool = True
-    """an item without a row is an error; false: it merely lacks the fields"""
+    """true: an item without a row is an error; false: it just lacks the fields"""
 
 
 def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> list[Item]:
-    """Items with the fields of their rows. Raises InputError naming the table, MissingData."""
+    """The items with the joined fields added. Raises InputError naming the table, MissingData."""
     for table in joins:
         rows = _rows(table, data_root)
         joined = [_add(item, table, rows) for item in items]
         if not any(after is not before for after, before in zip(joined, items, strict=True)):
-            said, asked = next(iter(rows), ""), items[0].key if table.on == "key" else items[0].metadata.get(table.on)
+            row_value, item_value = next(iter(rows), ""), items[0].key if table.on == "key" else items[0].metadata.get(table.on)
             raise InputError(
-                f"no item is in `{table.file}`: `{table.on}` is like `{asked}`, column `{table.column}` like `{said}` (card: joins)"
+                f"no item matches a row of `{table.file}`: "
+                f"`{table.on}` is like `{item_value}`, column `{table.column}` like `{row_value}` (card: joins)"
             )
         items = joined
     return list(items)
@@ -52,7 +53,7 @@ def _rows(table: Join, data_root: Path) -> dict[str, dict[str, Scalar]]:
                     raise InputError(unknown_name("column", name, row, f"{path}, line {number}; card: joins"))
             value = str(row[table.column])
             if value in out:
-                raise InputError(f"`{value}` is there twice in column `{table.column}` ({path}, line {number})")
+                raise InputError(f"`{value}` occurs twice in column `{table.column}` ({path}, line {number})")
             out[value] = {name: row[name] for name in table.take if row[name] != ""}
     return out
 
@@ -69,5 +70,5 @@ def _add(item: Item, table: Join, rows: dict[str, dict[str, Scalar]]) -> Item:
             f"`{value}` of item `{item.key}` is not in `{table.file}`, column `{table.column}` (card: joins; `required: false` allows it)"
         )
     if twice := next((name for name in row if name in item.metadata), None):
-        raise InputError(f"items have a field `{twice}` already, and `{table.file}` would give it again (card: joins.take)")
+        raise InputError(f"items already have a field `{twice}`, which `{table.file}` would replace (card: joins.take)")
     return replace(item, metadata={**item.metadata, **row})

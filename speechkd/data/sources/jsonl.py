@@ -1,4 +1,4 @@
-"""JSON-lines files beside a folder of audio: the layout that needs no library to write."""
+"""JSON-lines files that list audio files or texts."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_
 
 
 class JsonlConfig(RowConfig):
-    """One object per line; scalar fields that are not key, split or audio are metadata. `audio_field: ""`: the corpus is text."""
+    """One object per line. Scalar fields other than key, split and audio are metadata. `audio_field: ""`: a text-only corpus."""
 
     kind: Literal["jsonl"]
-    file: paths.Files
-    """the list, or split -> list"""
+    file: paths.PathBySplit
+    """JSON-lines file, or split -> file"""
 
 
 class JsonlSource:
-    """Audio files, or texts, named by JSON-lines files."""
+    """Reads audio files, or texts, listed in JSON-lines files."""
 
     Config = JsonlConfig
 
     def __init__(self, config: JsonlConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = open_audio(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
-        several = len(self.files) > 1
+        many_files = len(self.files) > 1
         items = [
-            row_item(row, self.config, number, split, counted_key(number, split, several), f"{path}, line {number}")
+            row_item(row, self.config, number, split, counted_key(number, split, many_files), f"{path}, line {number}")
             for split, path in self.files
             for number, row in read_jsonl(path)
         ]

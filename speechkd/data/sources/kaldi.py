@@ -1,4 +1,4 @@
-"""A Kaldi data directory: wav.scp, text, utt2spk and, where recordings hold many utterances, segments.
+"""Kaldi data directories: wav.scp, text, utt2spk and, for recordings of many utterances, segments.
 
 https://kaldi-asr.org/doc/data_prep.html
 """
@@ -19,27 +19,27 @@ from speechkd.data.sources.rows import read_files
 from speechkd.data.storage.names import clean_name
 
 FIELDS = {"text": "text", "utt2spk": "speaker", "utt2lang": "language", "utt2dur": "", "utt2num_frames": "", "utt2uniq": ""}
-"""utt2* file -> field; every other utt2<name> is field <name>"""
+"""utt2* file -> field name (empty: not read); any other utt2<name> is field <name>"""
 
 _CHANNELS = {"A": 0, "B": 1}
 
 
 class KaldiConfig(AudioPaths):
-    """wav.scp must name plain files: a pipe is a shell command, and nothing that came with data is run. `spk2gender` is read too."""
+    """wav.scp must list plain files: pipes are shell commands, and nothing from a dataset is run. `spk2gender` is read too."""
 
     kind: Literal["kaldi"]
-    dir: paths.Files
+    dir: paths.PathBySplit
     """data directory below the data root, or split -> data directory"""
     split: str = "train"
 
 
 class KaldiSource:
-    """Utterances of Kaldi data directories."""
+    """Reads the utterances of Kaldi data directories."""
 
     Config = KaldiConfig
 
     def __init__(self, config: KaldiConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.audio = AudioFolder(data_root, config)
         self.dirs = [(split, paths.folder(data_root, name, "source.dir")) for split, name in paths.by_split(config.dir, config.split)]
         for _, folder in self.dirs:
@@ -59,7 +59,9 @@ def _utterances(folder: Path, split: str) -> Iterator[Item]:
     recordings = _table(folder / "wav.scp")
     for name, value in recordings.items():
         if value.endswith("|") or value.startswith("|") or value == "-":
-            raise InputError(f"`{name}` is a command, not a file: a pipe in wav.scp is never run; write it to files ({folder / 'wav.scp'})")
+            raise InputError(
+                f"`{name}` is a command, not a file: pipes in wav.scp are never run; write their output to files ({folder / 'wav.scp'})"
+            )
     fields = {
         FIELDS.get(path.name, path.name.removeprefix("utt2")): _table(path) for path in sorted(folder.glob("utt2*")) if path.is_file()
     }
@@ -83,19 +85,21 @@ def _spans(folder: Path, recordings: dict[str, str]) -> Iterator[tuple[str, dict
         where = f"{folder / 'segments'}, `{utterance}`"
         words = value.split()
         if len(words) not in (3, 4) or words[0] not in recordings:
-            raise InputError(f"must be utterance, a recording of wav.scp, start and end ({where})")
+            raise InputError(f"must be an utterance, a recording of wav.scp, start and end ({where})")
         try:
             start, end = float(words[1]), float(words[2])
             channel = {"channel": _CHANNELS[words[3]] if words[3] in _CHANNELS else int(words[3])} if len(words) == 4 else {}
         except ValueError:
-            raise InputError(f"start and end must be seconds, and a fourth word a channel, is `{value[:60]}` ({where})") from None
+            raise InputError(
+                f"start and end must be seconds, and the optional fourth word a channel; given `{value[:60]}` ({where})"
+            ) from None
         if end != -1 and not 0 <= start < end:
             raise InputError(f"must end after it starts: {start:g} to {end:g} ({where})")
         yield utterance, {"audio": recordings[words[0]], "start": start, "seconds": None if end == -1 else end - start, **channel}
 
 
 def _table(path: Path) -> dict[str, str]:
-    """First word -> the rest, of each line."""
+    """First word of each line -> the rest of the line."""
     out: dict[str, str] = {}
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):

@@ -1,4 +1,4 @@
-"""What lhotse's cut manifests say, read without lhotse: one JSON object a line. https://lhotse.readthedocs.io/en/latest/cuts.html"""
+"""Lhotse cut manifests, read without lhotse: one JSON object per line. https://lhotse.readthedocs.io/en/latest/cuts.html"""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from speechkd.data.storage.names import clean_name
 
 
 class LhotseConfig(AudioPaths):
-    """Cuts of one channel of recordings that are plain files. Mixed and padded cuts, and cuts with transforms, go to quarantine."""
+    """Single-channel cuts of recordings in plain files. Mixed and padded cuts, and cuts with transforms, go to quarantine."""
 
     kind: Literal["lhotse"]
-    cuts: paths.Files
+    cuts: paths.PathBySplit
     """cuts .jsonl or .jsonl.gz, or split -> cuts"""
     split: str = "train"
 
 
 class LhotseSource:
-    """Cut sets of lhotse."""
+    """Reads lhotse cut sets."""
 
     Config = LhotseConfig
 
     def __init__(self, config: LhotseConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.audio = AudioFolder(data_root, config)
         self.files = [
             (split, path)
@@ -45,7 +45,7 @@ class LhotseSource:
         items = []
         for split, path in self.files:
             for number, cut in read_cuts(path):
-                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _place(cut)))
+                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _payload(cut)))
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
@@ -55,9 +55,9 @@ class LhotseSource:
 
 
 def read_cuts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a manifest; unpacked as it is read, never whole. Raises InputError."""
+    """(line, object) of a manifest, decompressed as a stream. Raises InputError."""
     if path.suffix not in (".jsonl", ".gz", ".json"):
-        raise InputError(f"cuts must be .jsonl or .jsonl.gz, is `{path}`")
+        raise InputError(f"cuts must be .jsonl or .jsonl.gz, given `{path}`")
     try:
         yield from json_lines(path, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
     except gzip.zlib.error as error:  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def cut_key(cut: dict[str, Any], where: str) -> str:
 
 
 def cut_fields(cut: dict[str, Any]) -> dict[str, Scalar]:
-    """text, speaker, gender, language and custom fields of a cut and its supervisions: texts joined by time, others where all agree."""
+    """Fields of a cut and its supervisions. Texts are joined in order of time; other fields are kept if all supervisions agree."""
     segments = sorted((s for s in cut.get("supervisions") or [] if isinstance(s, dict)), key=lambda s: float(s.get("start") or 0))
     out = scalars(cut.get("custom") or {})
     rows = [scalars({k: v for k, v in s.items() if k in ("speaker", "gender", "language")} | (s.get("custom") or {})) for s in segments]
@@ -90,7 +90,7 @@ def cut_fields(cut: dict[str, Any]) -> dict[str, Scalar]:
 
 
 def cut_problem(cut: dict[str, Any]) -> str | None:
-    """Why a cut is not one channel of one unchanged recording, or None."""
+    """Why a cut is not a single channel of one unmodified recording, or None."""
     recording = cut.get("recording")
     if cut.get("type") not in ("MonoCut", None) or not isinstance(recording, dict):
         return f"is a {cut.get('type')}; only cuts of one channel of one recording are read"
@@ -99,7 +99,7 @@ def cut_problem(cut: dict[str, Any]) -> str | None:
     return None
 
 
-def _place(cut: dict[str, Any]) -> dict[str, Any]:
+def _payload(cut: dict[str, Any]) -> dict[str, Any]:
     if problem := cut_problem(cut):
         return {"problem": problem}
     channel = cut.get("channel", 0)
@@ -108,9 +108,9 @@ def _place(cut: dict[str, Any]) -> dict[str, Any]:
             continue
         if source.get("type") != "file":
             return {"problem": f"its recording is of type `{source.get('type')}`: only files are read, nothing is run or fetched"}
-        place = {"audio": str(source.get("source")), "channel": source["channels"].index(channel), "seconds": cut.get("duration")}
+        span = {"audio": str(source.get("source")), "channel": source["channels"].index(channel), "seconds": cut.get("duration")}
         start = cut.get("start", 0)
-        if not all(isinstance(value, (int, float)) and value >= 0 for value in (start, place["seconds"])):
+        if not all(isinstance(value, (int, float)) and value >= 0 for value in (start, span["seconds"])):
             return {"problem": "has no start and duration in seconds"}
-        return {**place, "start": float(start), "seconds": float(place["seconds"])}
+        return {**span, "start": float(start), "seconds": float(span["seconds"])}
     return {"problem": f"no source of its recording holds channel {channel}"}

@@ -1,7 +1,7 @@
 """Lhotse Shar: cuts.NNNNNN.jsonl.gz beside recording.NNNNNN.tar, in the same order. https://lhotse.readthedocs.io/en/latest/shar.html
 
-Each cut's audio stands in the tar as `<cut id>.<format>`, followed by `<cut id>.json`; a cut without has `<cut id>.nodata`. Other fields
-(features, arrays) are left alone: they may be pickles.
+A cut's audio is the tar member `<cut id>.<format>`, followed by `<cut id>.json`; a cut without audio has `<cut id>.nodata`. Other fields
+(features, arrays) are not opened: they may be pickles.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
 from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.sources.lhotse_cuts import cut_fields, cut_key, cut_problem, read_cuts
-from speechkd.data.sources.tarfiles import list_tar, located, read_members
+from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 
 
 class SharConfig(Config):
     """Cuts whose `field` was exported as audio (flac, wav, mp3 or opus)."""
 
     kind: Literal["shar"]
-    dir: paths.Files
+    dir: paths.PathBySplit
     """Shar folder below the data root, or split -> folder"""
     field: str = "recording"
     split: str = "train"
 
 
 class SharSource:
-    """Shards of lhotse Shar."""
+    """Reads lhotse Shar folders."""
 
     Config = SharConfig
 
     def __init__(self, config: SharConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config, self.root = config, data_root
         self.shards: list[tuple[str, Path, Path]] = []
         for split, name in paths.by_split(config.dir, config.split):
@@ -53,26 +53,26 @@ class SharSource:
                 self.shards.append((split, path, tar))
 
     def items(self) -> list[Item]:
-        """All cuts, sorted by key. Raises InputError where cuts and tar do not go together."""
+        """All cuts, sorted by key. Raises InputError if cuts and tar do not match."""
         return sorted((item for shard in self.shards for item in self._shard(*shard)), key=lambda item: item.key)
 
     def _shard(self, split: str, cuts: Path, tar: Path) -> Iterator[Item]:
-        places: dict[str, dict[str, Any]] = {}
+        payloads: dict[str, dict[str, Any]] = {}
         for member in list_tar(tar):
             stem, _, suffix = member.name.rpartition(".")
             if suffix == "nodata":
-                places[stem] = {}
+                payloads[stem] = {}
             elif suffix not in ("json", "nometa"):
-                places[stem] = located(tar, self.root, member)
+                payloads[stem] = member_payload(tar, self.root, member)
         for number, cut in read_cuts(cuts):
             key = cut_key(cut, f"{cuts}, line {number}")
-            if cut["id"] not in places:
+            if cut["id"] not in payloads:
                 raise InputError(f"cut `{cut['id']}` has no member in `{tar}` ({cuts}, line {number})")
-            place = places[cut["id"]]
-            if place and (problem := cut_problem(cut)):
-                place = {"problem": problem}
-            yield Item(key, split, cut_fields(cut), place)
+            payload = payloads[cut["id"]]
+            if payload and (problem := cut_problem(cut)):
+                payload = {"problem": problem}
+            yield Item(key, split, cut_fields(cut), payload)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
-        """Decode each cut's member: Shar holds the cut alone, not its whole recording."""
+        """Decode each cut's member: Shar stores the cut, not its whole recording."""
         return read_members(items, self.root, [tar for _, _, tar in self.shards])

@@ -1,7 +1,7 @@
-"""Rows of messages and audios, as ms-swift and LLaMA-Factory read them.
+"""Chat datasets with audio, in the formats of ms-swift and LLaMA-Factory.
 
 ms-swift: `{"messages": [{"role": "user", "content": "<audio>Who?"}, {"role": "assistant", "content": "..."}], "audios": ["a.wav"]}`;
-LLaMA-Factory's sharegpt form says `conversations` of `from` (human, gpt) and `value`.
+LLaMA-Factory (sharegpt): `conversations` with `from` (human, gpt) and `value`.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ MAX_JSON = 2 << 30
 
 
 class MessagesConfig(AudioPaths):
-    """The first exchange gives `question` and `answer`, the n-th `question_n` and `answer_n`; `system` and other scalar fields stay."""
+    """The first exchange gives `question` and `answer`, the n-th `question_n` and `answer_n`; `system` and other scalar fields are kept."""
 
     kind: Literal["messages"]
-    file: paths.Files
+    file: paths.PathBySplit
     """.jsonl, or .json with one list; or split -> file"""
     key_field: str = ""
-    """empty: the row's number"""
+    """empty: the row number"""
     tag: str = "<audio>"
-    """left out of the questions: the audio's place is the prompt's business"""
+    """removed from questions: the prompt template places the audio"""
     split: str = "train"
 
 
 class MessagesSource:
-    """Conversations about one clip each; without audio, texts."""
+    """Reads conversations about one clip each, or about none."""
 
     Config = MessagesConfig
 
     def __init__(self, config: MessagesConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and row."""
-        several = len(self.files) > 1
+        many_files = len(self.files) > 1
         items = [
-            self._item(row, split, counted_key(number, split, several), f"{path}, row {number}")
+            self._item(row, split, counted_key(number, split, many_files), f"{path}, row {number}")
             for split, path in self.files
             for number, row in _rows(path)
         ]
@@ -88,7 +88,7 @@ class MessagesSource:
             )
             name = ROLES.get(str(role))
             if name is None or not isinstance(content, str):
-                raise InputError(f"a message is a role ({', '.join(ROLES)}) and a text, is `{str(message)[:60]}` ({where})")
+                raise InputError(f"a message has a role ({', '.join(ROLES)}) and a text; given `{str(message)[:60]}` ({where})")
             counts[name] = counts.get(name, 0) + 1
             out[name if counts[name] == 1 else f"{name}_{counts[name]}"] = content.replace(self.config.tag, "").strip()
         return {name: value for name, value in out.items() if value}

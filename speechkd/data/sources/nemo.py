@@ -1,4 +1,4 @@
-"""NeMo manifests, of plain files or of tarred shards. https://docs.nvidia.com/nemo/speech/latest/asr/datasets.html"""
+"""NeMo manifests of audio files or of tarred datasets. https://docs.nvidia.com/nemo/speech/latest/asr/datasets.html"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speechkd.data.sources import paths
 from speechkd.data.sources.base import Item
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.sources.rows import read_files, read_jsonl, scalars
-from speechkd.data.sources.tarfiles import list_tar, located, read_members
+from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 from speechkd.data.storage.names import clean_name
 
 _SUB = re.compile(r"-sub\d+(?=\.\w+$|$)")
@@ -21,25 +21,25 @@ _AUDIO, _OFFSET, _SECONDS, _SHARD = "audio_filepath", "offset", "duration", "sha
 
 
 class NemoConfig(AudioPaths):
-    """Rows of `audio_filepath`, `duration`, `offset` and what else they say. With `tars` the paths are members of those tars."""
+    """Rows with `audio_filepath`, `duration`, `offset` and other fields. With `tars`, the paths are members of those tars."""
 
     kind: Literal["nemo"]
-    manifest: paths.Files
+    manifest: paths.PathBySplit
     """a manifest, or split -> manifest; `_OP_0..511_CL_` or `{0..511}` for sharded ones"""
     tars: str | dict[str, str] = ""
     """tars of a tarred manifest, e.g. `audio__OP_0..511_CL_.tar`, or split -> tars"""
     key_field: str = ""
-    """empty: the audio's name, with a number where one file gives many rows"""
+    """empty: the audio's name, plus a number if several rows share a file"""
     split: str = "train"
 
 
 class NemoSource:
-    """Rows of NeMo manifests."""
+    """Reads the rows of NeMo manifests."""
 
     Config = NemoConfig
 
     def __init__(self, config: NemoConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config, self.root = config, data_root
         self.manifests = [(s, paths.files(data_root, n, "source.manifest")) for s, n in paths.by_split(config.manifest, config.split)]
         self.tars = {s: paths.files(data_root, n, "source.tars") for s, n in paths.by_split(config.tars, config.split) if n}
@@ -68,23 +68,23 @@ class NemoSource:
             payload = {"audio": name, **_span(row, where)}
             if self.tars:
                 member = _SUB.sub("", name)
-                found = members.get((row.get(_SHARD), member)) or members.get((None, member))
-                payload |= found or {"problem": f"no member `{member}` in the tars"}
+                location = members.get((row.get(_SHARD), member)) or members.get((None, member))
+                payload |= location or {"problem": f"no member `{member}` in the tars"}
             taken = (_AUDIO, _OFFSET, _SHARD, self.config.key_field)
             yield Item(key, split, scalars({field: value for field, value in row.items() if field not in taken}), payload)
 
     def _members(self, split: str) -> dict[tuple[int | None, str], dict[str, Any]]:
-        """(shard, name) -> place; under shard None where only one tar has the name. The shard's number stands in the tar's name."""
+        """(shard, member name) -> payload, with shard None if only one tar has the name. The shard number is part of the tar's name."""
         out: dict[tuple[int | None, str], dict[str, Any]] = {}
         tars_with: dict[str, int] = {}
         for path in self.tars[split]:
             number = re.search(r"(\d+)\.tar$", path.name)
             for member in list_tar(path):
-                place = located(path, self.root, member)
+                payload = member_payload(path, self.root, member)
                 tars_with[member.name] = tars_with.get(member.name, 0) + 1
-                out[None, member.name] = place
+                out[None, member.name] = payload
                 if number:
-                    out[int(number[1]), member.name] = place
+                    out[int(number[1]), member.name] = payload
         for name, count in tars_with.items():
             if count > 1:
                 del out[None, name]
@@ -110,8 +110,8 @@ def _span(row: dict[str, Any], where: str) -> dict[str, float]:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise InputError(f"`{field}` must be seconds, is `{str(value)[:40]}` ({where})")
+            raise InputError(f"`{field}` must be seconds, given `{str(value)[:40]}` ({where})")
         out[name] = float(value)
     if "start" not in out:
-        out.pop("seconds", None)  # a whole file; its stated length may be rounded
+        out.pop("seconds", None)  # the whole file: its stated duration may be rounded
     return out

@@ -1,7 +1,7 @@
-"""Where raw data lies: below one data root that the user names, and never outside it.
+"""Resolves a card's paths below the data root, and refuses paths outside it.
 
-A card says paths relative to the data root: the folder in the environment variable SPEECHKD_DATA or, where that is not set, the folder
-of the card itself. The root is no part of a card's digest, so the same card gives the same shards on every machine.
+The data root is the folder in the environment variable SPEECHKD_DATA or, if unset, the card's folder. It is not part of the card's digest,
+so the same card gives the same shards on every machine.
 """
 
 from __future__ import annotations
@@ -20,29 +20,27 @@ from speechkd.data.sources.base import MissingData
 
 ROOT_VARIABLE = "SPEECHKD_DATA"
 MAX_BRACES = 100_000
-"""Names that one pattern may stand for."""
+"""Most names that one pattern may expand to."""
 
-Files = str | dict[str, str]
+PathBySplit = str | dict[str, str]
 """One path, or split -> path."""
 
 
 def data_root(card_dir: Path) -> Path:
-    """The folder that a card's paths are below."""
+    """The folder that a card's paths are relative to."""
     return Path(os.environ.get(ROOT_VARIABLE) or card_dir)
 
 
 def below(root: Path, name: str, key: str) -> Path:
-    """A card's path below the data root. Raises InputError where it leaves it. `key` is the card's key, for the message."""
+    """A card's path below the data root. Raises InputError if it is outside. `key`: the card's key, for the message."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise InputError(
-            f"`{name}` must be a path below the data root, without `..` (card: {key}); {ROOT_VARIABLE} says where that root is"
-        )
+        raise InputError(f"`{name}` must be a path below the data root, without `..` (card: {key}); set {ROOT_VARIABLE} to change the root")
     return root / path
 
 
 def folder(root: Path, name: str, key: str) -> Path:
-    """A folder of raw data that must be there. Raises MissingData."""
+    """An existing folder of raw data. Raises MissingData."""
     path = below(root, name, key)
     if not path.is_dir():
         raise MissingData(_missing(path, "folder", key))
@@ -50,7 +48,7 @@ def folder(root: Path, name: str, key: str) -> Path:
 
 
 def file(root: Path, name: str, key: str) -> Path:
-    """A file of raw data that must be there. Raises MissingData."""
+    """An existing file of raw data. Raises MissingData."""
     path = below(root, name, key)
     if not path.is_file():
         raise MissingData(_missing(path, "file", key))
@@ -58,18 +56,18 @@ def file(root: Path, name: str, key: str) -> Path:
 
 
 def files(root: Path, pattern: str, key: str) -> list[Path]:
-    """Files by a path with braces ({0..9}, {a,b}, NeMo's _OP_0..9_CL_) or with * and ?: every spelt-out name must be there. Sorted."""
-    found: list[Path] = []
+    """Sorted files that match a path with braces ({0..9}, {a,b}, NeMo's _OP_0..9_CL_) or * and ?. Every name from braces must exist."""
+    matched: list[Path] = []
     for name in braces(pattern):
         path = below(root, name, key)
         if any(mark in name for mark in "*?["):
             matches = sorted(root / match for match in glob.glob(name, root_dir=root, recursive=True))
-            found += [match for match in matches if match.is_file()]
+            matched += [match for match in matches if match.is_file()]
             if not matches:
                 raise MissingData(_missing(path, "file like", key))
         else:
-            found.append(file(root, name, key))
-    return sorted(set(found))
+            matched.append(file(root, name, key))
+    return sorted(set(matched))
 
 
 def _missing(path: Path, what: str, key: str) -> str:
@@ -79,44 +77,44 @@ def _missing(path: Path, what: str, key: str) -> str:
 
 
 def braces(pattern: str) -> list[str]:
-    """The names that a pattern with {a,b}, {000..511} or _OP_000..511_CL_ stands for; the width of the numbers is kept."""
+    """Expand {a,b}, {000..511} and _OP_000..511_CL_ in a pattern; numbers keep their width."""
     text = re.sub(r"_OP_(\d+\.\.\d+)_CL_", r"{\1}", pattern)
-    found = [""]
+    expanded = [""]
     for plain, inside in re.findall(r"([^{}]+)|\{([^{}]*)\}", text):
         parts = [plain] if plain else _alternatives(inside, pattern)
-        if len(found) * len(parts) > MAX_BRACES:
-            raise InputError(f"`{pattern[:100]}` stands for more than {MAX_BRACES} names")
-        found = [name + part for name in found for part in parts]
+        if len(expanded) * len(parts) > MAX_BRACES:
+            raise InputError(f"`{pattern[:100]}` expands to more than {MAX_BRACES} names")
+        expanded = [name + part for name in expanded for part in parts]
     if text.count("{") != text.count("}"):
-        raise InputError(f"`{pattern[:100]}` has a brace without its partner")
-    return found
+        raise InputError(f"`{pattern[:100]}` has an unmatched brace")
+    return expanded
 
 
 def _alternatives(inside: str, pattern: str) -> list[str]:
     if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
         first, last = int(span[1]), int(span[2])
         if last - first > MAX_BRACES:
-            raise InputError(f"`{pattern[:100]}` stands for more than {MAX_BRACES} names")
+            raise InputError(f"`{pattern[:100]}` expands to more than {MAX_BRACES} names")
         width = len(span[1]) if len(span[1]) == len(span[2]) or span[1].startswith("0") else 0
         return [f"{number:0{width}d}" for number in range(first, last + 1)]
     return inside.split(",")
 
 
-def by_split(value: Files, split: str) -> list[tuple[str, str]]:
+def by_split(value: PathBySplit, split: str) -> list[tuple[str, str]]:
     """(split, path) of a card's `file`-like key."""
     return [(split, value)] if isinstance(value, str) else list(value.items())
 
 
 class AudioPaths(Config):
-    """Where the audio that a list names lies. `moved` maps the beginning of a path in the list to a folder below `root`."""
+    """Location of the audio files. `moved` maps a path prefix in the raw data to a folder below `root`."""
 
     root: str = ""
-    """folder below the data root that every audio path is below; empty: the data root itself"""
+    """folder below the data root that audio paths are relative to; empty: the data root itself"""
     moved: dict[str, str] = {}
 
 
 class AudioFolder:
-    """Finds audio files by names that came with the data: never outside its folder, by no link and no `..`."""
+    """Finds audio files by untrusted names. Never leaves its folder, neither by links nor by `..`."""
 
     def __init__(self, data_root: Path, config: AudioPaths) -> None:
         self.path = folder(data_root, config.root, "source.root")
@@ -125,7 +123,7 @@ class AudioFolder:
         self._moved: Mapping[str, str] = {old.rstrip("/"): new for old, new in config.moved.items()}
 
     def find(self, name: str) -> Path | Rejected:
-        """The file called `name`; an absolute path is followed only if it is below the folder."""
+        """The file called `name`, or why it is rejected. An absolute path must be below the folder."""
         for old, new in self._moved.items():
             if name.startswith(old + "/"):
                 name = str(PurePosixPath(new, name[len(old) + 1 :]))
@@ -133,13 +131,13 @@ class AudioFolder:
         if ".." in path.parts or "\0" in name:
             return Rejected("path must stay below the root folder")
         try:
-            whole = self._root / path
-            target = self._resolved(whole.parent) / whole.name
+            unresolved = self._root / path
+            target = self._resolved(unresolved.parent) / unresolved.name
             facts = os.lstat(target) if target.is_relative_to(self._root) else None
             if facts is None or stat.S_ISLNK(facts.st_mode):
                 target = target.resolve()
                 if not target.is_relative_to(self._root):
-                    outside = path.is_absolute() and not whole.is_relative_to(self._root)
+                    outside = path.is_absolute() and not unresolved.is_relative_to(self._root)
                     return Rejected("path must stay below the root folder" if outside else "is a link to outside the root folder")
                 facts = target.stat()
             if not stat.S_ISREG(facts.st_mode):
@@ -151,7 +149,7 @@ class AudioFolder:
         return target
 
     def _resolved(self, folder: Path) -> Path:
-        """A folder without links; the last one is remembered, since the files of a list mostly follow each other in one."""
+        """The folder with links resolved. The last one is cached, since consecutive files are mostly in the same folder."""
         if folder != self._last[0]:
             self._last = folder, folder.resolve()
         return self._last[1]

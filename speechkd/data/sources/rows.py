@@ -1,4 +1,4 @@
-"""What all row layouts share: one object is one sample; some of its fields are key, split and audio, the scalar rest is metadata."""
+"""Shared by all row layouts: one row is one sample, with fields for key, split and audio; other scalar fields are metadata."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.storage.names import clean_name
 
 MAX_LINE = 16 << 20
-"""Letters of one line of a list"""
+"""Bytes of one line"""
 
 
 class RowConfig(AudioPaths):
-    """Keys that every row layout has. A name with braces is built from fields, and the split: `audio_field: "{split}/utt{number}.wav"`."""
+    """Keys of all row layouts. A value with braces is a template of fields and `split`: `audio_field: "{split}/utt{number}.wav"`."""
 
     audio_field: str = "audio"
-    """path of the audio below `root`; a row without it is text-only"""
+    """field with the audio's path below `root`; a row without it is text-only"""
     key_field: str = ""
-    """empty: the row's number is the key"""
+    """empty: the row number is the key"""
     clean_keys: bool = False
-    """turn letters that a key cannot have into `_`, and drop a file name's suffix, where they would otherwise be refused"""
+    """replace characters that are invalid in a key with `_`, and drop an audio suffix; otherwise such keys are refused"""
     split_field: str = ""
     split: str = "train"
-    """split of rows that name none"""
+    """split of rows without one"""
     first_of: list[str] = []
-    """lists of which the first entry is kept, as `answers.text`; other lists are left out"""
+    """lists whose first entry is kept, e.g. `answers.text`; other lists are dropped"""
 
     @property
     def used(self) -> set[str]:
-        """Fields that are no metadata."""
+        """Fields that are not metadata."""
         return {self.audio_field, self.key_field, self.split_field}
 
 
@@ -48,7 +48,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def json_lines(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same of an open stream of bytes, which may be unpacked on the way: no line is held that is longer than MAX_LINE."""
+    """Like `read_jsonl`, for an open byte stream (which may decompress). Refuses lines longer than MAX_LINE without loading them."""
     number = 0
     try:
         with stream:
@@ -72,7 +72,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error} ({where})") from None
     if not isinstance(row, dict):
-        raise InputError(f"must be one JSON object, is {type(row).__name__} ({where})")
+        raise InputError(f"must be one JSON object, given {type(row).__name__} ({where})")
     return row
 
 
@@ -81,7 +81,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def scalars(row: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """The row's text, numbers and truths; objects within are opened (`custom: {snr: 3}` is `custom.snr`), lists and empty values left."""
+    """The row's text, numbers and booleans. Objects are flattened (`custom: {snr: 3}` is `custom.snr`), lists and empty values dropped."""
     out: dict[str, Scalar] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
@@ -92,7 +92,7 @@ def scalars(row: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
 
 
 def fill(template: str, row: Mapping[str, Any], where: str) -> str:
-    """`{field}` in a template replaced by the row's value, nothing else: no formats, no attributes. Raises InputError for other fields."""
+    """Replace `{field}` in a template by the row's value, without formats or attribute access. Raises InputError for unknown fields."""
 
     def value(match: re.Match[str]) -> str:
         if isinstance(row.get(match[1]), (str, int, float)):
@@ -103,7 +103,7 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
 
 
 def row_item(row: Mapping[str, Any], config: RowConfig, number: int, split: str, counted: str, where: str) -> Item:
-    """One row as an item; `counted` is its key where the card names no field for it. Raises InputError naming `where`."""
+    """Make an item from a row. `counted`: the key to use if the card has no `key_field`. Raises InputError naming `where`."""
     row = {"split": split, **row} if "{split}" in config.key_field + config.audio_field else row
     used = config.used
     key = _named(row, config.key_field, where) if config.key_field else counted
@@ -115,7 +115,7 @@ def row_item(row: Mapping[str, Any], config: RowConfig, number: int, split: str,
     elif config.audio_field:
         audio = row.get(config.audio_field) or ""
     if not isinstance(audio, str):
-        raise InputError(f"`{config.audio_field}` must be a path, is {type(audio).__name__} ({where})")
+        raise InputError(f"`{config.audio_field}` must be a path, given {type(audio).__name__} ({where})")
     metadata = scalars({name: value for name, value in row.items() if name not in used and not (name == "split" and value is split)})
     for name in config.first_of:
         if isinstance(value := _first(row, name.split(".")), (str, int, float)) and value != "":
@@ -124,7 +124,7 @@ def row_item(row: Mapping[str, Any], config: RowConfig, number: int, split: str,
 
 
 def _first(value: Any, path: list[str]) -> Any:
-    """The value at a path, of every list on the way the first entry."""
+    """The value at a path, taking the first entry of every list on the way."""
     for name in path:
         value = value[0] if isinstance(value, list) and value else value
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -140,7 +140,7 @@ def _named(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def read_files(items: Sequence[Item], find: Callable[[str], Path | Rejected] | None) -> Iterator[RawClip | Rejected | None]:
-    """Decode each item's `audio`, or the part of it that `start`, `seconds` and `channel` of the payload say; None where it has none."""
+    """Decode each item's `audio`, or the span given by `start`, `seconds` and `channel` of its payload; None if it has no audio."""
     for item in items:
         name = item.payload["audio"]
         if not name:
@@ -152,15 +152,15 @@ def read_files(items: Sequence[Item], find: Callable[[str], Path | Rejected] | N
 
 
 def span_of(payload: Mapping[str, Any]) -> Span:
-    """The part of its file that an item is."""
+    """The span of the file that is this item."""
     return Span(payload.get("start", 0.0), payload.get("seconds"), payload.get("channel"))
 
 
-def counted_key(number: int, split: str, several: bool) -> str:
-    """The key of a row that has none of its own: its number, after its split where there are several lists."""
-    return f"{split}-{number:09d}" if several else f"{number:09d}"
+def counted_key(number: int, split: str, with_split: bool) -> str:
+    """The key of a row without one: its number, prefixed by the split if `with_split`."""
+    return f"{split}-{number:09d}" if with_split else f"{number:09d}"
 
 
 def open_audio(data_root: Path, config: RowConfig) -> AudioFolder | None:
-    """The folder of the audio; None where the card says that there is none (`audio_field` empty)."""
+    """The audio folder; None for a text-only card (`audio_field` empty)."""
     return AudioFolder(data_root, config) if config.audio_field else None

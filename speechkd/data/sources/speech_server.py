@@ -1,6 +1,6 @@
-"""A speech server's `/v1/audio/speech`: one request a text, answered with an audio file (OpenAI's API reference, "Create speech").
+"""Client of a text-to-speech server's `/v1/audio/speech`: one request per text returns an audio file (OpenAI API, "Create speech").
 
-The answer is bytes like any other corpus's: bounded, decoded under limits, rejected where it is no audio.
+Answers are untrusted like any corpus: limited in size, decoded under limits, rejected if they are not audio.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from speechkd.data.audio.clips import decode_bytes
 from speechkd.data.audio.raw import RawClip, Rejected
 
 MAX_ANSWER = 64 << 20
-"""Bytes of one answer"""
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
-_SETTINGS = {401, 403, 404, 405}
+"""Most bytes of one answer"""
+_RETRIED_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
+_SETTINGS_STATUSES = {401, 403, 404, 405}
 
 
 class ServerVoice(Config):
-    """Where the server is and how it speaks. Its answers are not reproducible bit by bit, as espeak's are."""
+    """A text-to-speech server and its voices. Unlike espeak's, its audio is not reproducible bit by bit."""
 
     engine: Literal["server"]
     url: str = Field(pattern=r"^https?://[^\s]+$")
-    """up to `/v1`"""
+    """base URL, up to and including `/v1`"""
     model: str
     voices: list[str] = Field(min_length=1)
     speed: float = Field(default=1.0, ge=0.25, le=4.0)
     format: Literal["wav", "flac", "mp3", "opus"] = "wav"
     key_variable: str = "OPENAI_API_KEY"
-    """environment variable of the key; unset: no key is sent"""
+    """environment variable with the API key; unset: no key is sent"""
     timeout_s: float = Field(default=120, gt=0)
     attempts: int = Field(default=5, ge=1)
     at_once: int = Field(default=4, ge=1, le=64)
 
 
 class SpeechServer:
-    """Asks the server, `at_once` texts at a time; order of answers is order of texts."""
+    """Sends texts to the server, `at_once` at a time; answers come in the order of the texts."""
 
     def __init__(self, config: ServerVoice) -> None:
         self.config = config
@@ -52,27 +52,27 @@ class SpeechServer:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=config.timeout_s, headers=headers, follow_redirects=False)
 
-    def speak(self, said: Sequence[tuple[str, str]]) -> Iterator[RawClip | Rejected]:
-        """(text, voice) -> clips. Raises InputError where the settings are wrong or the server is not there."""
+    def speak(self, texts_and_voices: Sequence[tuple[str, str]]) -> Iterator[RawClip | Rejected]:
+        """Speak (text, voice) pairs. Raises InputError if the settings are wrong or the server does not answer."""
         with self._client, ThreadPoolExecutor(self.config.at_once) as pool:
-            yield from pool.map(lambda pair: self._ask(*pair), said)
+            yield from pool.map(lambda pair: self._ask(*pair), texts_and_voices)
 
     def _ask(self, text: str, voice: str) -> RawClip | Rejected:
         config = self.config
         url = f"{config.url.rstrip('/')}/audio/speech"
-        wish = {"model": config.model, "input": text, "voice": voice, "response_format": config.format, "speed": config.speed}
+        request = {"model": config.model, "input": text, "voice": voice, "response_format": config.format, "speed": config.speed}
         problem = ""
         for attempt in range(config.attempts):
             if attempt:
                 time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
             try:
-                with self._client.stream("POST", url, json=wish) as answer:
+                with self._client.stream("POST", url, json=request) as answer:
                     if answer.status_code == 200:
                         return _body(answer)
                     problem = f"status {answer.status_code}"
-                    if answer.status_code in _SETTINGS:
+                    if answer.status_code in _SETTINGS_STATUSES:
                         raise InputError(f"`{url}` answered {problem}: is url, model or key right? (card: source.voice)")
-                    if answer.status_code not in _AGAIN:
+                    if answer.status_code not in _RETRIED_STATUSES:
                         return Rejected(f"the speech server answered {problem}")
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,4 +1,4 @@
-"""Others' tar files, listed by their headers alone: every regular member with offset and size, under limits; nothing is extracted."""
+"""Lists untrusted tar files by their headers, under limits, and reads single members. Nothing is extracted to disk."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from speechkd.data.sources.rows import span_of
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_EXTRA = 64 << 10
-"""Bytes of a header's extension (long names)"""
+"""Most bytes of a header extension (long names)"""
 MAX_MEMBER = 1 << 30
-"""Bytes of a member that is read at all"""
+"""Most bytes of a member; larger ones are rejected"""
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
@@ -31,7 +31,7 @@ class TarMember(NamedTuple):
 
 
 def list_tar(path: Path) -> Iterator[TarMember]:
-    """All members but folders, in order. USTAR, GNU and PAX names. Raises InputError where the file is no plain tar."""
+    """All members except folders, in order, with USTAR, GNU and PAX names. Raises InputError if the file is not an uncompressed tar."""
     try:
         with path.open("rb") as stream:
             yield from _members(stream, path.stat().st_size, path)
@@ -53,7 +53,7 @@ def _members(stream: BinaryIO, total: int, path: Path) -> Iterator[TarMember]:
             kind = (
                 "a compressed file: unpack it first" if at == 0 and block[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5") else "damaged"
             )
-            raise InputError(f"`{path}` is no plain tar, or {kind} (byte {at})") from None
+            raise InputError(f"`{path}` is not an uncompressed tar, or it is {kind} (byte {at})") from None
         data, size = at + BLOCK, int(pax.get("size", info.size)) if str(pax.get("size", "0")).isdigit() else info.size
         at = data + -(-size // BLOCK) * BLOCK
         if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
@@ -97,7 +97,7 @@ def _pax(data: bytes, path: Path, at: int) -> dict[str, str]:
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes | Rejected:
-    """Bytes of one member."""
+    """The bytes of one member, or why they cannot be read."""
     try:
         with path.open("rb") as stream:
             stream.seek(offset)
@@ -107,22 +107,22 @@ def read_range(path: Path, offset: int, size: int) -> bytes | Rejected:
     return data if len(data) == size else Rejected("is cut off: its tar ends before it does")
 
 
-def located(path: Path, data_root: Path, member: TarMember) -> dict[str, Any]:
-    """Where a member lies, as an item's payload says it."""
+def member_payload(path: Path, data_root: Path, member: TarMember) -> dict[str, Any]:
+    """The item payload that locates a member."""
     if member.problem:
         return {"problem": member.problem}
     return {"tar": path.relative_to(data_root).as_posix(), "at": member.offset, "bytes": member.size}
 
 
 def read_members(items: Sequence[Item], data_root: Path, tars: Sequence[Path]) -> Iterator[RawClip | Rejected | None]:
-    """Decode each item's member, or its part of it; None where an item has none. Only these `tars` are opened."""
+    """Decode each item's member, or its span of it; None for an item without audio. Only these `tars` are opened."""
     by_name = {path.relative_to(data_root).as_posix(): path for path in tars}
     for item in items:
-        place = item.payload
-        if place.get("problem"):
-            yield Rejected(place["problem"])
-        elif "tar" not in place:
+        payload = item.payload
+        if payload.get("problem"):
+            yield Rejected(payload["problem"])
+        elif "tar" not in payload:
             yield None
         else:
-            data = read_range(by_name[place["tar"]], place["at"], place["bytes"])
-            yield data if isinstance(data, Rejected) else decode_bytes(data, span_of(place))
+            data = read_range(by_name[payload["tar"]], payload["at"], payload["bytes"])
+            yield data if isinstance(data, Rejected) else decode_bytes(data, span_of(payload))

@@ -1,6 +1,6 @@
-"""A text field spoken: the spoken questions of cross-modal distillation (arXiv 2509.14930) and of Audio-MLQA (arXiv 2603.07025).
+"""Synthesises a text field: the spoken questions of cross-modal distillation (arXiv 2509.14930) and of Audio-MLQA (arXiv 2603.07025).
 
-The texts come from any row source; the voice is espeak-ng, a server that speaks the OpenAI API, or a command of the user's own.
+Texts come from any row source; the voice is espeak-ng, a server with the OpenAI API, or a user's command.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROW_KINDS = ("jsonl", "csv", "hf_disk", "messages")
 
 
 class EspeakVoice(Config):
-    """espeak-ng: `voices` are its names, such as `en-us` or `de+f2`."""
+    """espeak-ng. `voices` are espeak's names, such as `en-us` or `de+f2`."""
 
     engine: Literal["espeak"]
     voices: list[str] = Field(min_length=1)
@@ -39,7 +39,7 @@ class EspeakVoice(Config):
 
 
 class CommandVoice(Config):
-    """A program of the user's: no shell, one process a text. The text is in the file {text}, the voice in {voice}; it writes {wav}."""
+    """A user's program, run once per text, without a shell. It reads the file {text} and writes {wav}; {voice} is the voice's name."""
 
     engine: Literal["command"]
     argv: list[str] = Field(min_length=1)
@@ -50,20 +50,20 @@ class CommandVoice(Config):
     @field_validator("argv")
     @classmethod
     def _says_where(cls, argv: list[str]) -> list[str]:
-        missing = next((place for place in ("{text}", "{wav}") if not any(place in word for word in argv)), None)
+        missing = next((placeholder for placeholder in ("{text}", "{wav}") if not any(placeholder in word for word in argv)), None)
         if missing:
-            raise ValueError(f"argv must say `{missing}`: the text comes in a file, and the audio goes to one")
+            raise ValueError(f"argv must contain `{missing}`: the text is read from a file, and the audio written to one")
         return argv
 
 
 class TtsConfig(Config):
-    """Every row's text becomes a clip; rows without one are text-only. The voice follows from the key and stands in `voice_field`."""
+    """Every row's text becomes a clip; rows without text are text-only. The voice is chosen by the key and recorded in `voice_field`."""
 
     kind: Literal["tts"]
     rows: dict[str, Any]
     """a source block of kind jsonl, csv, hf_disk or messages; its audio is not read"""
     text_field: str
-    """raw field that is spoken"""
+    """raw field to synthesise"""
     voice: Annotated[EspeakVoice | ServerVoice | CommandVoice, Field(discriminator="engine")]
     voice_field: str = "voice"
     max_letters: int = Field(default=2000, ge=1)
@@ -71,12 +71,12 @@ class TtsConfig(Config):
 
 
 class TtsSource:
-    """Rows of another source, spoken."""
+    """Synthesises the rows of another source."""
 
     Config = TtsConfig
 
     def __init__(self, config: TtsConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config = config
         if isinstance(config.voice, EspeakVoice):
             for voice in config.voice.voices:
@@ -84,9 +84,9 @@ class TtsSource:
         self.rows = _row_source(config.rows, data_root)
 
     def items(self) -> list[Item]:
-        """The rows, sorted by key; nothing is spoken. Raises InputError where no row has the text field."""
+        """The rows, sorted by key, without synthesis. Raises InputError if no row has the text field."""
         rows = self.rows.items()
-        self.columns |= self.rows.columns
+        self.field_names |= self.rows.field_names
         field, voices = self.config.text_field, self.config.voice.voices
         if rows and not any(field in row.metadata for row in rows):
             raise InputError(unknown_name("field", field, {name for row in rows for name in row.metadata}, "card: source.text_field"))
@@ -102,9 +102,9 @@ class TtsSource:
         return items
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
-        """Speak one block, in order."""
-        said = [(i.payload["text"], i.payload["voice"]) for i in items if 0 < len(i.payload["text"]) <= self.config.max_letters]
-        clips = _speak(self.config.voice, said)
+        """Synthesise items, in order."""
+        texts_and_voices = [(i.payload["text"], i.payload["voice"]) for i in items if 0 < len(i.payload["text"]) <= self.config.max_letters]
+        clips = _speak(self.config.voice, texts_and_voices)
         for item in items:
             letters = len(item.payload["text"])
             if letters > self.config.max_letters:
@@ -123,24 +123,24 @@ def _row_source(block: dict[str, Any], data_root: Path) -> Source:
     return source(build(source.Config, block, "card: source.rows"), data_root)
 
 
-def _speak(voice: EspeakVoice | ServerVoice | CommandVoice, said: Sequence[tuple[str, str]]) -> Iterator[RawClip | Rejected]:
+def _speak(voice: EspeakVoice | ServerVoice | CommandVoice, texts_and_voices: Sequence[tuple[str, str]]) -> Iterator[RawClip | Rejected]:
     if isinstance(voice, ServerVoice):
-        yield from SpeechServer(voice).speak(said)
+        yield from SpeechServer(voice).speak(texts_and_voices)
     elif isinstance(voice, CommandVoice):
-        yield from (_run(voice, text, name) for text, name in said)
+        yield from (_run(voice, text, name) for text, name in texts_and_voices)
     else:
         engine = Engine()
         settings = {"wpm": voice.words_per_minute, "pitch": voice.pitch, "range": voice.pitch_range}
-        for text, name in said:
+        for text, name in texts_and_voices:
             yield RawClip(engine.speak({"text": text, "voice": name, **settings}), engine.rate)
 
 
 def _run(voice: CommandVoice, text: str, name: str) -> RawClip | Rejected:
     with tempfile.TemporaryDirectory(prefix="speechkd-tts-") as folder:
-        said, wav = Path(folder, "text.txt"), Path(folder, "speech.wav")
-        said.write_text(text, encoding="utf-8")
-        places = {"{text}": str(said), "{wav}": str(wav), "{voice}": name}
-        argv = [_filled(word, places) for word in voice.argv]
+        text_file, wav = Path(folder, "text.txt"), Path(folder, "speech.wav")
+        text_file.write_text(text, encoding="utf-8")
+        placeholders = {"{text}": str(text_file), "{wav}": str(wav), "{voice}": name}
+        argv = [_filled(word, placeholders) for word in voice.argv]
         try:
             done = subprocess.run(
                 argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=voice.timeout_s, cwd=folder, check=False, preexec_fn=_unlimited
@@ -157,13 +157,13 @@ def _run(voice: CommandVoice, text: str, name: str) -> RawClip | Rejected:
 
 
 def _unlimited() -> None:
-    """The bounds of a decoder's process are not meant for a user's own program."""
+    """Lift the decoder's memory and CPU limits for the user's program."""
     for bound in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
         _, hard = resource.getrlimit(bound)
         resource.setrlimit(bound, (hard, hard))
 
 
-def _filled(word: str, places: dict[str, str]) -> str:
-    for place, value in places.items():
-        word = word.replace(place, value)
+def _filled(word: str, placeholders: dict[str, str]) -> str:
+    for placeholder, value in placeholders.items():
+        word = word.replace(placeholder, value)
     return word

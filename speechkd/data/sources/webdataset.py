@@ -1,4 +1,4 @@
-"""Others' webdataset tars: members that share a name up to its first dot are one sample. https://github.com/webdataset/webdataset"""
+"""Webdataset tars: members with the same name up to the first dot are one sample. https://github.com/webdataset/webdataset"""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
 from speechkd.data.sources.base import Item
 from speechkd.data.sources.rows import parse_object, scalars
-from speechkd.data.sources.tarfiles import TarMember, list_tar, located, read_members, read_range
+from speechkd.data.sources.tarfiles import TarMember, list_tar, member_payload, read_members, read_range
 from speechkd.data.storage.names import clean_name
 
 MAX_TEXT = 1 << 20
-"""Bytes of a member that is metadata"""
+"""Most bytes of a metadata member"""
 
 
 class WebdatasetConfig(Config):
-    """Members are taken by their suffix (all that follows the first dot); others, pickles among them, are never opened."""
+    """Members are selected by suffix (all that follows the first dot); others, such as pickles, are never opened."""
 
     kind: Literal["webdataset"]
-    tars: paths.Files
+    tars: paths.PathBySplit
     """`train/{000000..000511}.tar` or `train/*.tar`, or split -> tars"""
     audio: list[str] = ["flac", "wav", "mp3", "ogg", "opus"]
     json_suffix: str = "json"
-    """an object of metadata"""
+    """suffix of a JSON object of metadata"""
     text: dict[str, str] = {"txt": "text"}
-    """suffix -> field, of members that are one text"""
+    """suffix of a text member -> field"""
     split: str = "train"
 
 
 class WebdatasetSource:
-    """Samples of webdataset tars."""
+    """Reads the samples of webdataset tars."""
 
     Config = WebdatasetConfig
 
     def __init__(self, config: WebdatasetConfig, data_root: Path) -> None:
-        self.columns: set[str] = set()
+        self.field_names: set[str] = set()
         self.config, self.root = config, data_root
         self.tars = [
             (s, path) for s, name in paths.by_split(config.tars, config.split) for path in paths.files(data_root, name, "source.tars")
@@ -76,9 +76,9 @@ class WebdatasetSource:
             if suffix in sample:
                 metadata[field] = _text(tar, sample[suffix]).strip()
         audio = next((sample[suffix] for suffix in config.audio if suffix in sample), None)
-        place: dict[str, Any] = located(tar, self.root, audio) if audio else {}
+        payload: dict[str, Any] = member_payload(tar, self.root, audio) if audio else {}
         if audio or metadata:
-            yield Item(clean_name(key.removeprefix("./")), split, metadata, place)
+            yield Item(clean_name(key.removeprefix("./")), split, metadata, payload)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Decode each sample's audio member."""

@@ -1,1 +1,1 @@
-"""Bytes at rest: folders and URLs, the local cache, deterministic tars."""
+"""Storage: folders and URLs, the local cache, manifests and deterministic tars."""

@@ -1,4 +1,4 @@
-"""Arrow arrays straight from bytes. `pa.array` of a list loads pandas first, a tenth of a second that publishing need not take."""
+"""Arrow arrays built from buffers. `pa.array` of a list would first import pandas, which takes a tenth of a second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 
 def texts(values: Sequence[str]) -> pa.Array:
-    """Strings, none of them null."""
+    """A string array without nulls."""
     encoded = [value.encode("utf-8") for value in values]
     ends_N = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     assert ends_N[-1] < 2**31, "offsets of a string array have 32 bits"
@@ -18,11 +18,11 @@ def texts(values: Sequence[str]) -> pa.Array:
 
 
 def numbers(values: Sequence[int]) -> pa.Array:
-    """int32, none of them null."""
+    """An int32 array without nulls."""
     return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(np.array(values, np.int32))])
 
 
 def digests(values: Sequence[bytes]) -> pa.Array:
-    """binary(32), none of them null."""
+    """A binary(32) array without nulls."""
     assert all(len(value) == 32 for value in values)
     return pa.Array.from_buffers(pa.binary(32), len(values), [None, pa.py_buffer(b"".join(values))])

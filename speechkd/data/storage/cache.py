@@ -1,7 +1,7 @@
-"""Remote files on this machine: fetched once for all ranks of a node, checked against their digest, at most so many bytes of them.
+"""Local cache of remote files: fetched once per node, checked against their digest, limited in size.
 
-A file is named by its sha256, so that two versions which share a shard share its copy. Locks are the system's (flock) and die with their
-process. Who has a file open holds it shared; whoever needs room removes the files that were used longest ago and that nobody holds.
+Files are named by their sha256, so versions that share a shard share its copy. Locks are flock, released when their process ends. A reader
+holds a shared lock on its file; eviction removes the least recently used files that nobody holds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import sha256_bytes, sha256_file
-from speechkd.data.storage.store import ATTEMPTS, Place, Unreachable, UrlPath, reaching
+from speechkd.data.storage.store import ATTEMPTS, Location, Unreachable, UrlPath, open_filesystem
 
 FOLDER, LIMIT = "SPEECHKD_CACHE", "SPEECHKD_CACHE_GIB"
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
@@ -27,7 +27,7 @@ _PART = re.compile(r"^\.[0-9a-f]{64}\.(\d+)\..*\.part$")
 
 
 class CacheFull(Exception):
-    """Everything that could make room is in use."""
+    """No room: every file that could be evicted is in use."""
 
 
 def cache_folder() -> Path:
@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def shared_cache() -> Cache:
-    """The node's cache: folder SPEECHKD_CACHE (default: in ~/.cache), at most SPEECHKD_CACHE_GIB (default: 50, or half the disk's rest)."""
+    """The node's cache: in SPEECHKD_CACHE (default: in ~/.cache), at most SPEECHKD_CACHE_GIB (default: 50, or half of the free disk)."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     given = os.environ.get(LIMIT)
@@ -53,25 +53,24 @@ def shared_cache() -> Cache:
     return Cache(folder, limit)
 
 
-def working_folder(folder: Place) -> Path:
-    """`folder` itself, or, where it is behind a URL, one of this machine that stands for it."""
+def working_folder(folder: Location) -> Path:
+    """`folder` itself if it is local; for a URL, a local folder derived from it."""
     return folder if isinstance(folder, Path) else cache_folder() / "work" / sha256_bytes(str(folder).encode())
 
 
 class Cache:
-    """A folder of files named by their sha256, of `limit` bytes in all."""
+    """A folder of files named by their sha256, at most `limit` bytes in total."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
 
     def open(self, source: UrlPath, sha256: str, size: int) -> BinaryIO:
-        """The file that `source` serves, open for reading and safe from removal until it is closed (maps made from it included).
+        """The file at `source`, fetched if needed, open for reading. It is not evicted until the file and all memory maps of it are closed.
 
-        Raises FileNotFoundError and Unreachable (the source), DataError (not the bytes of its digest), CacheFull, InputError (larger than
-        the whole cache).
+        Raises FileNotFoundError, Unreachable, DataError (digest mismatch), CacheFull, InputError (larger than the cache).
         """
         if not _DIGEST.match(sha256):
-            raise DataError(f"{source}: `{sha256[:80]}` is no sha256")
+            raise DataError(f"{source}: `{sha256[:80]}` is not a sha256")
         if size > self.limit:
             raise InputError(f"{source} has {size} bytes, the cache {self.limit}: raise {LIMIT}")
         path = self.folder / sha256[:2] / sha256
@@ -80,16 +79,16 @@ class Cache:
             if stream:
                 return stream
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked(f"fetch-{sha256[:2]}"):  # one rank fetches, the others wait and find it there
+            with self._locked(f"fetch-{sha256[:2]}"):  # one rank fetches, the others wait
                 if not path.exists():
                     self._fetch(source, path, sha256, size)
 
     def forget(self, sha256: str) -> None:
-        """Remove a file whose bytes have gone bad; it is fetched again when next asked for."""
+        """Remove a corrupted file; the next `open` fetches it again."""
         (self.folder / sha256[:2] / sha256).unlink(missing_ok=True)
 
     def used(self) -> int:
-        """Bytes of all files, those being fetched in their full size."""
+        """Bytes of all files; files being fetched count in full."""
         return sum(size for _, size, _ in self._files())
 
     def _held(self, path: Path) -> BinaryIO | None:
@@ -108,14 +107,14 @@ class Cache:
         with self._locked("room"):
             self._make_room(size)
             handle, name = tempfile.mkstemp(prefix=f".{sha256}.{size}.", suffix=".part", dir=path.parent)
-            fcntl.flock(handle, fcntl.LOCK_SH)  # held while it is fetched; its name reserves its room
+            fcntl.flock(handle, fcntl.LOCK_SH)  # held while fetching; the name reserves the room
         part = Path(name)
         try:
             for attempt in range(ATTEMPTS):
                 if attempt:
                     time.sleep(0.2 * 2**attempt)
                 try:
-                    with reaching(source.url) as (files, remote):
+                    with open_filesystem(source.url) as (files, remote):
                         files.get_file(remote, name)
                 except Unreachable:
                     if attempt + 1 == ATTEMPTS:

@@ -1,4 +1,4 @@
-"""Files of a published version or column, found by what its manifest says: in its folder, in an earlier version's, behind a URL."""
+"""Opens the files of a published version or column as its manifest lists them: local, remote, or in an earlier version's folder."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any, BinaryIO
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.data.storage.cache import LIMIT, CacheFull, shared_cache
-from speechkd.data.storage.store import Place, Unreachable, UrlPath, sha256_of, size_of
+from speechkd.data.storage.store import Location, Unreachable, UrlPath, sha256_of, size_of
 
 
 class Files:
-    """Name -> bytes. `version` is the version's folder, `below` the part of it that names are relative to ("" or "columns/<name>")."""
+    """Files of a manifest by name. Names are relative to `version` / `below`, where `below` is "" or "columns/<name>"."""
 
-    def __init__(self, version: Place, below: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, version: Location, below: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
         self.version, self.below, self.entries = version, below, entries
 
     def __str__(self) -> str:
         return str(self.version / self.below if self.below else self.version)
 
-    def where(self, name: str) -> Place:
-        """Where a file lies. An entry with `in` lies in that version of the same dataset, under the same name."""
+    def where(self, name: str) -> Location:
+        """Location of a file. An entry with `in` is in that version of the same dataset, under the same name."""
         entry = self.entries.get(name, {})
         home = self.version.parent / entry["in"] if "in" in entry else self.version
         return home / self.below / name if self.below else home / name
 
     def open(self, name: str) -> BinaryIO:
-        """A file of this machine with its bytes, open for reading; a remote one is fetched and checked first, and kept while this is open.
+        """Open a file for reading. A remote file is fetched and checked first, and stays cached while open.
 
-        Raises DataError where it is missing, unreadable or not the bytes that the manifest says, CacheFull.
+        Raises DataError if it is missing, unreadable or fails its digest; CacheFull.
         """
         entry, where = self.entries.get(name), self.where(name)
         if entry is None:
@@ -49,7 +49,7 @@ class Files:
 
     @contextmanager
     def checked(self, name: str) -> Iterator[BinaryIO]:
-        """A file open for reading after all of it was hashed. Raises DataError."""
+        """A file open for reading, after checking its sha256. Raises DataError."""
         where = self.where(name)
         try:
             stream = self.open(name)
@@ -57,11 +57,11 @@ class Files:
             raise InputError(f"{where}: the cache is full of files in use: raise {LIMIT}") from None
         with stream:
             try:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO is a BufferedReader here
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO is a BufferedReader here
                 stream.seek(0)
             except OSError as error:
                 raise DataError(f"{where}: cannot be read ({error.strerror})") from None
-            if found != self.entries[name]["sha256"]:
+            if sha256 != self.entries[name]["sha256"]:
                 self.forget(name)
                 raise DataError(f"{where}: bytes differ from their sha256")
             yield stream
@@ -72,22 +72,22 @@ class Files:
             return stream.read()
 
     def forget(self, name: str) -> bool:
-        """Drop this machine's copy of a remote file; False where there is no copy to drop."""
+        """Drop the cached copy of a remote file; False for a local file."""
         if not isinstance(self.where(name), UrlPath):
             return False
         shared_cache().forget(self.entries[name]["sha256"])
         return True
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """(file, problem) for every file that is missing or has other bytes; reads them all, at their source."""
-        for name, said in self.entries.items():
+        """(file, problem) for every file that is missing or fails its digest. Reads every file at its source, not from the cache."""
+        for name, entry in self.entries.items():
             where = self.where(name)
-            place = f" (in version {said['in']})" if "in" in said else ""
+            in_version = f" (in version {entry['in']})" if "in" in entry else ""
             try:
                 size = size_of(where)
-                if size != said["bytes"]:
-                    yield name, f"has {size} bytes, must have {said['bytes']}{place}"
-                elif sha256_of(where) != said["sha256"]:
-                    yield name, f"bytes differ from their sha256{place}"
+                if size != entry["bytes"]:
+                    yield name, f"has {size} bytes, must have {entry['bytes']}{in_version}"
+                elif sha256_of(where) != entry["sha256"]:
+                    yield name, f"bytes differ from their sha256{in_version}"
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                yield name, f"is missing{place}"
+                yield name, f"is missing{in_version}"

@@ -1,4 +1,4 @@
-"""Index rows of single shards, read when a shard is first needed: what one process holds does not grow with the corpus."""
+"""Index rows by shard, loaded on demand, so that memory does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from speechkd.data.storage.files import Files
 from speechkd.data.storage.parquet_limits import allowed, judge, text_bytes, text_columns
 
 SHARDS_KEPT = 64
-"""Of one index; a reader goes back to the shards of a block and to a few before it"""
+"""Shards kept in memory per index: those of a plan's window and a few earlier ones"""
 
 Rows = dict[str, list[Any]]
 
 
 class ShardRows:
-    """Rows of a version or a column by their number in it. `read` gives a shard's columns, its file checked against the manifest."""
+    """Rows of a version or column by global row number. `read` returns the checked index table of one shard."""
 
     def __init__(self, counts: Sequence[int], read: Callable[[int], pa.Table]) -> None:
-        """counts: rows of each shard."""
+        """counts: number of rows per shard."""
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         """first row of each shard, and the number of rows: int64 [shards + 1]"""
         self._read = read
@@ -34,33 +34,33 @@ class ShardRows:
         self._lock = Lock()
 
     def find(self, row: int) -> tuple[int, int, Rows]:
-        """(shard, place in it, the shard's rows) of a row."""
+        """(shard, row within the shard, all rows of that shard) for a global row number."""
         if not 0 <= row < self.starts[-1]:
             raise IndexError(row)
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return shard, row - int(self.starts[shard]), self.of(shard)
+        return shard, row - int(self.starts[shard]), self.of_shard(shard)
 
-    def of(self, shard: int) -> Rows:
+    def of_shard(self, shard: int) -> Rows:
         """All rows of a shard, as lists by column."""
         with self._lock:  # several threads read; one of them opens the file
             if shard not in self._kept:
-                self._kept[shard] = self._whole(shard)
+                self._kept[shard] = self._read_shard(shard)
                 if len(self._kept) > SHARDS_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(shard)
             return self._kept[shard]
 
-    def _whole(self, shard: int) -> Rows:
+    def _read_shard(self, shard: int) -> Rows:
         table, count = self._read(shard), int(self.starts[shard + 1] - self.starts[shard])
         if len(table) != count or any(column.null_count for column in table.columns):
-            raise DataError(f"index of shard {shard}: {len(table)} rows, some of them perhaps empty; the manifest says {count}")
+            raise DataError(f"index of shard {shard} has {len(table)} rows, or rows with nulls; the manifest lists {count} rows")
         return table.to_pydict()
 
 
 def read_columns(files: Files, name: str, columns: Sequence[str] | None, repeated: Sequence[str]) -> pa.Table:
-    """Some columns of a Parquet file (None: all), `repeated` ones as dictionaries, after its bytes were checked. Raises DataError.
+    """Columns of a Parquet file (None: all), `repeated` ones as dictionaries, after checking its sha256. Raises DataError.
 
-    The file is hashed in passing and only the columns asked for are taken into memory: an index of millions of rows is mostly digests.
+    Only the requested columns are loaded: an index of millions of rows is mostly digests.
     """
     where, size = files.where(name), files.entries[name]["bytes"]
     with files.checked(name) as stream, pa.OSFile(stream.name) as source:  # Python's file object takes five times as long
@@ -83,5 +83,5 @@ def read_columns(files: Files, name: str, columns: Sequence[str] | None, repeate
                     plain = field.with_type(field.type.value_type)
                     table = table.set_column(number, plain, table.column(number).cast(plain.type))
             return table
-        except (pa.ArrowException, OSError) as error:  # what cannot be parsed is the one or the other
+        except (pa.ArrowException, OSError) as error:  # pyarrow raises either for an unparsable file
             raise DataError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from None

@@ -1,4 +1,4 @@
-"""Receipts and manifests: what a finished shard and a published folder say about themselves."""
+"""Manifests of published folders, and receipts of finished shards: JSON objects that contain their own sha256."""
 
 from __future__ import annotations
 
@@ -15,83 +15,83 @@ from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import canonical_json, digest, readable_json, sha256_bytes, sha256_file
 from speechkd.data.storage.files import Files
 from speechkd.data.storage.index_rows import read_columns
-from speechkd.data.storage.store import Place, create, names, publishing_at, remove, size_of, write_json
+from speechkd.data.storage.store import Location, create, list_folder, publishing_at, remove, size_of, write_json
 
 FORMAT_BASE, FORMAT_COLUMN = "speechkd-shards/1", "speechkd-column/1"
-MAX_SIGNED = 256 << 20
-"""Bytes of a manifest: a million shards"""
+MAX_MANIFEST_BYTES = 256 << 20
+"""Enough for a million shards"""
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 _SHARD_FILE = re.compile(r"^\d{6}\.(tar|parquet|json)$")
 _TEMPORARY = re.compile(r"^\..*\.tmp$")
 _PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
-"""One part of a file's name in a manifest, or a version: never `..`, never empty"""
+"""A path component in a manifest, or a version name: never `..`, never empty"""
 
 
 def shard_name(shard: int) -> str:
-    """The six digits of a shard's files."""
+    """File name stem of a shard: six digits."""
     return f"{shard:06d}"
 
 
-def signed(value: dict[str, Any]) -> dict[str, Any]:
-    """`value` with its own sha256, over its canonical JSON without that field."""
+def with_self_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` plus `sha256`, the digest of its canonical JSON without that field."""
     return {**value, "sha256": digest(value)}
 
 
-def read_signed(path: Place) -> dict[str, Any]:
-    """Read what `signed` made. Raises FileNotFoundError; DataError if the bytes are not what the digest says.
+def read_self_digested(path: Location) -> dict[str, Any]:
+    """Read an object made by `with_self_digest`. Raises FileNotFoundError; DataError if it fails its digest.
 
-    The digest covers the value; that the text is the one rendering of it covers every other byte (`1e-05` is also `1E-05`).
+    The digest covers the values. The text must also be their canonical rendering (`1e-05` could be written `1E-05`).
     """
-    if size_of(path) > MAX_SIGNED:
-        raise DataError(f"{path}: has {size_of(path)} bytes, allowed {MAX_SIGNED}")
+    if size_of(path) > MAX_MANIFEST_BYTES:
+        raise DataError(f"{path}: has {size_of(path)} bytes, allowed {MAX_MANIFEST_BYTES}")
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
-        said = value["sha256"]
-        whole = digest({name: part for name, part in value.items() if name != "sha256"}) == said and readable_json(value) == text
+        stated = value["sha256"]
+        intact = digest({name: part for name, part in value.items() if name != "sha256"}) == stated and readable_json(value) == text
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise DataError(f"{path}: is not a signed JSON object") from None
-    if not whole:
+        raise DataError(f"{path}: is not a JSON object with a `sha256` of its own content") from None
+    if not intact:
         raise DataError(f"{path}: its content differs from its own sha256")
-    signed_value: dict[str, Any] = value
-    return signed_value
+    checked: dict[str, Any] = value
+    return checked
 
 
-def write_parquet(path: Place, table: pa.Table) -> dict[str, Any]:
-    """Publish a table; equal tables give equal bytes. Returns its file entry."""
+def write_parquet(path: Location, table: pa.Table) -> dict[str, Any]:
+    """Write a table atomically; equal tables give equal bytes. Returns its file entry."""
     with publishing_at(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 20)
         return {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size}
 
 
 def read_parquet(files: Files, name: str) -> pa.Table:
-    """Read a whole table after checking it against its file entry. Raises DataError."""
+    """Read a table, checked against its file entry. Raises DataError."""
     return read_columns(files, name, None, [])
 
 
 @dataclass(frozen=True, slots=True)
 class Receipts:
-    """One receipt per finished shard. A receipt counts only for the same work (`binding`) and while its files are there."""
+    """One receipt per finished shard. A receipt is valid if its `binding` matches and its files exist in the stated sizes."""
 
-    version: Place
+    version: Location
     below: str
-    """what the receipts' file names are relative to, below the version's folder: "" or "columns/<name>" """
+    """folder below the version that file names are relative to: "" or "columns/<name>" """
     binding: Callable[[int], dict[str, Any]]
-    """what the shard was made from: digests of card and items, or of base and column spec"""
+    """shard -> digests of its inputs: card and items, or base shard and column spec"""
 
     @property
-    def folder(self) -> Place:
-        """Where receipts lie."""
+    def folder(self) -> Location:
+        """Folder of the receipts."""
         return (self.version / self.below if self.below else self.version) / "receipts"
 
     def files(self, entries: Mapping[str, Mapping[str, Any]]) -> Files:
-        """The files that a receipt or several of them list."""
+        """The files listed in receipts."""
         return Files(self.version, self.below, entries)
 
     def read(self, shard: int) -> dict[str, Any] | None:
-        """The shard's receipt, or None where the shard is still to do."""
+        """The shard's valid receipt, or None if the shard must be written."""
         try:
-            receipt = read_signed(self.folder / f"{shard_name(shard)}.json")
+            receipt = read_self_digested(self.folder / f"{shard_name(shard)}.json")
             if receipt["binding"] != self.binding(shard):
                 return None
             files = self.files(receipt["files"])
@@ -101,11 +101,11 @@ class Receipts:
         return receipt if all(receipt["files"][name]["bytes"] == size for name, size in sizes.items()) else None
 
     def write(self, shard: int, files: dict[str, Any], facts: dict[str, Any]) -> None:
-        """The last act on a shard."""
-        write_json(self.folder / f"{shard_name(shard)}.json", signed({"binding": self.binding(shard), "files": files, **facts}))
+        """Write the receipt: the last step of a shard."""
+        write_json(self.folder / f"{shard_name(shard)}.json", with_self_digest({"binding": self.binding(shard), "files": files, **facts}))
 
     def do(self, shard: int, work: Callable[[], None]) -> None:
-        """Run `work`, which ends in `write`. Another writer of the same shard may publish first and sweep our temporary file away."""
+        """Run `work`, which ends in `write`. Tolerates another writer that finishes first and removes our temporary file."""
         try:
             work()
         except FileNotFoundError:
@@ -113,35 +113,35 @@ class Receipts:
                 raise
 
 
-def sweep(folders: Sequence[Place], keep: Collection[str]) -> None:
-    """Remove what killed writers left: temporary names, and shard files that are not of `keep`. Called when every shard is published."""
+def sweep(folders: Sequence[Location], keep: Collection[str]) -> None:
+    """Remove leftovers of killed writers: temporary files, and shard files not in `keep`. Called once every shard is published."""
     for folder in folders:
-        for name in names(folder):
+        for name in list_folder(folder):
             if _TEMPORARY.match(name) or (_SHARD_FILE.match(name) and name not in keep):
                 remove(folder / name)
 
 
-def own_names(files: Mapping[str, Mapping[str, Any]], shards: int) -> set[str]:
-    """Names of shard files that lie in this very folder, and of its receipts."""
+def stored_names(files: Mapping[str, Mapping[str, Any]], shards: int) -> set[str]:
+    """Names of the shard files stored in this folder (not in an earlier version) and of its receipts."""
     return {name.rpartition("/")[2] for name, entry in files.items() if "in" not in entry} | {
         f"{shard_name(shard)}.json" for shard in range(shards)
     }
 
 
-def create_manifest(path: Place, value: dict[str, Any]) -> None:
-    """The act that publishes. Raises InputError if something else was published there in the meantime."""
-    content = readable_json(signed(value))
+def create_manifest(path: Location, value: dict[str, Any]) -> None:
+    """Write the manifest, which publishes the folder. Raises InputError if different content was published there first."""
+    content = readable_json(with_self_digest(value))
     try:
         create(path, content.encode("utf-8"))
     except FileExistsError:
         if path.read_text(encoding="utf-8") != content:
-            raise InputError(f"`{path}` was published in the meantime with other content: give this one a new name or version") from None
+            raise InputError(f"`{path}` was published in the meantime with different content: choose a new name or version") from None
 
 
-def read_manifest(root: Place, format: str) -> dict[str, Any]:
-    """A published folder's manifest. Raises FileNotFoundError, Unreachable, DataError (damaged, or lists what is no file of it), InputError
-    (another format)."""
-    manifest = read_signed(root / MANIFEST)
+def read_manifest(root: Location, format: str) -> dict[str, Any]:
+    """Read and validate a manifest. Raises FileNotFoundError, Unreachable, DataError (damaged, or lists files outside it), InputError
+    (unknown format)."""
+    manifest = read_self_digested(root / MANIFEST)
     if manifest.get("format") != format:
         raise InputError(f"format `{str(manifest.get('format'))[:80]}`; this version reads `{format}` ({root / MANIFEST})")
     for name, entry in _entries(manifest, root):
@@ -150,13 +150,13 @@ def read_manifest(root: Place, format: str) -> dict[str, Any]:
         if not (_is_digest(entry.get("sha256")) and isinstance(entry.get("bytes"), int) and entry["bytes"] >= 0):
             raise DataError(f"{root / MANIFEST}: `{name[:100]}` has no sha256 and size")
         if not _PART.match(str(entry.get("in", "x"))):
-            raise DataError(f"{root / MANIFEST}: `{name[:100]}` is in `{str(entry['in'])[:100]}`, which is no version")
+            raise DataError(f"{root / MANIFEST}: `{name[:100]}` is in `{str(entry['in'])[:100]}`, which is not a valid version")
     if manifest.get("grows") is not None and not _PART.match(str(manifest["grows"])):
-        raise DataError(f"{root / MANIFEST}: grows `{str(manifest['grows'])[:100]}`, which is no version")
+        raise DataError(f"{root / MANIFEST}: grows `{str(manifest['grows'])[:100]}`, which is not a valid version")
     return manifest
 
 
-def _entries(manifest: Mapping[str, Any], root: Place) -> Iterable[tuple[str, Any]]:
+def _entries(manifest: Mapping[str, Any], root: Location) -> Iterable[tuple[str, Any]]:
     files, shards = manifest.get("files"), manifest.get("shards")
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()) or not isinstance(shards, list):
         raise DataError(f"{root / MANIFEST}: lists no files")
@@ -168,10 +168,10 @@ def _is_digest(value: Any) -> bool:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Canonical JSON as UTF-8. Raises ValueError for NaN and for text that is no Unicode."""
+    """Canonical JSON as UTF-8. Raises ValueError for NaN and for text that is not valid Unicode."""
     return canonical_json(value).encode("utf-8")
 
 
 def loose_digest(value: Any) -> str:
-    """sha256 of JSON that may hold what canonical JSON refuses (a raw item before it is judged)."""
+    """sha256 of JSON that canonical JSON may refuse (NaN, lone surrogates): raw items, before validation."""
     return sha256_bytes(json.dumps(value, sort_keys=True).encode("ascii"))

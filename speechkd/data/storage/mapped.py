@@ -1,4 +1,4 @@
-"""Random access to tar members by memory map; nothing is used before its digest is checked."""
+"""Random access to tar members by memory map, with digest checks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from speechkd.data.storage.tar import Member, member_problem
 
 OPEN_TARS = 64
 WAIT_S = 60.0
-"""How long to wait for other processes to let go of cached files"""
+"""How long to wait for other processes to release cached files"""
 
 
 class MappedTars:
-    """The tars of one manifest, mapped when first read, at most OPEN_TARS at a time. Pickles without them: loader workers map their own."""
+    """The tars of one manifest, mapped on first read, at most OPEN_TARS at a time. Maps are not pickled: loader workers make their own."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -44,7 +44,7 @@ class MappedTars:
         return bytes(data[member.offset : member.offset + member.size])
 
     def _map(self, name: str) -> memoryview:
-        with self._lock:  # a run reads from its feed and from its own thread
+        with self._lock:  # the loader thread and the main thread both read
             return self._mapped(name)
 
     def _mapped(self, name: str) -> memoryview:
@@ -67,7 +67,7 @@ class MappedTars:
         while True:
             try:
                 return self.files.open(name)
-            except CacheFull:  # what is mapped here is in use too: let go of it, then wait for the others
+            except CacheFull:  # our own maps hold files too: release them, then wait for others
                 while self._maps:
                     self._drop_oldest()
                 if time.monotonic() > end:
@@ -75,7 +75,7 @@ class MappedTars:
                 time.sleep(0.05)
 
     def _forget(self, name: str) -> bool:
-        """Drop the copy of a remote tar, so that it is fetched again."""
+        """Drop the cached copy of a remote tar, so that it is fetched again."""
         with self._lock:
             if not self.files.forget(name):
                 return False

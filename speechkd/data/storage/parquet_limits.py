@@ -1,7 +1,7 @@
-"""How much a Parquet file may become in memory, judged before it is read: a few kilobytes can say a terabyte.
+"""Bounds the memory of a Parquet file before it is read: a few kilobytes can decompress to a terabyte.
 
-What a page says of its own size is what a reader allocates, so pages are counted as they lie in the file; the footer's sums are not
-trusted. A text that is stored once and used by every row is found by reading text as dictionaries: it is measured before it is multiplied.
+A reader allocates what each page header states, so page headers are summed; the footer's totals are not trusted. Text is read as
+dictionaries, so that one long value shared by every row is measured before it is expanded.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ROOM, RATIO = 32 << 20, 64
-"""Bytes in memory that any file may take, and how many more for each of its own"""
+"""Bytes in memory allowed for any file, plus RATIO bytes for each byte of the file"""
 VALUES_PER_BYTE = 16
-"""More values than this are a bomb: real ones hold digests, or keys that differ"""
+"""More values than this indicate a decompression bomb: real files hold digests or distinct keys"""
 MAX_FIXED = 64
-"""Bytes of a value of fixed length"""
+"""Largest fixed-length value, in bytes"""
 DELTA_BYTE_ARRAY = 7
-"""The encoding in which every value may begin with all of the one before"""
+"""An encoding in which each value can extend the previous one, so sizes are unbounded"""
 
 Struct = dict[int, Any]
 
 
 def allowed(size: int) -> int:
-    """Bytes in memory for a file of `size` bytes."""
+    """Bytes in memory allowed for a file of `size` bytes."""
     return ROOM + RATIO * size
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a file's pages say."""
+    """Result of the check of a file's pages."""
 
     problem: str | None
-    """why the file is not read"""
+    """why the file must not be read; None if it may"""
     dictionary: int = 1
-    """bytes of the largest dictionary: a value that rows share is no longer than that"""
+    """bytes of the largest dictionary: the upper bound of a value that rows share"""
 
 
 def judge(path: Path, metadata: pq.FileMetaData, names: Collection[str] | None = None) -> Judged:
-    """Look at the pages of the columns `names` (None: all), without unpacking one."""
+    """Check the page headers of the columns `names` (None: all), without decompressing."""
     size = path.stat().st_size
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
@@ -76,9 +76,9 @@ def _judge(data: mmap.mmap, size: int, metadata: pq.FileMetaData, names: Collect
 
 
 def _pages(data: mmap.mmap, chunk: pq.ColumnChunkMetaData) -> Iterator[tuple[int, int | None]]:
-    """(bytes once unpacked, values; None: of a dictionary) of each page of a column chunk. Raises ValueError, IndexError for what is no
+    """(bytes once unpacked, values; None: of a dictionary) of each page of a column chunk. Raises ValueError, IndexError for an invalid
     page."""
-    if not chunk.num_values:  # then a reader looks at no page, and no data page has to be there
+    if not chunk.num_values:  # an empty chunk need not have a data page
         return
     at = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < at:
@@ -97,7 +97,7 @@ def _pages(data: mmap.mmap, chunk: pq.ColumnChunkMetaData) -> Iterator[tuple[int
 
 
 def _struct(data: mmap.mmap, at: int) -> tuple[Struct, int]:
-    """A struct of Thrift's compact protocol (parquet-format, PageHeader): field -> number or struct, others as None; and where it ends."""
+    """A struct of Thrift's compact protocol (parquet-format, PageHeader): (field -> number, struct or None; end offset)."""
     out: Struct = {}
     field = 0
     while head := data[at]:
@@ -111,7 +111,7 @@ def _struct(data: mmap.mmap, at: int) -> tuple[Struct, int]:
 
 
 def _value(data: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
-    if kind in (1, 2):  # a truth, said by its type alone
+    if kind in (1, 2):  # a boolean, encoded in its type
         return None, at
     if kind == 3:
         return None, at + 1
@@ -145,14 +145,14 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def text_columns(schema: pq.ParquetSchema) -> list[str]:
-    """Columns whose values have any length: to be read as dictionaries. Pyarrow cannot do so inside of structs and lists."""
+    """Columns of variable-length values, to be read as dictionaries. Pyarrow cannot do that inside structs and lists."""
     columns = [schema.column(number) for number in range(len(schema))]
     flat = [column for column in columns if column.max_repetition_level == 0 and column.path == column.name]
     return [column.name for column in flat if column.physical_type == "BYTE_ARRAY" and "." not in column.name]
 
 
 def text_bytes(column: pa.ChunkedArray | pa.Array) -> int:
-    """Bytes of a column's values written out one by one, where they are text or a dictionary of it; 0 for others."""
+    """Bytes of a column's text with dictionaries expanded; 0 for other types."""
     total = 0
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         if pa.types.is_struct(chunk.type):

@@ -1,7 +1,7 @@
-"""Where shards are published: a folder of this machine, or any URL that fsspec opens (s3://, gs://, hf://, http://, memory://).
+"""File operations on local folders and on URLs that fsspec opens (s3://, gs://, hf://, http://, memory://).
 
-Readers ask for files by what a manifest says of them (`speechkd.data.storage.files`); this module is the plain half: read, list, publish,
-and create only if nothing is there yet. Credentials come from the environment, never from a URL.
+Read, list, publish, and create only if absent. `storage/files.py` adds digest checks by manifest on top. Credentials come from the
+environment, never from a URL.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import CHUNK, fsync_folder, publishing, readable_json, sha256_bytes, sha256_file
 
 CONNECT_S, READ_S, ATTEMPTS = 10, 60, 4
-"""How long one attempt waits for a server, and how many there are"""
+"""Seconds to connect and to read per attempt, and number of attempts"""
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "config_kwargs": {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": {"max_attempts": ATTEMPTS, "mode": "standard"}}
@@ -29,12 +29,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Unreachable(OSError):
-    """A store does not answer, or does not let us in."""
+    """The server does not answer, or denies access."""
 
 
 @dataclass(frozen=True, slots=True)
 class UrlPath:
-    """A place behind a URL, with the part of pathlib's interface that shards need. Pickles as its text and is safe to fork."""
+    """A location behind a URL, with the subset of pathlib's interface that shards need. Pickles as its URL and is safe to fork."""
 
     url: str
 
@@ -46,17 +46,17 @@ class UrlPath:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last path component."""
         return self.url.rpartition("/")[2]
 
     @property
     def parent(self) -> UrlPath:
-        """Without the last part."""
+        """The URL without its last path component."""
         return UrlPath(self.url.rpartition("/")[0])
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises FileNotFoundError, Unreachable."""
-        with reaching(self.url) as (files, path):
+        with open_filesystem(self.url) as (files, path):
             data: bytes = files.cat_file(path)
             return data
 
@@ -65,21 +65,21 @@ class UrlPath:
         return self.read_bytes().decode(encoding)
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
-        with reaching(self.url) as (files, path):
+        """Whether the file exists."""
+        with open_filesystem(self.url) as (files, path):
             return bool(files.isfile(path))
 
     def is_dir(self) -> bool:
-        """Whether anything lies below; an object store has no empty folders."""
-        with reaching(self.url) as (files, path):
+        """Whether there is anything below this URL; object stores have no empty folders."""
+        with open_filesystem(self.url) as (files, path):
             return bool(files.isdir(path))
 
 
-Place = Path | UrlPath
+Location = Path | UrlPath
 
 
-def place(text: str | Path | UrlPath) -> Place:
-    """A folder's name or URL as a place; file:// is this machine. Raises InputError for a URL that no driver opens."""
+def parse_location(text: str | Path | UrlPath) -> Location:
+    """Parse a path or URL; file:// is a local path. Raises InputError for a URL that no driver opens."""
     if isinstance(text, (Path, UrlPath)):
         return text
     scheme, colon, rest = text.partition("://")
@@ -88,9 +88,9 @@ def place(text: str | Path | UrlPath) -> Place:
     if scheme == "file":
         return Path("/" + rest.lstrip("/"))
     if "::" in text or "@" in rest.partition("/")[0]:
-        raise InputError(f"`{scheme}://...`: a plain URL, please; credentials come from the environment, chains are not followed")
+        raise InputError(f"`{scheme}://...` must be a plain URL: credentials come from the environment, and chained URLs are not supported")
     if scheme in ("http", "https") and ("?" in rest or "#" in rest):
-        raise InputError(f"`{scheme}://{rest.partition('?')[0]}?...`: the URL of a folder has no query")
+        raise InputError(f"`{scheme}://{rest.partition('?')[0]}?...`: the URL of a folder must not have a query or fragment")
     _filesystem(scheme)
     return UrlPath(text.rstrip("/"))
 
@@ -102,13 +102,13 @@ def _filesystem(scheme: str) -> Any:
         return fsspec.filesystem(scheme, use_listings_cache=False, **_OPTIONS.get(scheme, {}))
     except ValueError:
         known = ", ".join(f"{name}://" for name in ("s3", "gs", "hf", "http", "https", "file"))
-        raise InputError(f"`{scheme}://` is no store that fsspec knows; allowed are a folder, {known} and others of fsspec's") from None
+        raise InputError(f"`{scheme}://` is not known to fsspec; allowed are a folder, {known} and fsspec's other protocols") from None
     except ImportError as error:
         raise InputError(f"`{scheme}://` needs a driver: {str(error).splitlines()[0]}") from None
 
 
 def load_driver(text: str) -> None:
-    """Import what a URL needs, without opening it: for a process that is about to fork."""
+    """Import the driver of a URL without opening it: call before forking."""
     scheme, colon, _ = text.partition("://")
     if colon:
         import fsspec
@@ -117,10 +117,10 @@ def load_driver(text: str) -> None:
 
 
 @contextmanager
-def reaching(url: str) -> Iterator[tuple[Any, str]]:
-    """fsspec's file system for `url`, and the path in it; what its drivers raise becomes Unreachable, less what a caller can act on.
+def open_filesystem(url: str) -> Iterator[tuple[Any, str]]:
+    """(fsspec file system for `url`, path in it). Driver errors become Unreachable, except those a caller can handle.
 
-    The file system is looked up at every use: fsspec keeps one per process and thread, so that a forked loader gets its own.
+    The file system is looked up at every use: fsspec keeps one per process and thread, so a forked loader gets its own.
     """
     scheme, _, rest = url.partition("://")
     files = _filesystem(scheme)
@@ -128,53 +128,53 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
         yield files, url if scheme in ("http", "https") else rest
     except (FileNotFoundError, FileExistsError, InputError, Unreachable):
         raise
-    except Exception as error:  # every driver has its own family of errors
+    except Exception as error:  # every driver has its own exception types
         lines = str(error).splitlines()
         raise Unreachable(f"cannot reach `{url}`: {type(error).__name__}{f': {lines[0]}' if lines else ''}") from None
 
 
 def _writable(file: UrlPath) -> None:
     if file.url.startswith("http"):
-        raise InputError(f"`{file}`: what is behind http:// can be read, not written")
+        raise InputError(f"`{file}`: http:// locations are read-only")
 
 
-def names(folder: Place) -> list[str]:
-    """Names in a folder, sorted; none where there is no such folder."""
+def list_folder(folder: Location) -> list[str]:
+    """Sorted names in a folder; empty if the folder does not exist."""
     if isinstance(folder, Path):
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    with reaching(folder.url) as (files, path):
+    with open_filesystem(folder.url) as (files, path):
         try:
-            found = files.ls(path, detail=False)
+            listed = files.ls(path, detail=False)
         except FileNotFoundError:
             return []
-        return sorted({name.rstrip("/").rpartition("/")[2] for name in found} - {folder.name, ""})
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in listed} - {folder.name, ""})
 
 
-def size_of(file: Place) -> int:
-    """Bytes of a file. Raises FileNotFoundError, also for a device or a pipe (which may never end), and Unreachable."""
+def size_of(file: Location) -> int:
+    """Size of a file in bytes. Raises FileNotFoundError (also for a device or pipe, which may never end), Unreachable."""
     if isinstance(file, Path):
         facts = file.stat()
         if not stat.S_ISREG(facts.st_mode):
             raise FileNotFoundError(errno.ENOENT, "is no regular file", str(file))
         return facts.st_size
-    with reaching(file.url) as (files, path):
+    with open_filesystem(file.url) as (files, path):
         return int(files.info(path)["size"])
 
 
 @contextmanager
-def reading(file: Place) -> Iterator[BinaryIO]:
-    """A file open for reading at its source: nothing is kept on this machine. Raises FileNotFoundError, Unreachable."""
+def reading(file: Location) -> Iterator[BinaryIO]:
+    """A file open for reading at its source, without the cache. Raises FileNotFoundError, Unreachable."""
     if isinstance(file, Path):
         size_of(file)  # never wait for a pipe, never read a device
         with file.open("rb") as stream:
             yield stream
         return
-    with reaching(file.url) as (files, path), files.open(path, "rb", block_size=16 * CHUNK, cache_type="readahead") as stream:
+    with open_filesystem(file.url) as (files, path), files.open(path, "rb", block_size=16 * CHUNK, cache_type="readahead") as stream:
         yield stream
 
 
-def sha256_of(file: Place) -> str:
-    """sha256 of a file, in hex, read in chunks and kept nowhere. Raises FileNotFoundError, Unreachable."""
+def sha256_of(file: Location) -> str:
+    """sha256 of a file, in hex, read in chunks without the cache. Raises FileNotFoundError, Unreachable."""
     import hashlib
 
     if isinstance(file, Path):
@@ -186,14 +186,14 @@ def sha256_of(file: Place) -> str:
     return total.hexdigest()
 
 
-def remove(file: Place) -> None:
-    """Remove a file, if it is there, durably."""
+def remove(file: Location) -> None:
+    """Remove a file if it exists, and fsync the folder."""
     if isinstance(file, Path):
         if file.exists():
             file.unlink(missing_ok=True)
             fsync_folder(file.parent)
         return
-    with reaching(file.url) as (files, path):
+    with open_filesystem(file.url) as (files, path):
         try:
             files.rm_file(path)
         except FileNotFoundError:
@@ -201,8 +201,8 @@ def remove(file: Place) -> None:
 
 
 @contextmanager
-def publishing_at(file: Place) -> Iterator[Path]:
-    """Yield a temporary path on this machine; on success the whole file appears at `file`, on failure nothing does."""
+def publishing_at(file: Location) -> Iterator[Path]:
+    """Yield a local temporary path. On success the complete file appears at `file`; on failure, nothing does."""
     if isinstance(file, Path):
         with publishing(file) as temporary:
             yield temporary
@@ -211,34 +211,34 @@ def publishing_at(file: Place) -> Iterator[Path]:
         temporary = Path(folder) / "file"
         yield temporary
         _writable(file)
-        with reaching(file.url) as (files, path):
-            files.put_file(str(temporary), path)  # an object store shows an object when its last byte is there
+        with open_filesystem(file.url) as (files, path):
+            files.put_file(str(temporary), path)  # an object becomes visible only when complete
 
 
-def write_bytes(file: Place, data: bytes) -> None:
-    """Publish `data` at `file`."""
+def write_bytes(file: Location, data: bytes) -> None:
+    """Write `data` to `file` atomically."""
     with publishing_at(file) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(file: Place, text: str) -> None:
-    """Publish `text` at `file`, as UTF-8."""
+def write_text(file: Location, text: str) -> None:
+    """Write `text` to `file` atomically, as UTF-8."""
     write_bytes(file, text.encode("utf-8"))
 
 
-def write_json(file: Place, value: Any) -> None:
-    """Publish readable JSON: equal values give equal bytes."""
+def write_json(file: Location, value: Any) -> None:
+    """Write readable JSON atomically: equal values give equal bytes."""
     write_text(file, readable_json(value))
 
 
-def create(file: Place, data: bytes) -> None:
-    """Publish `data` only if nothing is there; of several writers one wins. Raises FileExistsError for the others.
+def create(file: Location, data: bytes) -> None:
+    """Write `data` only if `file` does not exist. Of several writers one wins; the others get FileExistsError.
 
-    S3: `If-None-Match: *`; this machine: a hard link, which never replaces.
+    S3: `If-None-Match: *`; local: a hard link, which never replaces a file.
     """
     if isinstance(file, UrlPath):
         _writable(file)
-        with reaching(file.url) as (files, path):
+        with open_filesystem(file.url) as (files, path):
             files.pipe_file(path, data, mode="create")
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def create(file: Place, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def entry_of(file: Place) -> dict[str, Any]:
-    """sha256 and size of a small file, as manifests and receipts list it."""
+def entry_of(file: Location) -> dict[str, Any]:
+    """File entry of a small file (sha256 and size), for manifests and receipts."""
     data = file.read_bytes()
     return {"sha256": sha256_bytes(data), "bytes": len(data)}

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.data.cards import Card, load_card
 from speechkd.data.shards.index import ShardSet, open_shards
-from speechkd.data.storage.store import Place, place
+from speechkd.data.storage.store import Location, parse_location
 from speechkd.evaluation.task import EvaluationConfig, Question, questions
 from speechkd.models.exported import load_features
 from speechkd.recipe import CorpusConfig, DataConfig
@@ -27,9 +27,9 @@ class Corpus:
     shards: ShardSet
 
 
-def version_folder(root: str, card: Card) -> Place:
+def version_folder(root: str, card: Card) -> Location:
     """Where a corpus's shards lie: `root`/<dataset>/<version>, in a folder or behind a URL."""
-    return place(root) / card.name / card.version
+    return parse_location(root) / card.name / card.version
 
 
 def open_corpora(data: DataConfig) -> list[Corpus]:

@@ -1,4 +1,4 @@
-"""What published shards hold, measured: lengths and metadata from the index, levels from clips that are decoded."""
+"""Statistics of published shards: lengths and metadata from the index, loudness from a sample of decoded clips."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import pyarrow.compute as pc
 from speechkd.core.seeds import derive
 from speechkd.data.audio.clips import RATE
 from speechkd.data.reader import Reader
-from speechkd.data.shards.growth import QUARANTINE
+from speechkd.data.shards.assignment import QUARANTINE
 from speechkd.data.shards.index import ShardSet
 
 ROWS, CLIPS, VALUES = 200_000, 400, 12
-"""Metadata rows that are read, clips that are decoded (both spread evenly over a larger version), values of a field that are told apart"""
+"""Most metadata rows to read and clips to decode (both spread evenly over the version), and most values to list per field"""
 FRAME = RATE // 50
-QUIET_DB, DEEP_DB = -60.0, -40.0
-"""A 20 ms frame is silent below QUIET_DB dBFS, or DEEP_DB below the loudest frame of its clip"""
+QUIET_DB, BELOW_LOUDEST_DB = -60.0, -40.0
+"""A 20 ms frame is silent below QUIET_DB dBFS, or BELOW_LOUDEST_DB below the loudest frame of its clip"""
 FULL = 32766 / 32768
-"""|sample| from here on is full scale; three in a row are clipping"""
+"""|sample| at or above this is full scale; three in a row count as clipping"""
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """One decoded clip."""
+class ClipLevel:
+    """Loudness, silence and clipping of one clip."""
 
     row: int
     seconds: float
     level_db: float
-    """RMS of what is not silent, dBFS; -inf for digital silence"""
+    """RMS of the frames that are not silent, dBFS; -inf for digital silence"""
     peak_db: float
     silent: float
     """share of silent frames"""
@@ -42,12 +42,12 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """One metadata name."""
+class FieldStatistics:
+    """How often a metadata name and its values occur."""
 
     name: str
     present: float
-    """share of the rows that are read"""
+    """share of the rows read that have it"""
     values: int
     """distinct values"""
     common: list[tuple[str, int, float]]
@@ -55,33 +55,33 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
-    """Facts about a version, for a page or a test."""
+class ShardStatistics:
+    """Statistics of one version, for the HTML report."""
 
     seconds_N: np.ndarray
-    """of samples with audio"""
+    """durations of the samples with audio"""
     texts: int
     """samples without audio"""
     splits: list[tuple[str, int, float]]
     """(split, samples, hours)"""
     rows: int
-    """rows whose metadata is read"""
-    fields: list[Field]
-    levels: list[Level]
+    """number of rows whose metadata was read"""
+    fields: list[FieldStatistics]
+    levels: list[ClipLevel]
     level_splits: list[str]
     """the split of each decoded clip"""
     reasons: list[tuple[str, int, list[str]]] = field(default_factory=list)
     """(reason without its numbers, items, some keys)"""
 
 
-def survey(shards: ShardSet, clips: int = CLIPS) -> Survey:
-    """Measure a version; the choice of rows and clips is a function of its digest. Raises DataError for damaged bytes."""
+def measure(shards: ShardSet, clips: int = CLIPS) -> ShardStatistics:
+    """Measure a version. Rows and clips are chosen by its digest, so results are reproducible. Raises DataError for damaged bytes."""
     table = shards.read_index(["split", "seconds", "audio_bytes", "metadata"])
     seconds_N = table["seconds"].to_numpy()
     has_audio_N = table["audio_bytes"].to_numpy() > 0
-    rows = _spread(np.arange(len(table)), ROWS, shards.digest, "rows")
-    chosen = _spread(np.flatnonzero(has_audio_N), clips, shards.digest, "clips")
-    return Survey(
+    rows = _evenly_drawn(np.arange(len(table)), ROWS, shards.digest, "rows")
+    chosen = _evenly_drawn(np.flatnonzero(has_audio_N), clips, shards.digest, "clips")
+    return ShardStatistics(
         seconds_N=seconds_N[has_audio_N],
         texts=int((~has_audio_N).sum()),
         splits=_splits(table),
@@ -93,8 +93,8 @@ def survey(shards: ShardSet, clips: int = CLIPS) -> Survey:
     )
 
 
-def _spread(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
-    """`count` of `rows`, one from each of as many equal runs."""
+def _evenly_drawn(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
+    """`count` of `rows`: one drawn from each of `count` equal sections."""
     if len(rows) <= count:
         return rows
     edges = np.linspace(0, len(rows), count + 1).astype(np.int64)
@@ -107,7 +107,7 @@ def _splits(table: pa.Table) -> list[tuple[str, int, float]]:
     return [(row["split"], row["seconds_count"], row["seconds_sum"] / 3600) for row in rows]
 
 
-def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[Field]:
+def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[FieldStatistics]:
     samples: dict[str, Counter[str]] = {}
     hours: dict[str, Counter[str]] = {}
     for text, length in zip(texts, seconds.tolist(), strict=True):
@@ -116,7 +116,7 @@ def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[Field]:
             samples.setdefault(name, Counter())[word] += 1
             hours.setdefault(name, Counter())[word] += length / 3600
     return [
-        Field(
+        FieldStatistics(
             name,
             counts.total() / max(len(texts), 1),
             len(counts),
@@ -129,29 +129,29 @@ def _fields(texts: Sequence[str], seconds: np.ndarray) -> list[Field]:
     ]
 
 
-def _levels(shards: ShardSet, rows: np.ndarray) -> list[Level]:
+def _levels(shards: ShardSet, rows: np.ndarray) -> list[ClipLevel]:
     reader = Reader(shards)
     out = []
     for row in rows.tolist():
         samples_T = reader.audio(row)
         assert samples_T is not None
-        out.append(level(samples_T, row))
+        out.append(clip_level(samples_T, row))
     return out
 
 
-def level(samples_T: np.ndarray, row: int = 0) -> Level:
+def clip_level(samples_T: np.ndarray, row: int = 0) -> ClipLevel:
     """Measure one clip, float32 [T] at 16 kHz."""
     frames = np.pad(samples_T, (0, -len(samples_T) % FRAME)).reshape(-1, FRAME) if len(samples_T) else np.zeros((1, FRAME))
     power = np.square(frames, dtype=np.float64).mean(axis=1)
     frame_db = _db(power)
-    silent = (frame_db < QUIET_DB) | (frame_db < frame_db.max() + DEEP_DB)
+    silent = (frame_db < QUIET_DB) | (frame_db < frame_db.max() + BELOW_LOUDEST_DB)
     full = np.abs(samples_T) >= FULL
     runs = full[2:] & full[1:-1] & full[:-2]
     clipped = np.zeros(len(samples_T), bool)
     for shift in range(3):
         clipped[shift : shift + len(runs)] |= runs
     heard = power[~silent]
-    return Level(
+    return ClipLevel(
         row=row,
         seconds=len(samples_T) / RATE,
         level_db=float(_db(heard.mean())) if len(heard) else float("-inf"),
@@ -169,14 +169,14 @@ def _db(power: np.ndarray) -> np.ndarray:
 
 def _reasons(shards: ShardSet) -> list[tuple[str, int, list[str]]]:
     groups: dict[str, list[str]] = {}
-    for line in shards.files.read(QUARANTINE).splitlines():  # of bytes, as in `growth`
+    for line in shards.files.read(QUARANTINE).splitlines():  # of bytes, as in `shards.assignment`
         entry = json.loads(line)
         groups.setdefault(_without_numbers(entry["reason"]), []).append(entry["key"])
     return [(reason, len(keys), keys[:5]) for reason, keys in sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0]))]
 
 
 def _without_numbers(text: str) -> str:
-    """Reasons that differ in a number alone are one."""
+    """Reasons that differ only in numbers are counted as one."""
     return "".join("#" if letter.isdigit() else letter for letter in text).replace("##", "#").replace("##", "#").replace("##", "#")[:200]
 
 
