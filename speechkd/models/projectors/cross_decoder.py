@@ -107,5 +107,5 @@ class CrossDecoder(nn.Module):
 
 
 def query_bank(*shape: int) -> nn.Parameter:
-    """Learned queries, N(0, 0.02^2) (P2, arXiv 2603.07025; DiVA, arXiv 2410.02678)."""
+    """Learned queries, N(0, 0.02^2) (arXiv 2603.07025; DiVA, arXiv 2410.02678)."""
     return nn.Parameter(INIT_STD * torch.randn(*shape))

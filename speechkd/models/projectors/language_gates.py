@@ -1,4 +1,4 @@
-"""Language gates: encoder states to logits over K languages (P2, arXiv 2603.07025), and what is chosen by them.
+"""Language gates: encoder states to logits over K languages (arXiv 2603.07025), and what is chosen by them.
 
 The paper compares a convolutional LID-style network with attention pooling and an MLP; both pass 94.9 % accuracy. Layer sizes are not
 given: all of them here are reconstructed.

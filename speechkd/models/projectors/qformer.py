@@ -1,7 +1,7 @@
-"""Q-Former: a fixed number of learned queries reads the whole clip (DiVA, arXiv 2410.02678; P2's connector, arXiv 2603.07025).
+"""Q-Former: a fixed number of learned queries reads the whole clip (DiVA, arXiv 2410.02678; the connector of arXiv 2603.07025).
 
     S = W_o Decoder(Q + pos, cross-attend h)
-DiVA: 448 queries, 32 layers of a Whisper-large decoder with its causal self-attention (`causal`, `init_from`). P2: 256.
+DiVA: 448 queries, 32 layers of a Whisper-large decoder with its causal self-attention (`causal`, `init_from`). arXiv 2603.07025: 256.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Language-aware query bank: each language has its own queries for one shared Q-Former, and a gate chooses (P2, arXiv 2603.07025).
+"""Language-aware query bank: each language has its own queries for one shared Q-Former, and a gate chooses (arXiv 2603.07025).
 
     B = { Q^(k) }_{k=1..K},  g = G(h),  pi = softmax(g)
     soft:  Q = sum_k pi_k Q^(k)

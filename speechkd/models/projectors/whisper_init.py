@@ -1,4 +1,4 @@
-"""Start a Q-Former's decoder from a Whisper decoder's weights, where the shapes fit (DiVA, arXiv 2410.02678; P2, arXiv 2603.07025)."""
+"""Start a Q-Former's decoder from a Whisper decoder's weights, where the shapes fit (DiVA, arXiv 2410.02678; arXiv 2603.07025)."""
 
 from __future__ import annotations
 
