@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vllm": {"model": LLM, "fields": FIELDS, "max_new_tokens": 24, "dtype": "float32"},
 }
 HEARING = {"hf_audio", "snapshot"}
-"""They have tests of their own (test_hearing.py)"""
+"""They have tests of their own (test_speech_llm_teacher.py)"""
 TASKS = {
     "language": Task(instruction="What language is spoken?", field="language", kind="choice"),
     "gender": Task(instruction="Is the speaker male or female?", field="gender", kind="choice"),

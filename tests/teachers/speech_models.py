@@ -57,7 +57,14 @@ def write_student(out: Path, lora: LoraConfig | None = None, **changes: Any) -> 
     tensors = {name: p.detach().clone() for name, p in student.trainable()}
     tensors["projector.linear.weight"] *= 3
     tensors |= {name: 0.3 * torch.randn_like(tensor) for name, tensor in tensors.items() if name.endswith("lora_B")}
-    settings: dict[str, Any] = {"normalise_layers": False, "mix": "weighted_sum", "lora": lora, "merge": False, "dtype": "float32", "step": 1}
+    settings: dict[str, Any] = {
+        "normalise_layers": False,
+        "mix": "weighted_sum",
+        "lora": lora,
+        "merge": False,
+        "dtype": "float32",
+        "step": 1,
+    }
     settings |= {"recipe_digest": "", "checkpoint": "step_1", "card": "", "probe": None, "prompt": TEMPLATE, **changes}
     bases = {"encoder": Base(name=encoder, fingerprint=fingerprint(encoder)), "llm": Base(name=name, fingerprint=fingerprint(name))}
     write_export(out, tensors=tensors, projector=config.model_dump(mode="json"), **bases, **settings)
