@@ -23,7 +23,7 @@ from speechkd.models.encoder import EncoderStates
 from speechkd.models.lora import LoraConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.teachers import TEACHERS
-from speechkd.teachers.base import TeacherConfig, gives, quoted
+from speechkd.teachers.base import TeacherConfig, column_signals, quoted
 from speechkd.teachers.gates import GateConfig
 from speechkd.teachers.live_config import LiveConfig, check_live
 from speechkd.teachers.prompts import PromptConfig
@@ -228,7 +228,7 @@ class Recipe(Config):
     def _column_supplies(self, role: str) -> None:
         backend = self.teachers[role].backend  # type: ignore[attr-defined]
         can = TEACHERS.get(backend).SIGNALS
-        given = gives(self.teachers[role], backend, can)
+        given = column_signals(self.teachers[role], backend, can)
         for name, config in self.losses.items():
             needs = self.stored_signals(config, role)
             missing = needs - given

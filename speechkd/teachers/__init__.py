@@ -1,4 +1,4 @@
-"""Where teacher signals come from: one file per backend, one table line each."""
+"""Teacher backends: each is one file and one line of this table."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.prompt import Prompt, StudentPrompt, disagreement
 from speechkd.teachers.base import Answer, Clip, Request, batches
 from speechkd.teachers.hf_local import LocalConfig
-from speechkd.teachers.prompts import hears
+from speechkd.teachers.prompts import has_audio
 from speechkd.teachers.scoring import ScoredResponse, Scorer, embedded
 
 
@@ -69,7 +69,7 @@ class SpeechLlmTeacher:
 
     def accepts(self, request: Request) -> bool:
         """Turns in which the student hears a clip, if the request has that clip."""
-        return request.clip is not None and hears(request.turn)
+        return request.clip is not None and has_audio(request.turn)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests greedily, in request order."""

@@ -149,6 +149,6 @@ def test_turns_are_a_pure_function_of_the_clip() -> None:
 
 def test_a_teacher_may_answer_some_tasks_only(prompt: Prompt) -> None:
     config = TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["digits", "gender"]})
-    assert list(config.chosen(TASKS)) == ["gender", "digits"]
+    assert list(config.selected_tasks(TASKS)) == ["gender", "digits"]
     with pytest.raises(InputError, match="unknown task `gendre`.*did you mean `gender`"):
-        TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["gendre"]}).chosen(TASKS)
+        TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["gendre"]}).selected_tasks(TASKS)

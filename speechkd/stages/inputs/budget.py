@@ -17,7 +17,7 @@ from speechkd.recipe import CorpusConfig, Recipe
 from speechkd.stages.inputs.corpora import version_folder
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers.base import Request, TeacherConfig
-from speechkd.teachers.prompts import reading, requests
+from speechkd.teachers.prompts import audio_span_text, requests
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ def _budget(recipe: Recipe, role: str, corpus: _Samples, prompt: Prompt) -> Budg
     turns = len(asked) * every
     sample = _spread(asked, TOKENIZED)
     fields: list[str] = getattr(config, "fields", [])
-    prompts = fmean([0.0] if labels or not sample else [len(prompt.teacher(r.question, reading(r, fields))) for r in sample])
+    prompts = fmean([0.0] if labels or not sample else [len(prompt.teacher(r.question, audio_span_text(r, fields))) for r in sample])
     heard = config.positions_per_s() * corpus.mean_seconds
     prompts += heard
     mean, basis = _response(role, config, corpus, prompt, sample)

@@ -11,7 +11,7 @@ from speechkd.models.collate import Row
 from speechkd.models.prompt import Prompt, Reading, StudentPrompt, plain_text
 from speechkd.recipe import Recipe
 from speechkd.teachers.live_config import column_of
-from speechkd.teachers.prompts import hears
+from speechkd.teachers.prompts import has_audio
 
 NOTHING = Reading(form="nothing")
 
@@ -47,7 +47,7 @@ class RowMaker:
         `described`: what the columns that live teachers read say of the clip, by column.
         """
         question, metadata = example.question, example.metadata
-        written, samples_T = not hears(example.turn), example.samples_T
+        written, samples_T = not has_audio(example.turn), example.samples_T
         if written:  # the question is all there is to read
             samples_T, around = None, StudentPrompt(self.prompt.read(question, NOTHING, metadata), [])
         elif samples_T is None and self.recipe.train.streams[stream].endswith("/text"):
@@ -71,7 +71,7 @@ class RowMaker:
 
     def _reads(self, teacher: str, question: str, example: Example, described: Mapping[str, str]) -> list[int]:
         prompt, live = self.teacher_prompts[teacher], self.recipe.live[teacher]
-        if not hears(example.turn):
+        if not has_audio(example.turn):
             return prompt.read(question, NOTHING, example.metadata)
         if column := column_of(live):
             return prompt.teacher(question, plain_text(described[column]))
