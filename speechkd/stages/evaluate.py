@@ -17,7 +17,7 @@ from speechkd.data.audio.clips import encode_flac
 from speechkd.data.cards import load_card
 from speechkd.data.columns.column import Column
 from speechkd.data.reader import Reader
-from speechkd.evaluation.runner import Prediction, Score, ask, ask_reading, chance, grade, shuffled, summarise
+from speechkd.evaluation.runner import Prediction, Score, answer_from_audio, answer_from_metadata, chance, grade, shuffled, summarise
 from speechkd.evaluation.task import Question
 from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
@@ -108,13 +108,13 @@ def _predict(
         return _hear(reader, other[question.task, question.sample.key])
 
     student = load_student(exported)
-    predictions = {"student": ask(student, asked, own, *limits, label="eval student")}
+    predictions = {"student": answer_from_audio(student, asked, own, *limits, label="eval student")}
     if recipe.evaluation.reads is not None:
-        predictions["reads"] = ask_reading(student, first, recipe.evaluation.reads, *limits, label="eval reads")
+        predictions["reads"] = answer_from_metadata(student, first, recipe.evaluation.reads, *limits, label="eval reads")
     if recipe.evaluation.controls:
-        predictions["shuffled"] = ask(student, first, swapped, *limits, label="eval shuffled")
+        predictions["shuffled"] = answer_from_audio(student, first, swapped, *limits, label="eval shuffled")
         del student  # one language model in memory at a time
-        predictions["untrained"] = ask(load_student(exported, weights=False), first, own, *limits, label="eval untrained")
+        predictions["untrained"] = answer_from_audio(load_student(exported, weights=False), first, own, *limits, label="eval untrained")
     for column in columns:
         examples = column.examples().select(["key", "turn"]).to_pylist()
         answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}

@@ -21,7 +21,7 @@ from speechkd.core.log import progress
 from speechkd.core.types import Metadata
 from speechkd.data.columns.column import Column
 from speechkd.data.storage.manifest import write_parquet
-from speechkd.evaluation.answers_page import Gate, Worst, write_answers_page
+from speechkd.evaluation.answers_page import Gate, WorstAnswer, write_answers_page
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs.corpora import Corpus
 from speechkd.teachers.gates import COMMON_VALUES, MEASURES_VERSION, Measures, ReferenceFacts, dropped, measure, normalised
@@ -189,8 +189,8 @@ def _gates(recipe: Recipe, corpus: Corpus, column: Column, table: pa.Table) -> I
         yield Gate(reason, drop, float(np.mean(badness_N)) if len(column) else 0.0, worst)
 
 
-def _worst(corpus: Corpus, column: Column, table: pa.Table, row: int, badness: float) -> Worst:
+def _worst(corpus: Corpus, column: Column, table: pa.Table, row: int, badness: float) -> WorstAnswer:
     turn = column.read(row)
     shard, place = column.sample_of(row)
     metadata = corpus.shards.table["metadata"][int(corpus.shards.starts[shard]) + place].as_py()
-    return Worst(column.key_of(row), turn.turn, turn.question, turn.text, metadata, badness)
+    return WorstAnswer(column.key_of(row), turn.turn, turn.question, turn.text, metadata, badness)
