@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: asked for by name, or the first that can. Training tells each choice once (`news`)."""
+"""Chooses an op's implementation: by name, or the first that can run. Training logs each new choice once (`news`)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from speechkd.core.errors import InputError, unknown_name
 F = TypeVar("F", bound=Callable[..., object])
 
 Obstacle = Callable[[Tensor, Tensor], str | None]
-"""(hidden_TD, weight_VD) -> why an implementation cannot run on these, or None"""
+"""(hidden_TD, weight_VD) -> reason why an implementation cannot run on them, or None"""
 
 
 class Choice(NamedTuple):
-    """A picked implementation and, for `auto`, what kept better ones out."""
+    """The chosen implementation and, for `auto`, why better ones cannot run."""
 
     name: str
     reasons: tuple[str, ...]
@@ -31,19 +31,19 @@ _news: list[tuple[str, Choice]] = []
 
 
 def anything(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
-    """No obstacle."""
+    """For implementations that always run."""
     return None
 
 
 def frozen_head(hidden_TD: Tensor, weight_VD: Tensor) -> str | None:
-    """Hidden gradients made in forward leave none for the weight."""
+    """The chunked form cannot run if the head's weight needs a gradient."""
     return "the head's weight wants a gradient" if weight_VD.requires_grad and torch.is_grad_enabled() else None
 
 
 def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], hidden_TD: Tensor, weight_VD: Tensor) -> Choice:
-    """The implementation to run; `obstacles` lists what exists, best first.
+    """The implementation to run. `obstacles`: all implementations, best first.
 
-    Raises InputError for an unknown name, and for a named one that cannot run on these tensors.
+    Raises InputError for an unknown name, and if the named implementation cannot run on these tensors.
     """
     if impl == "auto":
         reasons: list[str] = []
@@ -62,7 +62,7 @@ def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], hidden_TD: Ten
 
 
 def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], hidden_TD: Tensor, weight_VD: Tensor) -> F:
-    """The function of `choose`; the first time that an op runs in this form is news. A new form is one line in `table`."""
+    """The function that `choose` selects; records its first use for `news`. A new implementation is one line in `table`."""
     choice = choose(op, impl, {name: obstacle for name, (_, obstacle) in table.items()}, hidden_TD, weight_VD)
     if (op, choice.name) not in _seen:
         _seen.add((op, choice.name))
@@ -71,7 +71,7 @@ def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], hidden_TD:
 
 
 def news() -> list[tuple[str, Choice]]:
-    """(op, choice) of every form that ran for the first time since the last call."""
-    told = _news.copy()
+    """(op, choice) of every implementation first used since the last call."""
+    choices = _news.copy()
     _news.clear()
-    return told
+    return choices

@@ -1,4 +1,4 @@
-"""Divergence between two linear heads, the teacher's rebuilt from its hidden states, without the logits of either."""
+"""Divergence between the LM heads of teacher and student, from their hidden states, without materialised [T, V] logits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def linear_kl(
 
 
 def frozen_logits(hidden_TE: Tensor, weight_UE: Tensor, mask_T: Tensor, softcap: float | None = None) -> reference.Head:
-    """A teacher's logits, made when they are asked for, without gradient. Raises InputError for rows and soft cap."""
+    """A teacher's head whose logits are computed on demand, without gradient. Raises InputError for wrong rows or soft cap."""
     check_rows(mask_T, {"teacher_hidden_TE": hidden_TE})
     check_softcap(softcap)
     return reference.Head(masked_rows(hidden_TE, mask_T).detach(), weight_UE.detach(), softcap)
@@ -68,7 +68,7 @@ def divergence_from(
     softcap: float | None = None,
     impl: str = "auto",
 ) -> LossOut:
-    """`linear_kl` to a teacher whose logits of a few rows are any function of them, never given a gradient (`losses.contrastive`)."""
+    """`linear_kl` with a teacher given as any object that computes logits of some rows, without gradient (`losses.contrastive`)."""
     check_rows(mask_T, {"hidden_TD": hidden_TD})
     check_softcap(softcap)
     run = dispatch.pick("linear_kl", impl, _IMPLEMENTATIONS, hidden_TD, weight_VD)

@@ -1,4 +1,4 @@
-"""The truth: all logits of both models at once, gradients by autograd."""
+"""Reference: all logits of both models at once, gradients by autograd."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from speechkd.kernels.logits import head_logits, sum_rows
 
 
 class Logits(Protocol):
-    """Whatever gives a teacher's logits of some rows."""
+    """Anything that computes a teacher's logits for some rows."""
 
     def logits(self, part: slice = slice(None)) -> Tensor:
         """Logits of some rows, wide, soft-capped."""
 
 
 class Head(NamedTuple):
-    """Hidden states and the head that reads them."""
+    """Hidden states and the LM head applied to them."""
 
     hidden_TD: Tensor
     weight_VD: Tensor
