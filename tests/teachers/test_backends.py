@@ -1,4 +1,4 @@
-"""Every backend of the table: one answer per request, in order, bound to the prompt; the stand-in really reads."""
+"""Every backend of the table gives one answer per request, in order; the stand-in LLM really reads its prompt."""
 
 from __future__ import annotations
 

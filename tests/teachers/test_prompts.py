@@ -1,4 +1,4 @@
-"""What is asked: pools, channels, spans; templates that ship; and nothing in a dataset that could give orders."""
+"""Which questions a clip gets: pools, channels, spans, shipped templates; and data that cannot inject instructions."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_a_pool_is_part_of_what_a_column_is_made_of(tmp_path: Path) -> None:
     ],
 )
 def test_bad_prompt_blocks_are_one_line(changes: dict[str, Any], part: str) -> None:
-    with pytest.raises(InputError) as said:
+    with pytest.raises(InputError) as caught:
         build(PromptConfig, {"template": "t", **changes}, "recipe.yaml").questions()
-    assert part in str(said.value) and "\n" not in str(said.value)
+    assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_both_channels_give_the_teacher_the_same_prompt(tokenizer: Any) -> None:
@@ -106,9 +106,9 @@ def test_both_channels_give_the_teacher_the_same_prompt(tokenizer: Any) -> None:
     assert len(around.before) + len(around.after) < len(reads.before) + len(reads.after), "in the spoken channel the words are only heard"
     assert [request.turn for request in turns(config, metadata=metadata, audio=False)] == ["written"]
     assert spoken.label is written.label is None
-    told = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"label": "answer"}})
-    assert [r.label for r in turns(told, metadata=metadata | {"answer": "Paris"})] == ["Paris", "Paris"]
-    assert "label" not in config.identity()["channels"] and told.identity()["channels"]["label"] == "answer"
+    with_labels = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"label": "answer"}})
+    assert [r.label for r in turns(with_labels, metadata=metadata | {"answer": "Paris"})] == ["Paris", "Paris"]
+    assert "label" not in config.identity()["channels"] and with_labels.identity()["channels"]["label"] == "answer"
     half = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"spoken": 1.0, "written": 0.5}})
     names = [request.turn for i in range(400) for request in turns(half, f"k{i}", metadata)]
     assert names.count("spoken") == 400 and 150 < names.count("written") < 250
