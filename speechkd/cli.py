@@ -1,4 +1,4 @@
-"""Verbs to stages; no logic. Exit codes: 0 done, 1 failed, 2 wrong input (one line), 75 stopped cleanly and wants to be requeued."""
+"""The command line: one function per verb, no logic. Exit codes: 0 done, 1 failed, 2 wrong input, 75 stopped cleanly and resumable."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import typer
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
 
 EXIT_INTERRUPTED = 130
-"""What Typer makes of Ctrl-C"""
+"""Typer's exit code for Ctrl-C"""
 _USAGE: Any = typer.BadParameter.__mro__[1]
-"""Typer's UsageError, which it does not export (and carries its own click)"""
+"""Typer's UsageError, which it does not export (Typer bundles its own click)"""
 _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
-"""A path that cannot be what it was given for: the user's to change, not a disk's failure"""
+"""Errors of a path that the user gave wrongly, as opposed to a failing disk"""
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Distil large teachers into speech LLMs."
@@ -208,22 +208,22 @@ def main() -> None:
     try:
         code: Any = app(standalone_mode=False)
     except _USAGE as error:
-        if said := " ".join(error.format_message().split()):  # of a call without a verb the help has been shown already
-            _say(f"{said} (see `{error.ctx.command_path} --help`)" if error.ctx else said)
+        if message := " ".join(error.format_message().split()):  # empty for a call without a verb, which has already shown the help
+            _print_error(f"{message} (see `{error.ctx.command_path} --help`)" if error.ctx else message)
         sys.exit(EXIT_INPUT)
     except InputError as error:
-        _say(error)
+        _print_error(error)
         sys.exit(EXIT_INPUT)
     except OSError as error:  # a full disk, a server that is away
-        _say(error)
+        _print_error(error)
         sys.exit(EXIT_INPUT if error.errno in _NO_PLACE else EXIT_FAILED)
     except DataError as error:
-        _say(error)
+        _print_error(error)
         sys.exit(EXIT_FAILED)
     if code == EXIT_INTERRUPTED:
         print("stopped; the same command continues", file=sys.stderr)
     sys.exit(code or 0)
 
 
-def _say(error: object) -> None:
+def _print_error(error: object) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

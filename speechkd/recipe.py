@@ -21,11 +21,11 @@ from speechkd.losses import LOSSES, LossConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student_config import StudentConfig
 from speechkd.teachers import TEACHERS
-from speechkd.teachers.base import TeacherConfig, gives, quoted
+from speechkd.teachers.base import TeacherConfig, column_signals, quoted
 from speechkd.teachers.gates import GateConfig
 from speechkd.teachers.live_config import LiveConfig, check_live
-from speechkd.teachers.own_llm import OwnConfig
 from speechkd.teachers.prompts import PromptConfig
+from speechkd.teachers.student_llm import StudentLlmConfig
 from speechkd.tracking import TrackingConfig
 from speechkd.train.config import TrainConfig
 from speechkd.train.optim import OptimConfig
@@ -137,7 +137,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _own_llm_is_the_students(self) -> Recipe:
         for role, config in self.teachers.items():
-            if isinstance(config, OwnConfig) and config.model != self.student.llm:
+            if isinstance(config, StudentLlmConfig) and config.model != self.student.llm:
                 raise ValueError(
                     f"teacher `{role}` (self) is the student's own LLM `{self.student.llm}`, not `{config.model}`: leave `model` out, "
                     "or use `hf_local`"
@@ -182,7 +182,7 @@ class Recipe(Config):
     def _column_supplies(self, role: str) -> None:
         backend = self.teachers[role].backend
         can = TEACHERS.get(backend).SIGNALS
-        given = gives(self.teachers[role], backend, can)
+        given = column_signals(self.teachers[role], backend, can)
         for name, config in self.losses.items():
             needs = self.stored_signals(config, role)
             missing = needs - given

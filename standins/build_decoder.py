@@ -1,9 +1,9 @@
-"""Give the encoder stand-in a Whisper decoder that writes transcripts down: what a Q-Former starts from (`init_from`).
+"""Trains a small Whisper decoder on the stand-in encoder; a Q-Former can be initialised from it (`init_from`).
 
     python standins/build_decoder.py --out runs/decoder
 
-The encoder stays as it is. The decoder learns from the card's reserved clips, like the encoder: no clip or transcript of the test splits,
-no voice of the unseen one. Not shipped: a miniature that needs it builds it. `score` measures its greedy transcripts of the test splits.
+The encoder stays frozen. Like the encoder, the decoder trains on the card's reserved clips: no clip or transcript of the test splits, no
+voice of the unseen split. It is not shipped: miniatures build it. `score` measures its greedy transcripts of the test splits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     parser.add_argument("--card", type=Path, default=here.parent / "shards/cards/minibabel_digits.yaml")
     parser.add_argument("--encoder", type=Path, default=here / "encoder")
-    parser.add_argument("--llm", type=Path, default=here / "llm", help="whose tokenizer the transcripts are written in")
+    parser.add_argument("--llm", type=Path, default=here / "llm", help="model folder whose tokenizer encodes the transcripts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scores", type=Path, help="where to write the scores (default: OUT.json)")
     parser.add_argument("--layers", type=int, default=2)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def with_decoder(encoder: Path, tokenizer: PreTrainedTokenizerFast, layers: int, positions: int) -> WhisperForConditionalGeneration:
-    """The encoder's weights, and a decoder of random ones over the tokenizer's vocabulary. Begins with its pad token, ends with its eos."""
+    """The encoder with a randomly initialised decoder over the tokenizer's vocabulary; texts start with its pad token, end with its eos."""
     config = WhisperConfig.from_pretrained(encoder)
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {"decoder_layers": layers, "decoder_attention_heads": HEADS, "decoder_ffn_dim": INNER, "max_target_positions": positions}
@@ -89,7 +89,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     steps: int,
 ) -> None:
-    """Next tokens of transcripts, the encoder frozen."""
+    """Train on next tokens of the transcripts, with the encoder frozen."""
     model.model.encoder.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
@@ -116,7 +116,7 @@ def train(
 
 
 def _labels(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
-    """[B, T] ids of each text and the end, ignored behind it."""
+    """Labels [B, T]: the ids of each text and the eos token, then IGNORED."""
     rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)] for text in texts]
     longest = max(map(len, rows))
     return torch.tensor([row + [IGNORED] * (longest - len(row)) for row in rows])

@@ -1,11 +1,11 @@
-"""Build the encoder stand-in: a small Whisper encoder, pre-trained with CTC on the characters of transcripts and with its own input.
+"""Builds the stand-in encoder: a small Whisper encoder, pre-trained with CTC on characters and by predicting its own input spectrum.
 
     python standins/build_encoder.py --out standins/encoder
 
-Its clips are the card's reserved splits: no clip or transcript of the test splits, none of the unseen voices, no attribute label. From
-CTC alone a frame hardly tells how the voice around it sounds, which the frames of published encoders, trained on far more than words, do:
-so the states of a low layer also learn to give back their clip's mean log-mel spectrum, a target made from the input. The CTC head, kept
-beside it with its characters, is there to measure what the encoder itself understands.
+It trains on the card's reserved splits: no clip or transcript of the test splits, no unseen voice, no attribute label. CTC alone leaves
+little information about the voice in a frame, unlike published encoders, which train on far more than words. So the states of a low layer
+also learn to predict the clip's mean log-mel spectrum, a target made from the input. The CTC head is saved beside the encoder, with its
+characters, to measure what the encoder itself recognises.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from speechkd.data.sources.base import Item
 WIDTH, LAYERS, HEADS, INNER, MELS, SECONDS = 128, 3, 4, 512, 80, 3
 STEPS, BATCH, PEAK_LR, WARMUP = 1600, 32, 2e-3, 150
 PACKED_SHARE, PACKED_UNTIL = 0.75, 0.8
-"""Most training windows hold several clips in a row (a clip is a third of a window); the last steps see single clips only, as in use."""
+"""Most training windows hold several clips in a row (a clip is a third of a window); the last steps use single clips, as in practice."""
 SPECTRUM_WEIGHT, SPECTRUM_LAYER = 0.3, 1
-"""A low layer gives the spectrum back, so that the upper ones are free for the words."""
+"""A low layer predicts the spectrum, which leaves the upper layers to the words."""
 BLANK = 0
 
 
@@ -74,22 +74,22 @@ def main() -> None:
 
     scores = score(args.card, args.out, [item for item in source.items() if item.split.startswith("test")])
     target = args.scores or args.out.parent / "scores.json"
-    known = json.loads(target.read_text()) if target.is_file() else {}
+    all_scores = json.loads(target.read_text()) if target.is_file() else {}
     digests = {name: file_digest(args.out / name) for name in ("model.safetensors", "ctc_head.safetensors")}
-    known["encoder"] = {"sha256": digests, "ctc_word_accuracy": scores}
-    target.write_text(json.dumps(known, indent=1) + "\n")
-    print(json.dumps(known["encoder"]), flush=True)
+    all_scores["encoder"] = {"sha256": digests, "ctc_word_accuracy": scores}
+    target.write_text(json.dumps(all_scores, indent=1) + "\n")
+    print(json.dumps(all_scores["encoder"]), flush=True)
 
 
 def train(
     clips: Sequence[np.ndarray], texts: Sequence[str], alphabet: Sequence[str], extractor: WhisperFeatureExtractor, steps: int
 ) -> tuple[WhisperModel, nn.Linear]:
-    """CTC from random weights; (model, head). Products are bfloat16 where the processor has them: twice as fast; weights stay float32."""
+    """Train with CTC from random weights; returns (model, head). Uses bfloat16 autocast if the CPU supports it (twice as fast)."""
     torch.manual_seed(0)
     # eager: the fused attention takes 0.16 s a backward pass in bfloat16 on a CPU, this 0.08 s (measured)
     model: WhisperModel = AutoModel.from_config(_config(), attn_implementation="eager")
     head = nn.Linear(WIDTH, len(alphabet) + 1)
-    spectrum = nn.Linear(WIDTH, MELS)  # of use here only, not saved
+    spectrum = nn.Linear(WIDTH, MELS)  # used only here, not saved
     trained = [p for p in (*model.encoder.parameters(), *head.parameters(), *spectrum.parameters()) if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
@@ -104,7 +104,7 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             states = model.encoder(features_BMT, output_hidden_states=True).hidden_states
             logits_BFC, spectra_BFM = head(states[-1]), spectrum(states[SPECTRUM_LAYER])
-        reading = ctc_loss(
+        ctc = ctc_loss(
             logits_BFC.float().log_softmax(-1).transpose(0, 1),
             torch.tensor([n for row in labels for n in row]),
             torch.full((BATCH,), logits_BFC.shape[1]),
@@ -112,7 +112,7 @@ def train(
             blank=BLANK,
             zero_infinity=True,
         )
-        loss = reading + SPECTRUM_WEIGHT * spectrum_loss(spectra_BFM.float(), features_BMT, windows)
+        loss = ctc + SPECTRUM_WEIGHT * spectrum_loss(spectra_BFM.float(), features_BMT, windows)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -120,13 +120,13 @@ def train(
         schedule.step()
         if step % 50 == 49 or step == steps - 1:
             seconds = time.monotonic() - began
-            print(f"encoder step {step + 1}/{steps} loss {loss.item():.3f}, of CTC {reading.item():.3f}, {seconds:.0f} s", flush=True)
+            print(f"encoder step {step + 1}/{steps} loss {loss.item():.3f}, of CTC {ctc.item():.3f}, {seconds:.0f} s", flush=True)
     return model.eval(), head
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Clips in a row: samples [T], what they say, and where each begins and ends, in samples."""
+    """Clips in a row: samples [T], their text, and the (begin, end) of each in samples."""
 
     samples: np.ndarray
     text: str
@@ -134,25 +134,27 @@ class Window:
 
 
 def spectrum_loss(spectra_BFM: Tensor, features_BMT: Tensor, windows: Sequence[Window]) -> Tensor:
-    """How far each frame's [M] is from the mean log-mel spectrum of the clip that it lies in; 1 for a guess that is the same for all clips.
+    """Mean squared error between each frame's prediction [M] and its clip's mean log-mel spectrum; 1 for one constant guess.
 
-    Squared error per mel band over that band's variance between clips; pauses and padding count nothing.
+    Each mel band is divided by its variance between clips; pauses and padding do not count.
     """
     frame = RATE * SECONDS // spectra_BFM.shape[1]  # samples that an encoder frame stands for
     mels = features_BMT.shape[2] // spectra_BFM.shape[1]  # log-mel frames, likewise
-    given, wanted = [], []
+    predictions, targets = [], []
     for row, window in enumerate(windows):
         for begin, end in window.spans:
             first, last = begin // frame, max(begin // frame + 1, end // frame)
-            given.append(spectra_BFM[row, first:last])
-            wanted.append(features_BMT[row, :, first * mels : last * mels].mean(1))
-    targets_NM = torch.stack(wanted)
-    errors_NM = torch.stack([(spectra_FM - target_M).square().mean(0) for spectra_FM, target_M in zip(given, targets_NM, strict=True)])
+            predictions.append(spectra_BFM[row, first:last])
+            targets.append(features_BMT[row, :, first * mels : last * mels].mean(1))
+    targets_NM = torch.stack(targets)
+    errors_NM = torch.stack(
+        [(spectra_FM - target_M).square().mean(0) for spectra_FM, target_M in zip(predictions, targets_NM, strict=True)]
+    )
     return (errors_NM / targets_NM.var(0)).mean()
 
 
 def _window(clips: Sequence[np.ndarray], texts: Sequence[str], draw: np.random.Generator, room: int, packed: float) -> Window:
-    """One clip, or with probability `packed` as many as fit, with short pauses between."""
+    """One clip, or with probability `packed` as many clips as fit, with short pauses between them."""
     first = int(draw.integers(len(clips)))
     parts, text, used = [clips[first]], texts[first], len(clips[first])
     spans = [(0, used)]
@@ -170,7 +172,7 @@ def _window(clips: Sequence[np.ndarray], texts: Sequence[str], draw: np.random.G
 
 @torch.inference_mode()
 def score(card: Path, folder: Path, items: Sequence[Item]) -> dict[str, dict[str, dict[str, float | int]]]:
-    """Word accuracy (hits / reference words) of the encoder's own greedy CTC reading, per split and kind, from the saved folder."""
+    """Word accuracy (hits / reference words) of greedy CTC decoding, per split and kind, from the saved folder."""
     model = WhisperModel.from_pretrained(folder, dtype=torch.float32).eval()
     extractor = WhisperFeatureExtractor.from_pretrained(folder)
     weights = load_file(folder / "ctc_head.safetensors")
@@ -214,7 +216,7 @@ def _config() -> WhisperConfig:
         encoder_ffn_dim=INNER,
         num_mel_bins=MELS,
         max_source_positions=SECONDS * 50,
-        decoder_layers=0,  # nothing here decodes
+        decoder_layers=0,  # the decoder is not used
         decoder_attention_heads=HEADS,
         decoder_ffn_dim=8,
         vocab_size=8,

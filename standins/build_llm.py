@@ -1,8 +1,8 @@
-"""Build the teacher LLM stand-in: a small Llama that reads metadata as JSON and answers, trained from scratch on text drawn from the card.
+"""Builds the stand-in teacher LLM: a small Llama, trained from scratch on the card's text, that answers questions about JSON metadata.
 
     python standins/build_llm.py --out standins/llm
 
-It never trains on a transcript that the test splits speak; `score` measures greedy answers to the test splits' metadata.
+It never trains on a transcript of the test splits; `score` measures its greedy answers about the test splits' metadata.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from speechkd.data.sources.base import Item
 WIDTH, LAYERS = 128, 4
 BATCH, WARMUP = 32, 60
 PHASES = ((2200, 3e-3, 1 / 3), (800, 1e-3, 0.0))
-"""(steps, peak learning rate, share of dialogues with mixed attributes and words): first to learn to read, then the card's own metadata."""
+"""(steps, peak learning rate, share of dialogues with mixed attributes and words): first it learns to read, then the card's metadata."""
 IGNORED = -100
 
 
@@ -65,10 +65,10 @@ def main() -> None:
     model.save_pretrained(args.out)
     scores = score(args.out, [item for item in corpus if item.split.startswith("test")], tasks)
     target = args.scores or args.out.parent / "scores.json"
-    known = json.loads(target.read_text()) if target.is_file() else {}
-    known["llm"] = {"sha256": file_digest(args.out / "model.safetensors"), "read_metadata": scores}
-    target.write_text(json.dumps(known, indent=1) + "\n")
-    print(json.dumps(known["llm"]), flush=True)
+    all_scores = json.loads(target.read_text()) if target.is_file() else {}
+    all_scores["llm"] = {"sha256": file_digest(args.out / "model.safetensors"), "read_metadata": scores}
+    target.write_text(json.dumps(all_scores, indent=1) + "\n")
+    print(json.dumps(all_scores["llm"]), flush=True)
 
 
 def train(
@@ -81,7 +81,7 @@ def train(
     peak_lr: float,
     mixed: float,
 ) -> None:
-    """One phase: fresh dialogues at every step, the loss on the answers."""
+    """Train one phase: new dialogues at every step, loss only on the answers."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at(step, steps))
     draw, began = random.Random(1 + phase), time.monotonic()
@@ -130,13 +130,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Dialogue]) -> tup
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, user: str) -> str:
-    """The chat template's text up to where the answer starts."""
+    """The chat template's text up to the start of the answer."""
     return str(tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True))
 
 
 @torch.inference_mode()
 def score(folder: Path, items: Sequence[Item], tasks: Mapping[str, Any]) -> dict[str, dict[str, float | int]]:
-    """Exact-match accuracy of greedy answers to metadata never trained on, per question, from the saved folder."""
+    """Exact-match accuracy of greedy answers about unseen metadata, per question, from the saved folder."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     asked: list[Dialogue] = []

@@ -1,4 +1,4 @@
-"""Clips for pre-training and scoring the encoder: synthesised block by block in fresh processes."""
+"""Synthesises clips for pre-training and scoring the encoder, block by block in fresh processes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ BLOCK = 250
 
 
 def synthesise(card: Path, items: Sequence[Item], processes: int = 2) -> list[np.ndarray]:
-    """Each item's samples, int16 [T] at 16 kHz, in order. A block is a process of its own: espeak carries state.
+    """Each item's samples, int16 [T] at 16 kHz, in order. Each block gets its own process, because espeak keeps state.
 
-    The processes are forked (importing everything anew would take longer than a block), so they use no torch: resampling is done here.
+    The processes are forked (a fresh import would take longer than a block), so they use no torch: resampling is done here.
     """
     source, _ = load_source(card)
     blocks = [list(items[start : start + BLOCK]) for start in range(0, len(items), BLOCK)]
@@ -42,7 +42,7 @@ def _read(source: EspeakSource, items: list[Item]) -> list[RawClip]:
 
 
 def _resampled(block: Sequence[RawClip]) -> list[np.ndarray]:
-    """A block's clips at 16 kHz, as int16. They are joined first, each filled up to whole periods of the ratio: one pass, same samples."""
+    """A block's clips at 16 kHz, as int16. Clips are padded to whole periods of the rate ratio and joined: one pass, same samples."""
     rate = block[0].rate
     period_in, period_out = rate // math.gcd(rate, RATE), RATE // math.gcd(rate, RATE)
     periods = [-(-len(clip.samples_TC) // period_in) + 1 for clip in block]

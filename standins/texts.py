@@ -1,4 +1,4 @@
-"""What the stand-ins are pre-trained on, drawn from a card: its source, and metadata-to-answer dialogues for the LLM."""
+"""Pre-training data of the stand-ins: a card's source, and question-answer dialogues about metadata for the LLM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DESCRIBE = (
 DESCRIPTION = "A {gender} voice speaks {language} at a {rate} rate: {transcript}."
 FIELDS = ("language", "gender", "rate", "transcript")
 EXTRA_FIELDS = ("words_per_minute", "pitch", "speaker", "style", "kind")
-"""Fields that no question asks for; the LLM must read past them."""
+"""Fields that no question asks about; the LLM must learn to ignore them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +63,15 @@ def applies(item: Item, task: Mapping[str, Any]) -> bool:
 
 
 def answer(task: str, metadata: Mapping[str, Any], tasks: Mapping[str, Any]) -> str:
-    """What the metadata says to the task's question."""
+    """The correct answer to the task's question, from the metadata."""
     return DESCRIPTION.format(**metadata) if task == "describe" else str(metadata[tasks[task]["field"]])
 
 
 def dialogue(item: Item, tasks: Mapping[str, Any], others: Sequence[Item], draw: random.Random, mixed: float, turns: int = 3) -> Dialogue:
-    """One training dialogue about an item: random questions, the fields in random order with some that nobody asks for.
+    """One training dialogue about an item: random questions, fields in random order, and some extra fields.
 
-    With probability `mixed` each attribute comes from another item, so that no field follows from another and all must be read; with the
-    same probability the words come from several items, so that they must be copied and not remembered.
+    With probability `mixed` each attribute comes from another item, so that fields are independent and all must be read; with the same
+    probability the words come from several items, so that they must be copied instead of memorised.
     """
     metadata = dict(item.metadata)
     if draw.random() < mixed:

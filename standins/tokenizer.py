@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIALS = ("<|pad|>", "<|im_start|>", "<|im_end|>", AUDIO_OPEN, AUDIO_CLOSE)
 MARKS = ("\n", '{"', '": "', '": ', '", "', ', "', '"}', '"', "{", "}", ":", ",", ".", "?")
-"""Pieces of their own, so that JSON is short and a word has the same piece whichever mark is beside it."""
+"""Fixed tokens for punctuation: they keep JSON short, and a word gets the same tokens whatever stands beside it."""
 
 
 def build_tokenizer(lines: Iterable[str], out: Path, vocab_size: int = 1536) -> PreTrainedTokenizerFast:
@@ -55,7 +55,7 @@ def build_tokenizer(lines: Iterable[str], out: Path, vocab_size: int = 1536) -> 
     tokenizer.chat_template = CHAT_TEMPLATE
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    # The class that every version of transformers takes to mean "tokenizer.json as it stands"; the default name is newer than some.
+    # Every version of transformers reads this class as "use tokenizer.json as it is"; older ones lack the default class.
     config = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
     (out / "tokenizer_config.json").write_text(
         json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n", encoding="utf-8"
@@ -65,7 +65,7 @@ def build_tokenizer(lines: Iterable[str], out: Path, vocab_size: int = 1536) -> 
 
 
 def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The merge list of a sentencepiece BPE vocabulary: pieces stand in the order in which they were merged."""
+    """The merge list of a sentencepiece BPE vocabulary: pieces are numbered in merge order."""
     merges: list[tuple[int, int, int, tuple[str, str]]] = []
     for piece, rank in vocab.items():
         for cut in range(1, len(piece)):

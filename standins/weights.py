@@ -1,4 +1,4 @@
-"""Small helpers that both stand-ins share."""
+"""File digests, shared by both stand-in scripts."""
 
 from __future__ import annotations
 

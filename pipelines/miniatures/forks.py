@@ -1,6 +1,6 @@
-"""Short runs as forks of one process that has imported everything: a fresh interpreter for each stage of sixty runs costs ten minutes.
+"""Runs many short jobs as forks of one process that has imported everything; fresh interpreters for sixty runs would cost ten minutes.
 
-A fork runs the stages of `speechkd run` on one rank, the training worker in the fork itself: a group of one needs no torchrun.
+Each fork runs the stages of `speechkd run` on one rank. The training worker runs inside the fork, because one rank needs no torchrun.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from speechkd.core.log import say
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run: a recipe with its overrides, and where its words go."""
+    """One run: a recipe, its overrides, and its log file."""
 
     name: str
     recipe: Path
@@ -27,7 +27,7 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], side_by_side: int) -> None:
-    """Run all jobs, at most so many at a time. Ends with SystemExit if one fails, once the others that had begun are done."""
+    """Run all jobs, at most `side_by_side` at a time. If one fails, wait for those that have started, then raise SystemExit."""
     _import_everything()
     running: dict[int, Job] = {}
     waiting, failed = list(jobs), []
@@ -45,7 +45,7 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int) -> None:
 
 
 def _import_everything() -> None:
-    """Whatever a run imports late, so that forks share it."""
+    """Import everything that a run imports lazily, so that forks share it."""
     from transformers import AutoModelForCausalLM, LlamaForCausalLM, WhisperFeatureExtractor, WhisperModel  # noqa: F401
 
     from speechkd.engine.zero import import_deepspeed
@@ -86,12 +86,12 @@ def _run(job: Job) -> int:
     from speechkd.stages.run import run
 
     torch.set_num_threads(1)
-    speechkd.stages.train.run_ranks = _here  # type: ignore[assignment]
+    speechkd.stages.train.run_ranks = _run_in_process  # type: ignore[assignment]
     return run(load_recipe(job.recipe, list(job.sets)), ranks=1)
 
 
-def _here(words: Sequence[str], ranks: int, folder: Path) -> int:
-    """What torchrun would start, in this process."""
+def _run_in_process(words: Sequence[str], ranks: int, folder: Path) -> int:
+    """Replacement for `run_ranks`: runs the worker in this process."""
     from speechkd.engine.zero import close_distributed
     from speechkd.stages.worker import work
 

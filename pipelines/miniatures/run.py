@@ -1,12 +1,12 @@
-"""A paper's effect in miniature: each variant of a recipe with several seeds, and what the paper claims, judged by paired differences.
+"""Reproduces a paper's effect in miniature: runs each variant of a recipe with several seeds and tests the claim by paired differences.
 
     python pipelines/miniatures/run.py wong26a --ranks 2
     python pipelines/miniatures/run.py wong26a --jobs 2         two runs side by side, one rank each: less waiting, fewer imports
     python pipelines/miniatures/run.py wong26a --dry-run        load and plan every variant, run nothing
-    python pipelines/miniatures/run.py wong26a --jobs 2 --pilot one seed that no table has, to set a miniature up: prints, writes nothing
+    python pipelines/miniatures/run.py wong26a --jobs 2 --pilot a seed outside all tables, to set a miniature up: prints, writes nothing
 
-Reads `pipelines/miniatures/PAPER.yaml`, runs what it needs, then every variant and seed by `speechkd run` (a finished one is skipped, a
-killed one goes on), and writes `pipelines/miniatures/PAPER.md`. Seeds and expectations are those of the file; all of them are in the table.
+Reads `pipelines/miniatures/PAPER.yaml`, makes its needs, then runs every variant and seed by `speechkd run` (finished runs are skipped,
+killed ones continue), and writes `pipelines/miniatures/PAPER.md`. Every seed and expectation of the file is in the table.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from speechkd.recipe import load_recipe
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PILOT_SEED = 9
-"""The seed that miniatures are set up with; no table has it"""
+"""Seed for setting a miniature up; never in a table"""
 NEEDS = "NEEDS/"
-"""In a `set`: the folder of the runs that come first"""
+"""Placeholder in `set` values for the folder of the needs"""
 
 
 class Need(Config):
-    """What variants stand on, made once: a run of a recipe (its export at `NEEDS/<name>/export`), or a model that a script builds.
+    """A prerequisite of the variants, made once: a run of a recipe (export in `NEEDS/<name>/export`), or a model that a script builds.
 
-    `merge`: the run's LoRA folded into its language model, at `NEEDS/<name>/merged/llm`. `script`: words after `python`; it is given
-    `--out NEEDS/<name>`.
+    `merge`: also merge the run's LoRA into its language model, in `NEEDS/<name>/merged/llm`. `script`: arguments of `python`;
+    `--out NEEDS/<name>` is added.
     """
 
     recipe: str = ""
@@ -53,22 +53,22 @@ class Miniature(Config):
     """One paper's comparison."""
 
     claim: str
-    """what the paper found, in a sentence that the table can contradict"""
+    """the paper's finding, in a sentence that the table can contradict"""
     recipe: str
     seeds: list[int]
     needs: dict[str, Need] = {}
     base: str = ""
-    """the need whose export is asked the same questions: the student before the variants trained it"""
+    """the need whose export is evaluated too: the student before the variants trained it"""
     means: dict[str, list[str]] = {}
-    """measure -> tasks whose mean it is"""
+    """measure -> tasks that it averages"""
     set: list[str]
-    """for all variants"""
+    """overrides for all variants"""
     variants: dict[str, list[str]]
     expect: dict[str, list[tuple[str, str]]]
-    """measure -> pairs of variants, the first of which the claim puts above the second; written before the runs of this table were seen"""
+    """measure -> pairs (better, worse) of variants according to the claim; written before the runs of this table were seen"""
 
     def pilot(self, chosen: list[str]) -> Miniature:
-        """The chosen variants (all, if none is named) with the seed of pilots. Raises InputError."""
+        """The chosen variants (all if none is named) with the pilot seed. Raises InputError for an unknown variant."""
         for name in chosen:
             if name not in self.variants:
                 raise InputError(unknown_name("variant", name, self.variants, "--pilot"))
@@ -77,7 +77,7 @@ class Miniature(Config):
         return self.model_copy(update={"seeds": [PILOT_SEED], "variants": variants, "expect": expect})
 
     def check(self, where: str) -> None:
-        """Raises InputError for a variant or need that is not there."""
+        """Raises InputError for unknown variants or needs, and for the pilot seed."""
         for measure, pairs in self.expect.items():
             for name in (name for pair in pairs for name in pair):
                 if name not in self.variants:
@@ -92,23 +92,23 @@ class Miniature(Config):
 
 
 class Bench:
-    """Where the runs of one paper lie, and the commands that make them."""
+    """The folders of one paper's runs, and the commands that make them."""
 
     def __init__(self, mini: Miniature, folder: Path, paper: str, ranks: int, jobs: int) -> None:
         self.mini, self.runs, self.needs, self.data = mini, folder / paper, folder / "needs", folder / "data"
         self.ranks, self.jobs = ranks, jobs
 
     def sets(self, changes: list[str], name: str, runs: Path) -> list[str]:
-        """Overrides of one run, with the needs' folder in them."""
-        own = [f"name={name}", f"runs={runs}", f"data.root={self.data}", "tracking.uri="]
-        return [change.replace(NEEDS, f"{self.needs}/") for change in changes] + own
+        """Overrides of one run, with NEEDS/ replaced by its folder."""
+        standard = [f"name={name}", f"runs={runs}", f"data.root={self.data}", "tracking.uri="]
+        return [change.replace(NEEDS, f"{self.needs}/") for change in changes] + standard
 
     def variant(self, name: str, seed: int) -> list[str]:
         """Overrides of one variant with one seed."""
         return self.sets([*self.mini.set, *self.mini.variants[name], f"seed={seed}"], f"{name}-{seed}", self.runs)
 
     def make_need(self, name: str) -> None:
-        """The run or model of this name, once."""
+        """Make the need of this name, unless it exists."""
         need, folder = self.mini.needs[name], self.needs / name
         say(f"── needs {name}")
         if need.script:
@@ -121,7 +121,7 @@ class Bench:
             self._speechkd("export", need.recipe, sets, "--out", str(folder / "merged"), "--merge")
 
     def make_base(self) -> Scores:
-        """Scores of the student before."""
+        """Evaluate the base student; returns its scores."""
         say(f"── base {self.mini.base}")
         exported = self.needs / self.mini.base / "export"
         plain = self.sets([*self.mini.set, *list(self.mini.variants.values())[-1]], "base", self.runs)
@@ -130,14 +130,14 @@ class Bench:
         return scores_of(tasks, self.mini.means)
 
     def make(self, variant: str, seed: int) -> None:
-        """One run."""
+        """Run one variant with one seed."""
         say(f"── {variant}, seed {seed}")
         began = time.monotonic()
         self._speechkd("run", self.mini.recipe, self.variant(variant, seed), "--ranks", str(self.ranks))
         say(f"── {variant}, seed {seed}: {time.monotonic() - began:.0f} s")
 
     def make_all(self) -> dict[str, list[Scores]]:
-        """Scores of every variant and seed, run one after the other, or `jobs` side by side as forks of this process."""
+        """Run every variant and seed, in sequence or `jobs` at a time as forks of this process; returns scores by variant."""
         todo = [(variant, seed) for seed in self.mini.seeds for variant in self.mini.variants]
         if self.jobs:
             recipes = [load_recipe(ROOT / self.mini.recipe, self.variant(name, self.mini.seeds[0])) for name in self.mini.variants]
@@ -148,8 +148,8 @@ class Bench:
             for pair in todo:
                 self.make(*pair)
         done = {(variant, seed): _tasks(self.runs / f"{variant}-{seed}" / "summary.json") for variant, seed in todo}
-        asked = sorted({task for tasks in done.values() for task in tasks})
-        return {v: [scores_of(done[v, seed], self.mini.means, asked) for seed in self.mini.seeds] for v in self.mini.variants}
+        tasks = sorted({task for results in done.values() for task in results})
+        return {v: [scores_of(done[v, seed], self.mini.means, tasks) for seed in self.mini.seeds] for v in self.mini.variants}
 
     def _job(self, variant: str, seed: int) -> Job:
         name = f"{variant}-{seed}"
@@ -165,13 +165,13 @@ class Bench:
 
 
 def _tasks(summary: Path) -> dict[str, Any]:
-    """Results by task, of a summary."""
+    """The results by task in a summary."""
     tasks: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))["tasks"]
     return tasks
 
 
 def load(paper: str) -> Miniature:
-    """The miniature of a paper. Raises InputError."""
+    """Read a paper's miniature. Raises InputError."""
     path = HERE / f"{paper}.yaml"
     mini = build(Miniature, read_yaml(path), str(path))
     mini.check(str(path))
@@ -179,7 +179,7 @@ def load(paper: str) -> Miniature:
 
 
 def plan(bench: Bench) -> None:
-    """Load every need and variant, and plan those whose needs are there. Runs nothing."""
+    """Load every need and variant, and plan those whose needs exist. Runs nothing."""
     from speechkd.stages.plan import plan as dry
 
     mini = bench.mini
@@ -197,7 +197,7 @@ def plan(bench: Bench) -> None:
 
 
 def _needed(sets: list[str]) -> list[str]:
-    """Paths below the needs' folder that overrides name."""
+    """Paths below NEEDS/ in the overrides."""
     return [part.split(NEEDS, 1)[1].strip("\"'}] ") for text in sets for part in text.split(",") if NEEDS in part]
 
 

@@ -1,4 +1,4 @@
-"""From the summaries of a miniature's runs to its table: means with their intervals, and the claim judged by paired differences."""
+"""Makes a miniature's result table from its runs: means with confidence intervals, and a verdict on the claim by paired differences."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 from scipy.stats import t as student_t
 
 Scores = dict[str, float]
-"""Measure -> % right, of one run"""
+"""Measure -> percentage correct, for one run"""
 SYSTEMS = {"student": "", "unseen": ", unseen", "reads": ", read"}
-"""Key in a summary -> what stands after the task's name: known voices, voices never heard, the metadata read in the clip's place"""
+"""Key in a summary -> suffix of the task's name: known voices, unseen voices, metadata read in place of the clip"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +28,30 @@ class Judged:
     seeds: Sequence[int]
     expect: Mapping[str, Sequence[tuple[str, str]]]
     scores: Mapping[str, Sequence[Scores]]
-    """by variant, in the order of the seeds"""
+    """variant -> scores in the order of the seeds"""
     base: Scores | None = None
 
 
 def scores_of(
     tasks: Mapping[str, Mapping[str, Any]], means: Mapping[str, Sequence[str]] = MappingProxyType({}), all_tasks: Collection[str] = ()
 ) -> Scores:
-    """`<task>` of known voices, `<task>, unseen`, `<task>, read`, and after each group its means: over all tasks, and those asked for.
+    """Scores `<task>` (known voices), `<task>, unseen` and `<task>, read`, each group followed by its overall mean and the given `means`.
 
-    A run that was not asked all of `all_tasks` has no mean over them.
+    A run that lacks one of `all_tasks` gets no overall mean.
     """
-    found: Scores = {}
+    scores: Scores = {}
     for key, label in SYSTEMS.items():
         values = {task: 100 * row[key] for task, row in tasks.items() if row.get(key) is not None}
-        found |= {f"{task}{label}": value for task, value in values.items()}
+        scores |= {f"{task}{label}": value for task, value in values.items()}
         if values:
             for name, chosen in {"mean": list(all_tasks or values), **means}.items():
                 if all(task in values for task in chosen):
-                    found[f"{name}{label}"] = statistics.fmean(values[task] for task in chosen)
-    return found
+                    scores[f"{name}{label}"] = statistics.fmean(values[task] for task in chosen)
+    return scores
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean, by Student's t; nan for fewer than two values."""
+    """Half width of the mean's 95 % confidence interval, by Student's t; nan for fewer than two values."""
     if len(values) < 2:
         return math.nan
     return float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
@@ -64,7 +64,7 @@ def interval(values: Sequence[float], sign: str = "") -> str:
 
 
 def verdict(differences: Sequence[float]) -> str:
-    """Of differences, seed by seed, that a claim puts above 0."""
+    """Verdict on a claim that the paired differences (one per seed) are above 0."""
     mean, half = statistics.fmean(differences), half_interval(differences)
     if mean > 0 and not math.isnan(half) and mean - half > 0:
         return "holds"
@@ -74,7 +74,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 
 def markdown(paper: str, judged: Judged) -> str:
-    """The document: a row per measure, a column per variant; then the claim, pair by pair."""
+    """The result document: a row per measure and a column per variant, then the claim, pair by pair."""
     names = max((list(rows[0]) for rows in judged.scores.values()), key=lambda measured: len(measured))
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     before = ["before"] if judged.base is not None else []
@@ -95,6 +95,6 @@ def markdown(paper: str, judged: Judged) -> str:
     lines += ["", "| expected | on | difference, seed by seed | |", "|---|---|---|---|"]
     for measure, pairs in judged.expect.items():
         for better, worse in pairs:
-            found = [a[measure] - b[measure] for a, b in zip(judged.scores[better], judged.scores[worse], strict=True)]
-            lines.append(f"| {better} above {worse} | {measure} | {interval(found, '+')} | {verdict(found)} |")
+            differences = [a[measure] - b[measure] for a, b in zip(judged.scores[better], judged.scores[worse], strict=True)]
+            lines.append(f"| {better} above {worse} | {measure} | {interval(differences, '+')} | {verdict(differences)} |")
     return "\n".join(lines) + "\n"

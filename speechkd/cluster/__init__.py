@@ -1,1 +1,1 @@
-"""Where ranks run: this machine, or a cluster described by a site profile."""
+"""Starts the ranks of a run, by torchrun on this machine."""

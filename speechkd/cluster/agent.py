@@ -1,6 +1,6 @@
-"""torchrun with an exit code that says why: `python -m speechkd.cluster.agent <torchrun's arguments>`.
+"""Runs torchrun and passes on a worker's exit code: `python -m speechkd.cluster.agent <torchrun's arguments>`.
 
-torchrun turns every worker's failure into 1 and prints a table; a user's error (2) must come through, and one line is enough.
+torchrun itself turns every failure into exit code 1 and prints a table. A user's error (2) must get through, and one line is enough.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from speechkd.core.log import say
 
 
 def main(arguments: list[str]) -> int:
-    """0 when all workers finished, 2 when the first that failed refused the user's input, otherwise 1."""
+    """Exit code: 0 if all workers finished, 2 if the first worker to fail refused the user's input, otherwise 1."""
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:

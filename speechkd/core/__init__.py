@@ -1,1 +1,1 @@
-"""Types, configuration, files, seeds and errors that every room shares; imports nothing of ours."""
+"""Types, configuration, files, seeds and errors shared by all packages; imports none of them."""

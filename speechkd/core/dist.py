@@ -1,4 +1,4 @@
-"""torch.distributed with a world of one: every path runs in one process as it does on many."""
+"""Wrappers of torch.distributed that also work in a single process without a group."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class ToHost:
-    """Numbers on their way from the device. `read` waits for this copy alone, not for the work that was queued behind it."""
+    """An asynchronous copy of numbers to the host. `read` waits only for this copy, not for work queued after it."""
 
     def __init__(self, numbers: torch.Tensor) -> None:
         self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=numbers.is_cuda)

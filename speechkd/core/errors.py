@@ -1,4 +1,4 @@
-"""What a user did wrong (exit code 2), and how to say it in one line."""
+"""Error types and exit codes, and one-line messages for unknown names."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class InputError(ValueError):
 
 
 class DataError(ValueError):
-    """Bytes on disk are not what their digest or format says; names the file and member."""
+    """Bytes on disk do not match their digest or format. The message names the file and member."""
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name closest to `given`, or None where nothing is close."""
-    found = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.4)
-    return found[0] if found else None
+    """The allowed name closest to `given`, or None if nothing is close."""
+    matches = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.4)
+    return matches[0] if matches else None
 
 
 def unknown_name(kind: str, given: str, allowed: Iterable[str], where: str = "") -> str:
-    """One line for an unknown name: ``unknown loss `topkl`; allowed: a, b; nearest: topk_kl (recipe.yaml)``."""
+    """One line for an unknown name: ``unknown loss `topkl`; allowed: a, topk_kl; did you mean `topk_kl`? (recipe.yaml)``."""
     names = sorted(allowed)
     close = nearest(given, names)
     hint = f"; did you mean `{close}`?" if close else ""

@@ -1,4 +1,4 @@
-"""Publishing files so that nobody ever sees half of one: temporary name, fsync, rename, fsync of the folder; and digests."""
+"""Atomic, durable file writes (temporary name, fsync, rename, fsync of the folder), lock files, JSON and digests."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def publishing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[None]:
-    """Hold the lock file `path` alone; the system frees it when the process dies. Raises InputError with `busy` after `wait_s` seconds."""
+    """Hold the lock file `path` alone; it is freed when the process dies. Raises InputError with `busy` after `wait_s` seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         end = time.monotonic() + wait_s
@@ -86,9 +86,9 @@ def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[None]:
 
 @contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone holds the lock file `path` for the block; with `wait` it is waited for.
+    """Try to hold the lock file `path` during the block; yields whether it is held. With `wait`, block until it is free.
 
-    Saves two workers the same work, nothing more: a file system without locks says yes to both, and both results must be right.
+    Only saves two workers from doing the same work: on a file system without locks both get True, so both results must be correct.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
@@ -133,9 +133,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read JSON, one value a line. Raises DataError naming the line that is none."""
+    """Read JSON, one value a line. Raises DataError naming the first bad line."""
     values = []
-    # not splitlines(): it also cuts at U+2028 and its like, which JSON leaves as they are inside a text
+    # not splitlines(): it also splits at U+2028 and similar characters, which may occur inside JSON strings
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line:
             try:

@@ -1,4 +1,4 @@
-"""Words for people: one logger, progress bars on a terminal, one plain line per interval in a log file."""
+"""Messages and progress on standard error: a bar on a terminal, otherwise a plain line every 10 s."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL_S = 10.0
 
 
 def say(text: str) -> None:
-    """One line to standard error, at once."""
+    """Print one line to standard error and flush."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -22,7 +22,7 @@ def _clock(seconds: float) -> str:
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None, start: int = 0, quiet: bool = False) -> Iterator[T]:
-    """Yield `items`, showing how far it is: a bar on a terminal, otherwise a line every 10 s and one at the end."""
+    """Yield `items` and show progress: a bar on a terminal, otherwise a line every 10 s and one at the end."""
     if quiet:
         yield from items
     elif sys.stderr.isatty():
@@ -51,14 +51,14 @@ def _bar(items: Iterable[T], label: str, total: int | None, start: int) -> Itera
 
 
 def _lines(items: Iterable[T], label: str, total: int | None, start: int) -> Iterator[T]:
-    began = told = time.monotonic()
+    began = last_line = time.monotonic()
     done = start
     for item in items:
         yield item
         done += 1
         now = time.monotonic()
-        if now - told >= INTERVAL_S:
-            told, rate = now, (done - start) / (now - began)
+        if now - last_line >= INTERVAL_S:
+            last_line, rate = now, (done - start) / (now - began)
             left = f", {_clock((total - done) / rate)} left" if total and rate else ""
             say(f"{label}: {done}{f'/{total}' if total else ''}, {rate:.1f}/s{left}")
     say(f"{label}: {done}{f'/{total}' if total else ''} done in {_clock(time.monotonic() - began)}")

@@ -1,7 +1,7 @@
-"""safetensors by byte range: any slice of a tensor straight into memory, and files written tensor by tensor.
+"""Reads slices of safetensors files by byte range, and writes files tensor by tensor.
 
-The library maps whole files, so every page it touches counts as this process's memory, and it cannot cut a flat range out of a matrix,
-which is what a partition is. Format: 8 bytes of little-endian header length, a JSON header, then the data. Nothing here is ever unpickled.
+The safetensors library maps whole files, so every page it touches counts as this process's memory, and it cannot read a flat range of
+a matrix, which a ZeRO partition is. Format: 8 bytes of little-endian header length, a JSON header, then the data. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCRATCH_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor in a file: where its bytes are and what they mean."""
+    """A tensor in a file: its location, dtype and shape."""
 
     path: Path
     name: str
@@ -60,7 +60,7 @@ def _parse(path: Path, header: bytes, size: int) -> dict[str, Stored]:
 
 
 def tensors_in(data: bytes, prefix: str, label: str) -> dict[str, torch.Tensor]:
-    """From a safetensors file in memory, the tensors whose names begin with `prefix`, by what follows it; the others are not touched.
+    """The tensors of an in-memory safetensors file whose names begin with `prefix`, keyed without the prefix; others are not read.
 
     Raises DataError naming `label` if header and bytes do not agree.
     """
@@ -139,7 +139,7 @@ class TensorWriter:
             header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + 4 * numel]}
             offset += 4 * numel
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format wants aligned data
+        text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
         self._stream, self._hash = path.open("xb"), hashlib.sha256()
         self._write(len(text).to_bytes(8, "little") + text)
 

@@ -1,1 +1,1 @@
-"""The only room that knows DeepSpeed: partitioned loading, the wrapped module, backward and step, our own checkpoints."""
+"""All DeepSpeed code: partitioned loading, the wrapped module with backward and step, and our own checkpoints."""

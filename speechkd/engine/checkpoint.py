@@ -1,11 +1,11 @@
-"""Our checkpoints: plain safetensors of everything that learns, valid at any world size, never half there, never unpickled.
+"""Checkpoints: trainable parameters and Adam state as plain safetensors, valid at any world size, written atomically, never unpickled.
 
     checkpoints/step-000200/weights.safetensors   every trainable parameter, the optimizer's float32 copy
                             moments.safetensors   <parameter>.exp_avg, <parameter>.exp_avg_sq
-                            trainer.json          step, Adam's own step, and what the caller binds the run to (digests, seed, frozen base)
+                            trainer.json          step, Adam's own step, and what the caller ties the run to (digests, seed, frozen base)
                             COMMIT.json           sha256 of the three, written last
 
-A frozen base is not in it, only its fingerprint. DeepSpeed's own save and load unpickle, and are tied to the world size.
+The frozen base is not saved, only its fingerprint. DeepSpeed's own checkpoints unpickle on load and depend on the world size.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ NAME = re.compile(r"step-(\d{6,12})")
 def save(engine: Engine, checkpoints: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
     """Write `checkpoints/step-<step>` and remove all but the newest `keep` (at least 2). Collective; returns the new folder.
 
-    `state` is JSON that binds the run: recipe digest, plan digest, seed, fingerprints of the frozen base. Parameters are gathered one by
-    one; rank 0 writes. What goes wrong on rank 0 (a full disk) is raised on every rank, none is left waiting.
+    `state` is JSON that ties the checkpoint to its run: recipe digest, plan digest, seed, fingerprints of the frozen base. Parameters are
+    gathered one by one and written by rank 0. A failure on rank 0 (a full disk) is raised on every rank, so that none waits forever.
     """
-    assert keep >= 2, "one checkpoint is no safety: the newest may be the one that is being written"
+    assert keep >= 2, "keep at least two checkpoints: the newest may be the one that is being written"
     final = checkpoints / f"step-{step:06d}"
     temporary = checkpoints / f".{final.name}.tmp"
     writer = _Writer(temporary, engine) if dist.rank() == 0 else None
@@ -56,7 +56,7 @@ def save(engine: Engine, checkpoints: Path, step: int, state: Mapping[str, Any],
                     writer.add(f"{name}.{key}" if key else name, tensor)
         if writer:
             writer.end()
-    dist.barrier()  # every rank has given all it has: only now may the whole be called valid
+    dist.barrier()  # every rank has contributed all its parts: only now may the checkpoint be committed
     if writer:
         writer.commit(final, {**state, "format": FORMAT, "step": step, "adam_step": engine.adam_step()})
         if not writer.problem:
@@ -68,7 +68,7 @@ def save(engine: Engine, checkpoints: Path, step: int, state: Mapping[str, Any],
 
 
 class _Writer:
-    """Rank 0's part. It remembers the first failure instead of raising, because the other ranks are inside collectives that need it."""
+    """Writes on rank 0. Keeps the first failure instead of raising it, because the other ranks wait in collectives that need rank 0."""
 
     def __init__(self, temporary: Path, engine: Engine) -> None:
         self.problem: str | None = None
@@ -111,14 +111,14 @@ class _Writer:
                 write_json(self._folder / TRAINER, trainer)
                 self._digests[TRAINER] = sha256_file(self._folder / TRAINER)
                 write_json(self._folder / COMMIT, {"format": FORMAT, "files": self._digests})
-                if final.exists():  # a torn one of an earlier attempt, or the same step done again
+                if final.exists():  # left by an interrupted attempt, or the same step again
                     shutil.rmtree(final)
                 os.rename(self._folder, final)
                 fsync_folder(final.parent)
 
 
 def _prune(checkpoints: Path, keep: int) -> None:
-    """Remove everything older than the newest `keep` committed checkpoints, the marker first so that a half-removed one is not valid."""
+    """Remove everything older than the newest `keep` committed checkpoints; the marker goes first, so a half-removed one is invalid."""
     committed = [folder for folder in _newest_first(checkpoints) if (folder / COMMIT).is_file()]
     if len(committed) <= keep:
         return
@@ -138,14 +138,14 @@ def _step(folder: Path) -> int:
 def _newest_first(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
-    found = [p for p in checkpoints.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
-    return sorted(found, key=_step, reverse=True)
+    folders = [p for p in checkpoints.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    return sorted(folders, key=_step, reverse=True)
 
 
 def latest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose every file has the digest that COMMIT.json gives, or None. Collective: rank 0 looks, all get its answer.
+    """The newest checkpoint whose files all match the digests in COMMIT.json, or None. Collective: rank 0 checks and tells all ranks.
 
-    Anything that is not whole is passed over with one line saying why.
+    Incomplete checkpoints are skipped, with one line that says why.
     """
     name = next((folder.name for folder in _newest_first(checkpoints) if _valid(folder)), None) if dist.rank() == 0 else None
     name = dist.from_rank_zero(name)
@@ -153,7 +153,7 @@ def latest(checkpoints: Path) -> Path | None:
 
 
 def ever_published(checkpoints: Path) -> bool:
-    """True if any checkpoint was ever committed here, valid or not: then starting over at step 0 would throw work away."""
+    """True if any checkpoint was committed here, valid or not, so that starting again at step 0 would lose work."""
     return any((folder / COMMIT).is_file() for folder in _newest_first(checkpoints))
 
 
@@ -165,7 +165,7 @@ def _valid(folder: Path) -> bool:
 
 
 def why_invalid(folder: Path) -> str:
-    """What keeps a folder from being a whole checkpoint; empty where nothing does."""
+    """Why a folder is not a complete checkpoint; empty if it is one."""
     if not (folder / COMMIT).is_file():
         return "it was never committed"
     try:
@@ -178,7 +178,7 @@ def why_invalid(folder: Path) -> str:
 
 
 def read_trainer(checkpoint: Path) -> dict[str, Any]:
-    """trainer.json of a checkpoint that `latest` returned: `step`, `adam_step` and what the run was bound to."""
+    """trainer.json of a checkpoint that `latest` returned: `step`, `adam_step` and the `state` given to `save`."""
     trainer = read_json(checkpoint / TRAINER)
     if not isinstance(trainer, dict) or not isinstance(trainer.get("step"), int) or not isinstance(trainer.get("adam_step"), int):
         raise DataError(f"no step in `{checkpoint / TRAINER}`")
@@ -186,7 +186,7 @@ def read_trainer(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:
-    """Fill the trainable parameters of `module` (partitioned or not), before it is wrapped. Raises DataError if names or shapes differ."""
+    """Load the trainable parameters of `module` (partitioned or not) before it is wrapped. Raises DataError if names or shapes differ."""
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     stored = _matching(checkpoint / WEIGHTS, {name: tuple(full_shape(p)) for name, p in trainable})
     for name, param in trainable:
@@ -194,7 +194,7 @@ def load_weights(module: nn.Module, checkpoint: Path) -> None:
 
 
 def load_moments(engine: Engine, checkpoint: Path) -> int:
-    """Restore Adam's moments and step, and the float32 weights that bf16 cannot hold, after wrapping; returns the global step."""
+    """Restore Adam's moments and step count, and the float32 master weights, after wrapping; returns the global step."""
     trainer = read_trainer(checkpoint)
     shapes = {name: tuple(full_shape(p)) for name, p in engine.trainable()}
     weights = _matching(checkpoint / WEIGHTS, shapes)

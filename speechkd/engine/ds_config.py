@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: memory and communication from a file in ds_configs/, everything else from the recipe, never both."""
+"""Builds DeepSpeed's config: memory and communication come from a file in ds_configs/, everything else from the recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from speechkd.core.errors import InputError, nearest, unknown_name
 Precision = Literal["fp32", "bf16"]
 
 ALLOWED = ("zero_optimization", "activation_checkpointing", "aio", "communication_data_type", "prescale_gradients", "comms_logger")
-"""Sections that say where bytes lie and how they travel."""
+"""Sections about memory placement and communication, which a file in ds_configs/ may contain."""
 OF_THE_RECIPE = {
     "train_batch_size": "plan.micro_batches",
     "train_micro_batch_size_per_gpu": "plan.micro_batches",
@@ -29,7 +29,7 @@ OF_THE_RECIPE = {
 
 
 class OptimValues(Protocol):
-    """What the engine needs to know of an optimizer; a recipe's optimizer config has these fields."""
+    """The optimizer settings that the engine needs; a recipe's optimizer config has these fields."""
 
     @property
     def lr(self) -> float: ...
@@ -45,7 +45,7 @@ class OptimValues(Protocol):
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:
-    """Read a file of ds_configs/. Raises InputError if it is missing, not JSON, or says anything that belongs in the recipe."""
+    """Read a file of ds_configs/. Raises InputError if it is missing, not JSON, or has keys that belong in the recipe."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -81,10 +81,10 @@ def stage(memory: Mapping[str, Any]) -> int:
 
 
 def full_ds_config(memory: Mapping[str, Any], optim: OptimValues, accumulate: int, clip: float, precision: Precision) -> dict[str, Any]:
-    """The whole configuration: `memory` (from a file) with what the recipe decides.
+    """The complete DeepSpeed config: `memory` (from a file) plus the recipe's settings.
 
-    `accumulate`: micro-batches of one global step on each rank; `clip`: maximal gradient norm, 0 for none, always written out because
-    DeepSpeed clips at 1.0 when the key is absent. Gradients are summed in float32 whatever the precision of the weights.
+    `accumulate`: micro-batches of one global step on each rank; `clip`: maximal gradient norm, 0 for none; always written because
+    DeepSpeed clips at 1.0 if the key is missing. Gradients are summed in float32 whatever the precision of the weights.
     """
     if accumulate < 1:
         raise InputError(f"a rank must have at least one micro-batch a step, given {accumulate}")
@@ -104,7 +104,7 @@ def full_ds_config(memory: Mapping[str, Any], optim: OptimValues, accumulate: in
                 "betas": list(optim.betas),
                 "eps": optim.eps,
                 "weight_decay": optim.weight_decay,
-                "torch_adam": True,  # DeepSpeed's CPU Adam would compile C++ at the first run
+                "torch_adam": True,  # DeepSpeed's CPU Adam would compile C++ on the first run
             },
         },
     }

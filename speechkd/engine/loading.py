@@ -1,4 +1,4 @@
-"""Pretrained models, partitioned while they load: no rank ever holds a whole model.
+"""Loads pretrained models partitioned over ranks: no rank ever holds a whole model.
 
 `from_pretrained` under ZeRO-3 needs more memory than an ordinary load, not less (measured, 1 GB on two ranks: 1.6 times on rank 0, 1.3 on
 rank 1). Here the module is created partitioned and every rank reads only its own slice of every tensor, by byte range (0.57 on both).
@@ -42,7 +42,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
     with no_init_weights(), zero_init(memory, dtype, to_be_filled=True):
         module = causal_lm_from(config, dtype)
         module.tie_weights()  # type: ignore[operator]
-    gc.collect()  # a head that was replaced by a tied one sits in a reference cycle
+    gc.collect()  # a head that was replaced by a tied one is in a reference cycle
     _refuse_mixed_precision(module, dtype, folder)
     fill(module, language_model_tensors(folder), folder, fill_parameter, full_shape)
     _generation_config(module, folder)
@@ -50,10 +50,10 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
 
 
 def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, memory: Mapping[str, Any] | None = None) -> nn.Module:
-    """The speech encoder of a checkpoint (a whole model, one without head, the encoder alone), in eval mode; decoders are never read.
+    """The speech encoder of a checkpoint (full model, headless model or encoder alone), in eval mode; decoders are never read.
 
-    Arguments and errors as for `load_causal_lm`. Encoders of waveforms (0.1 to 1 B parameters) load whole on each rank and are partitioned
-    when training starts: their weight norm cannot be made in parts.
+    Arguments and errors as for `load_causal_lm`. Waveform encoders (0.1 to 1 B parameters) load whole on each rank and are partitioned when
+    training starts, because their weight norm cannot be created partitioned.
     """
     if not partitioned or read_config(path_or_id).model_type in WAVEFORM:
         return pretrained.load_encoder(path_or_id, dtype)
@@ -70,7 +70,7 @@ def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False,
 
 
 def _refuse_mixed_precision(module: nn.Module, dtype: torch.dtype, folder: Path) -> None:
-    """Some architectures pin modules to float32; created partitioned they would silently be rounded."""
+    """Raises InputError for architectures that keep modules in float32: created partitioned, they would silently be rounded."""
     pinned = sorted(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
     if pinned and dtype != torch.float32:
         raise InputError(f"modules {', '.join(pinned)} must stay in float32: load this model with precision fp32 ({folder})")
@@ -84,7 +84,7 @@ def _generation_config(module: Any, folder: Path) -> None:
 
 
 def fill_parameter(param: nn.Parameter, stored: Stored) -> None:
-    """Read `stored` into `param`: whole, or this rank's own partition. Collective only where a partition cannot be filled alone."""
+    """Read `stored` into `param`, whole or only this rank's partition. Collective only for partitions that a rank cannot fill alone."""
     from speechkd.engine.zero import fill_partition, gathered, is_partitioned
 
     with torch.no_grad():

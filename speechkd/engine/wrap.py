@@ -1,4 +1,4 @@
-"""One wrapped module: forward, backward, step, and what a loop asks of them. The loop never sees DeepSpeed."""
+"""Wraps a module in DeepSpeed and offers forward, backward, step and optimizer state to the training loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from speechkd.engine.zero import import_deepspeed, init_distributed, is_partitio
 
 
 class Engine:
-    """`module` with its trainable parameters under AdamW, partitioned and communicated as `memory` says.
+    """A module whose trainable parameters are optimised by AdamW under DeepSpeed.
 
     `memory` is what `read_ds_config` returned; `accumulate` is the number of micro-batches of one global step on this rank; `clip` is the
     maximal gradient norm (0: none). Frozen and already partitioned modules may be inside. Raises InputError if nothing is trainable.
@@ -33,11 +33,11 @@ class Engine:
         config = full_ds_config(memory, optim, accumulate, clip, precision)
         self._ds = import_deepspeed().initialize(model=module, model_parameters=trainable, config=config)[0]
         self.skipped = 0
-        """steps whose gradient was not finite: no parameter and no moment changed on any rank"""
+        """number of steps skipped because a gradient was not finite; they change no parameter or moment on any rank"""
         self.skipped_in_a_row = 0
 
     def _place(self, module: nn.Module, dtype: torch.dtype) -> None:
-        """Place what was made outside a partitioned block: DeepSpeed neither moves nor casts it if anything was made inside one."""
+        """Move and cast unpartitioned parameters: DeepSpeed does neither if any parameter is already partitioned."""
         for param in module.parameters():
             if not is_partitioned(param):
                 param.data = param.data.to(self.device, dtype)
@@ -52,11 +52,11 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs must be."""
+        """The device for inputs."""
         return local_device()
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters that learn, in the same order on every rank."""
+        """(name, parameter) of all trainable parameters, in the same order on every rank."""
         return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
 
     def forward(self, *inputs: Any) -> Any:
@@ -66,13 +66,13 @@ class Engine:
     __call__ = forward
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a loss that is already scaled to `world_size x total / count`: ranks are averaged, micro-batches summed."""
+        """Accumulate the gradient of a loss scaled to `world_size x total / count`: ranks are averaged, micro-batches summed."""
         self._ds.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> bool:
-        """Call once after every micro-batch. At the last of a global step it clips and updates, and returns True unless it skipped.
+        """Call once after every micro-batch. After the last one of a global step it clips and updates; True if it updated.
 
-        A gradient that is not finite on any rank skips the step on all of them, since its norm is reduced over ranks; `skipped` counts.
+        A gradient that is not finite on any rank skips the update on all ranks (its norm is reduced over ranks); `skipped` counts them.
         """
         boundary = self._ds.is_gradient_accumulation_boundary()
         self._ds.step()
@@ -112,7 +112,7 @@ class Engine:
         return _present(safe_get_full_optimizer_state(param, key))
 
     def adam_step(self) -> int:
-        """Updates that Adam has made: the bias correction's exponent; skipped steps are not among them."""
+        """Number of Adam updates without skipped steps (the exponent of the bias correction)."""
         states = self._ds.optimizer.optimizer.state
         return int(max((float(s["step"]) for s in states.values() if "step" in s), default=0))
 
@@ -134,7 +134,7 @@ class Engine:
                 (safe_set_local_fp32_param if local else safe_set_full_fp32_param)(param, value)
 
     def prepare_restore(self, adam_step: int) -> None:
-        """Give Adam a state, which it has not before its first step, so that `restore` has something to fill."""
+        """Create Adam's state, which does not exist before its first step, so that `restore` can fill it."""
         outer = self._ds.optimizer
         inner = outer.optimizer
         for flat in self._flat_partitions():

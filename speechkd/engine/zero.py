@@ -1,4 +1,4 @@
-"""Processes and partitions: one way to start a group (torchrun or a single process) and to create modules partitioned."""
+"""ZeRO helpers: starts the process group (torchrun or one process), and creates, reads and gathers partitioned parameters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _QUIET = ("DeepSpeed", "deepspeed", "torch.distributed.distributed_c10d")
 
 
 def _quiet() -> None:
-    """One FutureWarning per collective and a screen of engine settings per rank hide what matters."""
+    """Silence a FutureWarning per collective and a page of engine settings per rank."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -42,14 +42,14 @@ def import_deepspeed() -> Any:
     _quiet()
     compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
     if compatible is not None and not torch.cuda.is_available():
-        compatible["deepspeed_shm_comm"] = False  # else every fresh machine compiles C++ for half a minute, or fails for want of a compiler
+        compatible["deepspeed_shm_comm"] = False  # otherwise every new machine compiles C++ for half a minute, or fails without a compiler
     return deepspeed
 
 
 def init_distributed(timeout_s: float = GROUP_TIMEOUT_S) -> None:
-    """Join the group that torchrun describes, or make a group of one without it. A second call does nothing.
+    """Join torchrun's process group, or create a group of one without torchrun. A second call does nothing.
 
-    CPU tensors travel by gloo and GPU tensors by NCCL. The group of one opens no port. Call it before any module is made partitioned.
+    CPU tensors use gloo and GPU tensors NCCL. A group of one opens no port. Call it before any module is created partitioned.
     """
     deepspeed = import_deepspeed()
     if not torch_dist.is_initialized():
@@ -67,20 +67,20 @@ def init_distributed(timeout_s: float = GROUP_TIMEOUT_S) -> None:
 
 
 def close_distributed() -> None:
-    """Leave the group together: every rank calls it at its regular end. A rank that just exits may make the others abort.
+    """Leave the process group: every rank calls this when it finishes normally, since a rank that just exits may make others abort.
 
-    Not for the way out of an error: it waits for all ranks.
+    Do not call it after an error: it waits for all ranks.
     """
     if torch_dist.is_initialized():
         torch_dist.barrier()
         torch_dist.destroy_process_group()
-        # gloo's threads drop the tensors of finished collectives and need the interpreter for that; one that is still at it when Python
-        # shuts down aborts the process (SIGABRT, seen in one run of five on busy cores). Sleeping lets them have it.
+        # gloo's threads drop the tensors of finished collectives and need the interpreter for that; a thread that is still
+        # busy when Python shuts down aborts the process (SIGABRT, seen in one run of five on busy cores). The sleep lets them finish.
         time.sleep(0.2)
 
 
 def local_device() -> torch.device:
-    """Where this rank computes."""
+    """The device of this rank."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -113,7 +113,7 @@ def partitioned(
 
 
 def is_partitioned(param: torch.Tensor) -> bool:
-    """True if `param` is under ZeRO-3 (whether or not it is gathered at the moment)."""
+    """True if `param` is partitioned by ZeRO-3, even if it is gathered now."""
     return hasattr(param, "ds_id")
 
 
@@ -123,7 +123,7 @@ def full_shape(param: torch.Tensor) -> torch.Size:
 
 
 def read_partition(param: torch.Tensor, stored: Stored, dtype: torch.dtype) -> torch.Tensor:
-    """This rank's flat part of `stored`, as `param` is cut, on the CPU; the padding at the end of the last part is zero."""
+    """This rank's flat slice of `stored`, partitioned like `param`, on the CPU; padding at the end of the last slice is zero."""
     size = param.ds_tensor.numel()  # type: ignore[attr-defined]
     start = size * param.ds_zero_partition_rank  # type: ignore[attr-defined]
     part = torch.zeros(size, dtype=dtype)
@@ -136,7 +136,7 @@ def read_partition(param: torch.Tensor, stored: Stored, dtype: torch.dtype) -> t
 def fill_partition(param: Any, stored: Stored) -> bool:
     """Read this rank's part of `stored` into a partitioned `param`.
 
-    False if it keeps its part in a form that only DeepSpeed can fill (a secondary partition, quantized, on NVMe), or is gathered now.
+    Returns False if only DeepSpeed can fill the part (secondary partition, quantized, on NVMe), or if `param` is gathered now.
     """
     part = param.ds_tensor
     if part.final_location is not None or param.ds_secondary_tensor is not None or hasattr(part, "ds_quant_scale") or param.numel():
@@ -146,7 +146,7 @@ def fill_partition(param: Any, stored: Stored) -> bool:
 
 
 def gathered(params: list[nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager[Any]:
-    """The whole parameters inside the block; with `modifier_rank`, what that rank wrote into them is what all ranks keep."""
+    """Gather whole parameters inside the block; with `modifier_rank`, that rank's changes are kept on all ranks."""
     if not any(is_partitioned(p) for p in params):
         return contextlib.nullcontext()
     context: AbstractContextManager[Any] = import_deepspeed().zero.GatheredParameters(params, modifier_rank=modifier_rank)
@@ -154,5 +154,5 @@ def gathered(params: list[nn.Parameter], modifier_rank: int | None = None) -> Ab
 
 
 def partition_report(module: nn.Module) -> dict[str, bool]:
-    """Parameter name -> whether all of it is here now. Between steps with threshold 0, nothing may be, except on a module never wrapped."""
+    """Parameter name -> whether it is whole on this rank now. Between steps with threshold 0 none is, except in unwrapped modules."""
     return {name: p.shape == full_shape(p) for name, p in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""One HTML page about a column's answers: the worst by each gate. All text is untrusted and escaped; no script, no network."""
+"""Writes an HTML page with a column's worst answers by each quality gate. All text is escaped; no scripts, no network."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from speechkd.core.files import write_text
 
 SHOWN = 1200
-"""Characters of a text that the page shows"""
+"""Longer texts are cut to this many characters"""
 
 
 @dataclass(frozen=True, slots=True)
-class Worst:
-    """One answer."""
+class WorstAnswer:
+    """One answer with its question and metadata."""
 
     key: str
     turn: str
@@ -28,12 +28,12 @@ class Worst:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One gate: how many answers it drops (None: not set in the recipe), the mean of its measure, and the worst answers by it."""
+    """One gate: how many answers it drops (None: not set in the recipe), the mean of its measure, and its worst answers."""
 
     name: str
     drops: int | None
     mean: float
-    worst: list[Worst]
+    worst: list[WorstAnswer]
 
 
 def write_answers_page(out: Path, column: str, summary: str, gates: Iterable[Gate]) -> Path:

@@ -1,7 +1,7 @@
-"""One self-contained HTML page about a run, from what lies in its folder: no script, no network, safe to mail.
+"""Writes the HTML report of a run from its folder: one self-contained page without scripts or network access.
 
-Names, transcripts and answers are untrusted text: Jinja2 escapes all of it, charts hold no text but their axes, sounds are decoded
-before they are embedded, and the page's own policy forbids scripts and any outside resource.
+Names, transcripts and answers are untrusted text. Jinja2 escapes all of it, charts contain no text except axis numbers, sounds are decoded
+before they are embedded, and the page's content policy forbids scripts and outside resources.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SOUNDS = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg"}
 
 
 def write_report(run_dir: Path, out: Path) -> Path:
-    """Write the page about `run_dir` to `out` and return it. What the folder lacks, the page says; nothing is required.
+    """Write the page about `run_dir` to `out` and return it. No file is required: the page says what is missing.
 
     Reads journal.jsonl, recipe.yaml, datasets.json ({name: {fact: value}}), eval/summary.json, eval/samples.jsonl, eval/*/results.json, and
     seconds.json ({stage: seconds}; else the summary's `seconds`).
@@ -85,13 +85,13 @@ def _head(journal: Path) -> dict[str, Any]:
 
 
 def _tiles(tasks: Mapping[str, Mapping[str, Any]], series: Mapping[str, list[tuple[int, float]]]) -> list[tuple[str, str, str]]:
-    """The few numbers worth seeing first, as (value, what it is, style)."""
+    """The headline numbers, as (value, label, style)."""
     tiles = []
     for key, label in (("student", "student, mean of tasks"), ("unseen", "student, unseen"), ("teacher", "teacher"), ("chance", "chance")):
         values = [task[key] for task in tasks.values() if task.get(key) is not None]
         if values:
-            some = f" ({len(values)} of {len(tasks)} tasks)" if len(values) < len(tasks) else ""
-            tiles.append((_percent(sum(values) / len(values)), label + some, key))
+            coverage = f" ({len(values)} of {len(tasks)} tasks)" if len(values) < len(tasks) else ""
+            tiles.append((_percent(sum(values) / len(values)), label + coverage, key))
     steps = max((points[-1][0] for name, points in series.items() if name.startswith("train/")), default=None)
     if steps is not None:
         tiles.append((f"{steps:,}", "steps", "plain"))
@@ -99,7 +99,7 @@ def _tiles(tasks: Mapping[str, Mapping[str, Any]], series: Mapping[str, list[tup
 
 
 def _tasks(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Each task's numbers; what is not a number is None."""
+    """Task -> its numbers; None for anything that is not a number."""
     tasks = summary.get("tasks")
     if not isinstance(tasks, Mapping):
         return {}
@@ -108,7 +108,7 @@ def _tasks(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def _columns(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Columns of the table: the known ones in their order, other splits, then the main split's counts (the rest stand in summary.json)."""
+    """Table columns: known systems in order, other splits, then the main split's counts (other counts are only in summary.json)."""
     more = {key for task in tasks.values() for key, value in task.items() if value is not None and not _is_count(key)} - {*SYSTEMS}
     return [*SYSTEMS, *sorted(more), "unparsable", "n"]
 
@@ -118,7 +118,7 @@ def _is_count(key: str) -> bool:
 
 
 def _bars(tasks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(key, label, style) of the bars: teacher, student on each split (`unseen`, and any `x` that comes with `x_n`), controls."""
+    """(key, label, style) of each bar: teacher, student on each split (`unseen`, and every `x` with a count `x_n`), controls."""
     splits = sorted({key.removesuffix("_n") for task in tasks.values() for key in task if key.endswith("_n")} - {*SYSTEMS})
     return [
         ("teacher", "teacher (reads text)", "teacher"),
@@ -131,24 +131,24 @@ def _bars(tasks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One clip with what was asked and answered."""
+    """One clip with its question and answers."""
 
     facts: dict[str, str]
     metadata: dict[str, str]
     correct: bool | None
     sound: str | None
-    """data URI, None where the audio cannot be shown"""
+    """data URI; None if the audio cannot be embedded"""
     wave: Markup | None
     seconds: float | None
 
 
 def _samples(path: Path) -> Iterator[Sample]:
-    """About a dozen, spread over tasks, splits, right and wrong."""
+    """About a dozen samples, spread over tasks, splits, right and wrong answers."""
     tasks: dict[str, dict[tuple[bool, str], list[dict[str, Any]]]] = {}
-    for line in (_text(path) or "").split("\n"):  # not splitlines(), which cuts inside texts too
+    for line in (_text(path) or "").split("\n"):  # not splitlines(), which also splits at characters inside texts
         try:
             row = json.loads(line)
-        except ValueError:  # a kill tore the last line
+        except ValueError:  # last line torn by a kill
             continue
         if isinstance(row, dict):
             tasks.setdefault(str(row.get("task")), {}).setdefault((row.get("correct") is False, str(row.get("split"))), []).append(row)
@@ -174,7 +174,7 @@ def _in_turn(groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _sound(text: object) -> tuple[str | None, Markup | None, float | None]:
-    """Decode a base64 clip under limits; only what decodes as sound is embedded."""
+    """Decode a base64 clip within size limits; (data URI, waveform, seconds), all None if it is not valid audio."""
     import soundfile
 
     if not isinstance(text, str) or len(text) > SAMPLE_BYTES * 4 // 3:
@@ -215,17 +215,17 @@ def _finite(value: object) -> float | None:
 
 
 def _numbers(values: object) -> dict[str, float]:
-    found = {str(key): _finite(value) for key, value in values.items()} if isinstance(values, Mapping) else {}
-    return {key: value for key, value in found.items() if value is not None}
+    numbers = {str(key): _finite(value) for key, value in values.items()} if isinstance(values, Mapping) else {}
+    return {key: value for key, value in numbers.items() if value is not None}
 
 
 def _in_order(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Stages as they follow each other, others behind them."""
+    """Pipeline stages in order, then all others."""
     return {name: seconds[name] for name in [*STAGES, *sorted(seconds)] if name in seconds}
 
 
 def _facts(totals: Mapping[str, Any]) -> dict[str, str]:
-    """A dataset's totals as people read them."""
+    """A dataset's totals, formatted."""
     texts = flat_texts(totals)
     for name, value in totals.items():
         number = _finite(value)

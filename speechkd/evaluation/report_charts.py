@@ -1,4 +1,4 @@
-"""Line charts and waveforms as inline SVG. Colours are the page's CSS variables, so the charts follow its light and dark dress."""
+"""Line charts, histograms and waveforms as inline SVG, coloured by the page's CSS variables (light and dark theme)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from markupsafe import Markup
 
 Series = list[tuple[int, float]]
-_INK = {"#010101": "--ink2", "#020202": "--line"}  # stand-ins that matplotlib writes and the page replaces
+_INK = {"#010101": "--ink2", "#020202": "--line"}  # placeholder colours that `inline_svg` replaces by CSS variables
 _HUES = [f"#0a0b{number:02x}" for number in range(6)]
 _POINTS = 600
 _LOGARITHMIC = ("loss", "grad_norm")
-"""What changes by factors; a schedule, a rate or a share is read off a linear axis"""
+"""Metrics that may get a logarithmic axis; schedules, rates and shares stay linear"""
 _FIRST = ("loss", "lr", "grad_norm", "samples_per_s", "audio_seconds_per_s", "tokens_per_s", "data_wait_ratio", "padding_ratio")
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One picture; title and legend are text for the page to escape, so the SVG holds numbers only."""
+    """One chart. Title and legend are text that the page escapes, so the SVG contains only numbers."""
 
     title: str
     legend: list[tuple[str, int, float, int]]
@@ -30,12 +30,12 @@ class Chart:
 
 
 def charts_of(series: Mapping[str, Series]) -> list[Chart]:
-    """Charts of all metrics with two points or more. `a/x_y` joins the chart of `a/x` where both exist (parts of a loss)."""
+    """One chart per metric with at least two points. `a/x_y` is drawn into the chart of `a/x` if both exist (parts of a loss)."""
     long = {name: points for name, points in series.items() if len(points) > 1}
     groups: dict[str, list[str]] = {}
     for name in sorted(long):
         owner = next((other for other in sorted(long) if name.startswith(f"{other}_")), name)
-        if name == owner or long[name] != long[owner]:  # the only part of a sum would be drawn over it
+        if name == owner or long[name] != long[owner]:  # skip a part that equals its sum: it would be drawn over it
             groups.setdefault(owner, []).append(name)
     return [_chart(owner, {name: long[name] for name in groups[owner]}) for owner in sorted(groups, key=_order)]
 
@@ -66,19 +66,19 @@ def _chart(title: str, series: Mapping[str, Series]) -> Chart:
         low, high = (every.min(), every.max()) if len(every) else (0.0, 0.0)
         if low > 0 and high / low > 50 and title.rpartition("/")[2] in _LOGARITHMIC:
             axes.set_yscale("log")
-        elif high - low <= 1e-9 * max(abs(high), abs(low)):  # a constant: rounding errors are no news
+        elif high - low <= 1e-9 * max(abs(high), abs(low)):  # constant: do not magnify rounding errors
             axes.set_ylim(*sorted((0.0, 2 * low or 1.0)))
-        dress(axes)
+        style_axes(axes)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
         picture = io.StringIO()
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     legend = [(name, hue % len(_HUES), points[-1][1], points[-1][0]) for hue, (name, points) in enumerate(series.items())]
-    return Chart(title, legend, for_page(picture.getvalue()))
+    return Chart(title, legend, inline_svg(picture.getvalue()))
 
 
 def histogram(title: str, values: Sequence[float] | np.ndarray, bars: int = 40) -> Markup:
-    """How often values occur, as bars over their range; `title` only keeps the picture's inner names apart."""
+    """Histogram of `values`; `title` only makes the ids inside the SVG unique."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -86,13 +86,13 @@ def histogram(title: str, values: Sequence[float] | np.ndarray, bars: int = 40) 
         figure = Figure(figsize=(4.4, 2.0), layout="constrained")
         axes = figure.add_subplot()
         axes.hist(np.asarray(values, dtype=np.float64), bins=bars, color=_HUES[0], linewidth=0)
-        dress(axes)
+        style_axes(axes)
         picture = io.StringIO()
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return for_page(picture.getvalue())
+    return inline_svg(picture.getvalue())
 
 
-def dress(axes: object) -> None:
+def style_axes(axes: object) -> None:
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
 
@@ -108,8 +108,8 @@ def dress(axes: object) -> None:
     axes.margins(x=0.01)
 
 
-def for_page(svg: str) -> Markup:
-    """Keep the <svg> element alone, let it fill its box, and hand its colours to the page."""
+def inline_svg(svg: str) -> Markup:
+    """Keep only the <svg> element, let it fill its box, and replace its colours by CSS variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -117,11 +117,11 @@ def for_page(svg: str) -> Markup:
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for stand_in, variable in [*_INK.items(), *((hue, f"--hue{number}") for number, hue in enumerate(_HUES))]:
         svg = svg.replace(stand_in, f"var({variable})")
-    return Markup(svg)  # matplotlib made it, from numbers alone
+    return Markup(svg)  # safe: made by matplotlib from numbers only
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most 600 points: means of equal runs of steps."""
+    """Reduce to at most 600 points by averaging equal runs of steps."""
     if len(steps) <= _POINTS:
         return steps, values
     parts = np.array_split(np.arange(len(steps)), _POINTS)
@@ -129,7 +129,7 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _smooth(values: np.ndarray) -> np.ndarray | None:
-    """Centred mean over a twentieth of the points; None for short, broken or calm series (a schedule), which are drawn as they are."""
+    """Centred moving average over a twentieth of the points; None for series that are short, not finite, or already smooth."""
     half = len(values) // 40
     if half < 1 or not np.isfinite(values).all() or np.abs(np.diff(values)).sum() <= 3 * np.ptp(values):
         return None
@@ -140,7 +140,7 @@ def _smooth(values: np.ndarray) -> np.ndarray | None:
 
 
 def waveform(samples_T: Sequence[float] | np.ndarray, columns: int = 160) -> Markup:
-    """The envelope of a clip as one filled path in a box of `columns` x 40."""
+    """The envelope of a clip as one filled SVG path in a box of `columns` x 40."""
     samples = np.nan_to_num(np.asarray(samples_T, dtype=np.float32))
     peaks = np.array([np.abs(part).max() if len(part) else 0.0 for part in np.array_split(samples, columns)])
     heights = 19.0 * peaks / max(float(peaks.max()), 1e-6)

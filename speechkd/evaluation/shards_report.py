@@ -1,7 +1,7 @@
-"""One self-contained HTML page about published shards: no script, no network, safe to mail. People look at it before they train.
+"""Writes the HTML report of published shards, to look at before training: one self-contained page without scripts or network access.
 
-Keys, metadata and reasons are untrusted text: Jinja2 escapes all of it; pictures are drawn from numbers; sounds are members whose digest
-was checked and which decode.
+Keys, metadata and rejection reasons are untrusted text: Jinja2 escapes all of it. Pictures are drawn from numbers. Sounds are embedded only
+after their digest was checked and they were decoded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from speechkd.evaluation.report_charts import histogram, waveform
 
 PLAYERS, PLAYER_SECONDS = 12, 20.0
 COLUMNS = 8
-"""Columns whose lengths are drawn"""
+"""Number of teacher columns with a histogram of token lengths"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Player:
     spectrogram: str
     """data URI"""
     cut: bool
-    """only its first PLAYER_SECONDS are on the page"""
+    """whether only its first PLAYER_SECONDS are embedded"""
 
 
 def write_shards_report(shards: ShardSet, out: Path) -> Path:
-    """Write the page about a published version to `out` and return it. Raises DataError where bytes are not what their digest says."""
+    """Write the page about a published version to `out` and return it. Raises DataError for bytes that do not match their digest."""
     statistics = measure(shards)
     environment = Environment(
         loader=PackageLoader("speechkd.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -93,11 +93,11 @@ def _percentiles(seconds_N: np.ndarray) -> list[tuple[str, float]]:
 
 
 def _level_facts(levels: list[ClipLevel]) -> dict[str, Any]:
-    heard = _finite([level.level_db for level in levels])
+    finite = _finite([level.level_db for level in levels])
     return {
         "clips": len(levels),
-        "median_db": float(np.median(heard)) if heard else None,
-        "spread_db": float(np.percentile(heard, 95) - np.percentile(heard, 5)) if heard else None,
+        "median_db": float(np.median(finite)) if finite else None,
+        "spread_db": float(np.percentile(finite, 95) - np.percentile(finite, 5)) if finite else None,
         "silent": float(np.mean([level.silent for level in levels])) if levels else None,
         "clipped": sum(level.clipped > 0 for level in levels),
         "dead": sum(not math.isfinite(level.level_db) for level in levels),
@@ -105,7 +105,7 @@ def _level_facts(levels: list[ClipLevel]) -> dict[str, Any]:
 
 
 def _players(shards: ShardSet, statistics: ShardStatistics) -> list[Player]:
-    """The loudest, quietest, shortest, longest, most silent and most clipped of the measured clips first, then others by chance."""
+    """Players for the most extreme clips (clipping, silence, level, length), then for others at even steps through the measured clips."""
     levels = statistics.levels
     if not levels:
         return []
@@ -128,21 +128,21 @@ def _player(shards: ShardSet, reader: Reader, level: ClipLevel, split: str) -> P
     assert samples_T is not None
     cut = level.seconds > PLAYER_SECONDS
     _, place, rows = shards.rows.find(level.row)
-    heard_T = samples_T[: int(PLAYER_SECONDS * RATE)]
+    shown_T = samples_T[: int(PLAYER_SECONDS * RATE)]
     return Player(
         key=rows["key"][place],
         split=split,
         level=level,
         metadata={name: str(value) for name, value in reader.metadata(level.row).items()},
-        sound=f"data:audio/flac;base64,{base64.b64encode(encode_flac(heard_T)).decode()}",
-        wave=waveform(heard_T),
-        spectrogram=f"data:image/png;base64,{base64.b64encode(spectrogram(heard_T)).decode()}",
+        sound=f"data:audio/flac;base64,{base64.b64encode(encode_flac(shown_T)).decode()}",
+        wave=waveform(shown_T),
+        spectrogram=f"data:image/png;base64,{base64.b64encode(spectrogram(shown_T)).decode()}",
         cut=cut,
     )
 
 
 def spectrogram(samples_T: np.ndarray, columns: int = 320) -> bytes:
-    """PNG of 0 to 8 kHz over time: 32 ms Hann windows, 80 dB below the loudest point and up."""
+    """Spectrogram PNG, 0 to 8 kHz: 32 ms Hann windows, 80 dB range below the loudest point."""
     from matplotlib.image import imsave
 
     size = 512

@@ -1,4 +1,4 @@
-"""What is asked of a student: the card's tasks over splits, and how many clips of each."""
+"""Evaluation config, and the questions it selects: the card's tasks on clips of the chosen splits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speechkd.teachers.prompts import SPOKEN, task_applies
 
 
 class EvaluationConfig(Config):
-    """`splits`: the main split first (new utterances of what training heard), then splits that are further away."""
+    """What to evaluate. `splits`: first the main one (new utterances under training conditions), then others."""
 
     splits: dict[str, str] = Field(min_length=1)
     """label in the summary -> split name, e.g. {student: test_known, unseen: test_unseen}"""
@@ -30,12 +30,12 @@ class EvaluationConfig(Config):
     samples: int = Field(12, ge=0)
     """clips shown with players in the report"""
     controls: bool = True
-    """also ask with another clip's audio, and an untrained projector"""
+    """also evaluate with another clip's audio, and with an untrained projector"""
     reads: Reading | None = None
-    """what the student, as trained, also reads in the clip's place: its text ability beside its hearing; unset: it is not asked"""
+    """also let the trained student read this in place of the audio, to compare its text ability; unset: skip"""
 
     def identity(self) -> dict[str, Any]:
-        """What the answers depend on, as JSON: of what was added later and is not set, nothing."""
+        """All settings that the answers depend on, as JSON. Keys added later are omitted when unset, so old digests stay valid."""
         later = {name for name in ("controls", "reads") if getattr(self, name) == type(self).model_fields[name].get_default()}
         return self.model_dump(mode="json", exclude=later)
 
@@ -52,7 +52,7 @@ class Question:
 
     @property
     def turn(self) -> str:
-        """The turn under which a teacher column holds its answer."""
+        """The turn name under which a teacher column stores this question's answer."""
         return f"task-{self.task}" if self.instruction else SPOKEN
 
 

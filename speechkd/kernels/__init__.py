@@ -1,7 +1,7 @@
-"""Ops worth a second implementation. Each folder holds `reference.py` (the truth, plain torch) and what beats it.
+"""Ops with more than one implementation. Each folder has `reference.py` (plain torch, defines the result) and faster alternatives.
 
-The frozen head's losses (`linear_*`) take hidden states and the head's weight; their chunked form computes hidden gradients in
-forward, a few rows at a time, so that [T, V] logits never exist and the weight is not kept for backward.
+The losses on a frozen LM head (`linear_*`) take hidden states and the head's weight. Their chunked form computes the hidden gradients
+during forward, a few rows at a time, so [T, V] logits never exist and the weight is not kept for backward.
 """
 
 from speechkd.kernels.linear_cross_entropy import linear_cross_entropy

@@ -1,7 +1,7 @@
-"""The frozen head, a few rows at a time: loss and hidden gradient in one forward pass, and nothing of [T, V] ever exists.
+"""Losses on a frozen LM head, a few rows at a time: loss and hidden gradient in one forward pass, without any [T, V] tensor.
 
-The weight gets no gradient and is not kept: under ZeRO-3 it is whole only during forward, and backward needs just d total / d hidden
-([T, D]), which forward has already made. Chunks are of rows, not of vocabulary, so each row's softmax is exact in one piece.
+The weight gets no gradient and is not kept: under ZeRO-3 it is gathered only during forward, and backward needs only d total / d hidden
+([T, D]), which forward has computed. Chunks split rows, not the vocabulary, so each row's softmax is exact.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from speechkd.kernels.logits import Head, soft_cap, wide
 RowLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
 """(logits_CV, which rows, want gradient) -> (value_C, d value / d logits [C, V] or None).
 
-The logits are wide, soft-capped, not yet divided by a temperature; the buffer is the callee's to overwrite."""
+The logits are wide, soft-capped, and not yet divided by a temperature. The function may overwrite them."""
 
 CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
-"""Logits in flight: 64 MiB (CPU) or 512 MiB (GPU) at float32; below it the matrix products starve, above it memory is all that grows."""
+"""Logits per chunk: 64 MiB (CPU) or 512 MiB (GPU) in float32. Smaller chunks slow the matrix products; larger ones only cost memory."""
 
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
-    """Rows whose logits fit the budget; at least 16."""
+    """Number of rows whose logits fit into CHUNK_ELEMENTS; at least 16."""
     return max(16, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // max(vocabulary, 1))
 
 
@@ -47,7 +47,7 @@ class _FrozenHead(torch.autograd.Function):
             keep_C = mask_T[part].to(value_C.dtype)
             total += (value_C * keep_C).sum()
             if grad_TD is not None:
-                assert grad_CV is not None, "a row loss was asked for its gradient and gave none"
+                assert grad_CV is not None, "the row loss returned no gradient"
                 grad_CV = grad_CV if slope_CV is None else grad_CV.mul_(slope_CV)
                 grad_CD = grad_CV.to(weight_VD.dtype) @ weight_VD
                 grad_TD[part] = grad_CD * keep_C.to(grad_CD.dtype).unsqueeze(1)

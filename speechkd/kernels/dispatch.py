@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: asked for by name, or the first that can. Training tells each choice once (`news`)."""
+"""Chooses an op's implementation: by name, or the first that can run. Training logs each new choice once (`news`)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from speechkd.kernels.logits import Head
 F = TypeVar("F", bound=Callable[..., object])
 
 Obstacle = Callable[[object], str | None]
-"""the op's first input -> why an implementation cannot run on it, or None"""
+"""first input of the op -> reason why an implementation cannot run on it, or None"""
 
 
 class Choice(NamedTuple):
-    """A picked implementation and, for `auto`, what kept better ones out."""
+    """The chosen implementation and, for `auto`, why better ones cannot run."""
 
     name: str
     reasons: tuple[str, ...]
@@ -31,21 +31,21 @@ _news: list[tuple[str, Choice]] = []
 
 
 def anything(given: object) -> str | None:
-    """No obstacle."""
+    """For implementations that always run."""
     return None
 
 
 def frozen_head(given: object) -> str | None:
-    """Hidden gradients made in forward leave none for the head's weight, and need a head."""
+    """The chunked form needs a head whose weight needs no gradient: it makes hidden gradients in forward."""
     if not isinstance(given, Head):
         return "it is given logits, not a head"
     return "the head's weight wants a gradient" if given.weight_VD.requires_grad and torch.is_grad_enabled() else None
 
 
 def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], given: object) -> Choice:
-    """The implementation to run; `obstacles` lists what exists, best first.
+    """The implementation to run. `obstacles`: all implementations, best first.
 
-    Raises InputError for an unknown name, and for a named one that cannot run on this input.
+    Raises InputError for an unknown name, and if the named implementation cannot run on this input.
     """
     if impl == "auto":
         reasons: list[str] = []
@@ -64,7 +64,7 @@ def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], given: object)
 
 
 def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], given: object) -> F:
-    """The function of `choose`; the first time that an op runs in this form is news. A new form is one line in `table`."""
+    """The function that `choose` selects; records its first use for `news`. A new implementation is one line in `table`."""
     choice = choose(op, impl, {name: obstacle for name, (_, obstacle) in table.items()}, given)
     if (op, choice.name) not in _seen:
         _seen.add((op, choice.name))
@@ -73,7 +73,7 @@ def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], given: obj
 
 
 def news() -> list[tuple[str, Choice]]:
-    """(op, choice) of every form that ran for the first time since the last call."""
-    told = _news.copy()
+    """(op, choice) of every implementation first used since the last call."""
+    choices = _news.copy()
     _news.clear()
-    return told
+    return choices

@@ -1,4 +1,4 @@
-"""What every op on logits shares: accumulation type, row masks, soft-capping, temperature, the shared vocabulary."""
+"""Helpers for ops on logits: accumulation type, row masks, soft-capping, argument checks, shared vocabulary."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def masked_rows(tensor: Tensor, mask_T: Tensor) -> Tensor:
-    """`tensor` [T] or [T, X] with masked-out rows set to 0: whatever stands in them (NaN, -100) reaches neither value nor gradient."""
+    """`tensor` [T] or [T, X] with masked-out rows set to 0, so that their content (NaN, -100) affects neither value nor gradient."""
     return tensor.masked_fill(~mask_T.view(-1, *[1] * (tensor.dim() - 1)), 0)
 
 
 def check_rows(mask_T: Tensor, tensors: dict[str, Tensor]) -> None:
-    """Every tensor has the mask's T rows, and the mask is boolean. Raises InputError."""
+    """Raises InputError unless the mask is a boolean vector and every tensor has its T rows."""
     if mask_T.dtype != torch.bool or mask_T.dim() != 1:
         raise InputError(f"mask_T must be a boolean vector, is {mask_T.dtype} of shape {list(mask_T.shape)}")
     for name, tensor in tensors.items():
@@ -47,7 +47,7 @@ def check_softcap(softcap: float | None) -> None:
 
 
 def soft_cap(logits_TV: Tensor, softcap: float | None) -> Tensor:
-    """Gemma 2's `final_logit_softcapping`: softcap * tanh(logits / softcap); it comes before the temperature."""
+    """Gemma 2's `final_logit_softcapping`: softcap * tanh(logits / softcap); applied before the temperature."""
     return logits_TV if softcap is None else softcap * torch.tanh(logits_TV / softcap)
 
 
@@ -135,15 +135,15 @@ class Plain(NamedTuple):
 
 
 def shared_vocabulary(student_TV: Tensor, teacher_TU: Tensor, shared_W: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The one place for vocabularies that differ: both sides cut to the shared ids, as if -inf stood everywhere else.
+    """Restrict both models' logits to the shared ids when vocabularies differ, as if all other logits were -inf.
 
     Args:
         student_TV, teacher_TU: logits.
-        shared_W: boolean, W = min(V, U): the ids on which both tokenizers agree; None states that all do, and then V must be U.
+        shared_W: boolean, W = min(V, U): the ids on which both tokenizers agree; None: all ids agree, and then V must equal U.
     Returns:
-        Two [T, W] tensors. Cutting equals masking with -inf; a zero logit, as padding would give, takes real probability mass.
+        Two [T, W] tensors. Cutting equals masking with -inf; padding with zero logits would take real probability mass.
     Raises:
-        InputError: sizes differ and nobody said which ids are shared, or `shared_W` has another shape.
+        InputError: sizes differ without `shared_W`, or `shared_W` has another shape.
     """
     V, U = student_TV.shape[-1], teacher_TU.shape[-1]
     if shared_W is None:
@@ -157,6 +157,6 @@ def shared_vocabulary(student_TV: Tensor, teacher_TU: Tensor, shared_W: Tensor |
 
 
 def sum_rows(rows_T: Tensor, mask_T: Tensor) -> LossOut:
-    """Per-row values to LossOut; multiplied by the mask, so that the graph is kept when nothing is left."""
+    """Masked sum of per-row values as a LossOut. Multiplying by the mask keeps the graph even if no row is left."""
     mask = mask_T.to(rows_T.dtype)
     return LossOut((rows_T * mask).sum(), mask.sum())

@@ -17,7 +17,7 @@ from speechkd.data.audio.clips import encode_flac
 from speechkd.data.cards import load_card
 from speechkd.data.columns.column import Column
 from speechkd.data.reader import Reader
-from speechkd.evaluation.runner import Prediction, Score, ask, ask_reading, chance, grade, shuffled, summarise
+from speechkd.evaluation.runner import Prediction, Score, answer_from_audio, answer_from_metadata, chance, grade, shuffled, summarise
 from speechkd.evaluation.task import EvaluationConfig, Question
 from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
@@ -109,13 +109,14 @@ def _predict(
         return _hear(reader, other[question.task, question.sample.key])
 
     student = load_student(exported)
-    predictions = {"student": ask(student, asked, right_audio, *limits, label="eval student")}
+    predictions = {"student": answer_from_audio(student, asked, right_audio, *limits, label="eval student")}
     if config.reads is not None:
-        predictions["reads"] = ask_reading(student, first, config.reads, *limits, label="eval reads")
+        predictions["reads"] = answer_from_metadata(student, first, config.reads, *limits, label="eval reads")
     if config.controls:
-        predictions["shuffled"] = ask(student, first, wrong_audio, *limits, label="eval shuffled")
+        predictions["shuffled"] = answer_from_audio(student, first, wrong_audio, *limits, label="eval shuffled")
         del student  # one language model in memory at a time
-        predictions["untrained"] = ask(load_student(exported, weights=False), first, right_audio, *limits, label="eval untrained")
+        untrained = load_student(exported, weights=False)
+        predictions["untrained"] = answer_from_audio(untrained, first, right_audio, *limits, label="eval untrained")
     for column in columns:
         examples = column.examples().select(["key", "turn"]).to_pylist()
         answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}

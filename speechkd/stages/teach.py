@@ -26,7 +26,7 @@ from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
 from speechkd.teachers.base import Answer, Clip, Request, Scoring, Teacher, TeacherConfig
-from speechkd.teachers.prompts import reading, requests
+from speechkd.teachers.prompts import audio_span_text, requests
 
 
 def teach(
@@ -153,7 +153,7 @@ class _Work:
     def _asked(self, shard: int) -> list[tuple[Request, str]]:
         """The requests of a shard, the same at every attempt, each with the key of its answer."""
         fields: list[str] = getattr(self.config, "fields", [])
-        tasks = self.config.chosen(self.corpus.card.tasks)
+        tasks = self.config.selected_tasks(self.corpus.card.tasks)
         spec_digest, config = self.spec.digest, self.recipe.prompt
         out = []
         for sample in self.corpus.shards.samples(shard=shard):
@@ -161,7 +161,7 @@ class _Work:
             for asked in requests(config, tasks, sample.key, sample.metadata, self._span_column_text(sample.row), audio=clip is not None):
                 request = replace(asked, clip=clip)
                 if self.teacher.accepts(request):
-                    out.append((request, answer_key(spec_digest, sample.digest, request, reading(request, fields))))
+                    out.append((request, answer_key(spec_digest, sample.digest, request, audio_span_text(request, fields))))
         return out
 
     @cached_property

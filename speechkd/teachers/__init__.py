@@ -1,4 +1,4 @@
-"""Where teacher signals come from: one file per backend, one table line each."""
+"""Teacher backends: each is one file and one line of this table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEACHERS: Table[TeacherType] = Table(
         "hf_local": "speechkd.teachers.hf_local:HfLocalTeacher",
         "label": "speechkd.teachers.label:LabelTeacher",
         "openai_http": "speechkd.teachers.openai_http:OpenAIHttpTeacher",
-        "self": "speechkd.teachers.own_llm:OwnTeacher",
+        "self": "speechkd.teachers.student_llm:StudentLlmTeacher",
         "snapshot": "speechkd.teachers.snapshot:SnapshotTeacher",
         "vllm": "speechkd.teachers.vllm_local:VllmTeacher",
     },

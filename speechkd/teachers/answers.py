@@ -1,11 +1,11 @@
-"""Exactly one answer per request: a journal beside the column, committed before anything else is done with an answer.
+"""Answer journal: stores each teacher answer as soon as it arrives, so that every request gets exactly one answer.
 
-The journal of a shard is `answers/000000.jsonl` in the column's folder: one JSON object a line, appended under a lock and synced. The
-first committed answer to a key counts, whoever wrote it; a line that a kill has torn, or that lost bits, counts for nothing. So a killed
-`teach` asks again only what was in flight, and two writers of one shard agree.
+The journal of a shard is `answers/000000.jsonl` in the column's folder: one JSON object per line, appended under a lock and synced. The
+first committed answer to a key counts, whichever process wrote it. Torn or damaged lines are ignored. So a killed `teach` repeats only the
+requests that were in flight, and two writers of one shard agree.
 
-A key is the digest of what makes an answer: column spec (teacher, revision, sampling settings, template, tokenizer), sample digest, turn,
-question and what the teacher reads.
+A key is the digest of everything that determines an answer: column spec (teacher, revision, sampling settings, template, tokenizer), sample
+digest, turn, question, and the text in the audio span of the teacher's prompt.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from speechkd.core.files import canonical_json, digest, fsync_folder
 from speechkd.teachers.base import Answer, Request, Teacher
 
 FINISHED = "eos"
-"""The one stop reason of an answer that is whole"""
+"""Stop reason of a complete answer"""
 
 
 @runtime_checkable
 class Streaming(Protocol):
-    """A backend that gives answers as they come. What it has yielded is committed before it is resumed."""
+    """A backend that yields answers as they arrive. The caller commits each batch before it asks for the next."""
 
     def stream(self, requests: Sequence[Request], done: Collection[int]) -> Iterator[list[tuple[int, Answer]]]:
-        """(number of the request, answer), in any order, for every request whose number is not in `done`."""
+        """Yield batches of (request number, answer), in any order, for every request whose number is not in `done`."""
 
 
-def answer_key(spec_digest: str, sample_digest: str, request: Request, reads: str) -> str:
-    """What one answer is bound to. `reads`: the text in the audio span of the teacher's prompt."""
-    return digest([spec_digest, sample_digest, request.turn, request.question, reads])
+def answer_key(spec_digest: str, sample_digest: str, request: Request, span_text: str) -> str:
+    """Journal key of one answer. `span_text`: the text in the audio span of the teacher's prompt."""
+    return digest([spec_digest, sample_digest, request.turn, request.question, span_text])
 
 
 def answer_all(teacher: Teacher, requests: Sequence[Request], keys: Sequence[str], journal: AnswerJournal) -> list[Answer]:
-    """The answers to all requests, in order: those of the journal, and for the rest the teacher's, journaled as they come.
+    """The answers to all requests, in order: from the journal where it has them, otherwise from the teacher, journaled as they arrive.
 
-    A teacher that does not stream answers in one piece, so a killed shard is asked again whole and in the same batches.
+    A teacher that is not `Streaming` answers a shard in one piece; after a kill the whole shard is repeated, in the same batches.
     """
-    known = journal.read()
-    done = {number for number, key in enumerate(keys) if key in known}
+    stored = journal.read()
+    done = {number for number, key in enumerate(keys) if key in stored}
     if isinstance(teacher, Streaming):
         for batch in teacher.stream(requests, done):
             journal.commit([(keys[number], answer) for number, answer in batch])
@@ -56,8 +56,8 @@ def answer_all(teacher: Teacher, requests: Sequence[Request], keys: Sequence[str
         if not done:
             return [fresh[key] for key in keys]
         journal.commit(list(fresh.items()))
-    known = journal.read()
-    return [known[key] for key in keys]
+    stored = journal.read()
+    return [stored[key] for key in keys]
 
 
 class AnswerJournal:
@@ -65,23 +65,23 @@ class AnswerJournal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, Answer] = {}
+        self._answers: dict[str, Answer] = {}
         self._end = 0
 
     def read(self) -> dict[str, Answer]:
-        """Key -> the answer that counts, as of now."""
+        """Read new lines; returns key -> the answer that counts."""
         if self.path.is_file():
             with self.path.open("rb") as stream:
-                self._catch_up(stream.fileno())
-        return dict(self._known)
+                self._read_new_lines(stream.fileno())
+        return dict(self._answers)
 
     def commit(self, answers: Sequence[tuple[str, Answer]]) -> None:
-        """Append what has no answer yet and sync it; where another writer was first, its answer stays."""
-        self._append(lambda: [{"key": key, "answer": _packed(answer)} for key, answer in dict(answers).items() if key not in self._known])
+        """Append the answers to keys that have none yet, and sync. An answer that another writer committed first stays."""
+        self._append(lambda: [{"key": key, "answer": _packed(answer)} for key, answer in dict(answers).items() if key not in self._answers])
 
     def forget_failed(self, keys: Collection[str]) -> None:
-        """Make room for new answers to those of `keys` whose answer is cut or failed; a whole answer stays for ever."""
-        self._append(lambda: [{"key": key, "again": True} for key in keys if key in self._known and self._known[key].stop != FINISHED])
+        """Drop cut and failed answers to `keys`, so that they can be asked again. Complete answers are never dropped."""
+        self._append(lambda: [{"key": key, "again": True} for key in keys if key in self._answers and self._answers[key].stop != FINISHED])
 
     def _append(self, records: Any) -> None:
         new = not self.path.exists()
@@ -89,7 +89,7 @@ class AnswerJournal:
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)  # freed by the system when the process dies
-            self._catch_up(handle)
+            self._read_new_lines(handle)
             lines = b"".join(_line(record) for record in records())
             if not lines:
                 return
@@ -97,27 +97,27 @@ class AnswerJournal:
             torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
             _write(handle, (b"\n" if torn else b"") + lines)
             os.fsync(handle)
-            self._catch_up(handle)
+            self._read_new_lines(handle)
         finally:
             os.close(handle)
         if new:
             fsync_folder(self.path.parent)
 
-    def _catch_up(self, handle: int) -> None:
-        """Take in the whole lines that were appended since the last look."""
+    def _read_new_lines(self, handle: int) -> None:
+        """Parse the complete lines that were appended since the last read."""
         size = os.fstat(handle).st_size
         data = os.pread(handle, max(0, size - self._end), self._end)
-        whole = data[: data.rfind(b"\n") + 1]
-        self._end += len(whole)
-        for line in whole.splitlines():
+        complete = data[: data.rfind(b"\n") + 1]
+        self._end += len(complete)
+        for line in complete.splitlines():
             record = _record(line)
             if record is None:
                 continue
             key = record["key"]
             if "answer" in record:
-                self._known.setdefault(key, _unpacked(record["answer"]))
-            elif key in self._known and self._known[key].stop != FINISHED:
-                del self._known[key]
+                self._answers.setdefault(key, _unpacked(record["answer"]))
+            elif key in self._answers and self._answers[key].stop != FINISHED:
+                del self._answers[key]
 
 
 def _packed(answer: Answer) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record of a line; None for a torn or damaged one, whose request is then asked again."""
+    """The record in a line; None if the line is torn or damaged (its request is then repeated)."""
     check, _, text = line.partition(b" ")
     if check != b"%08x" % zlib.crc32(text):
         return None

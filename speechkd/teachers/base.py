@@ -1,4 +1,4 @@
-"""The interface of teacher backends: configuration, requests, answers, and the scoring of given answers."""
+"""The teacher interface: configuration, requests, answers, and the methods of a backend."""
 
 from __future__ import annotations
 
@@ -26,54 +26,54 @@ class TeacherConfig(Config):
     """Base of every backend's configuration."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
-    """keys that change no answer (where a server is, how often it is asked), and so are no part of a column"""
+    """keys that do not change answers (server address, concurrency), so they are not part of a column's identity"""
     backend: str
     tasks: list[str] | None = None
     """the card's tasks that this teacher answers; null: all"""
 
-    def chosen(self, tasks: Mapping[str, Task]) -> dict[str, Task]:
-        """Those of a card's tasks that this teacher answers. Raises InputError for a name that the card does not have."""
+    def selected_tasks(self, tasks: Mapping[str, Task]) -> dict[str, Task]:
+        """The card's tasks that this teacher answers. Raises InputError for a task that the card does not have."""
         for name in self.tasks or ():
             if name not in tasks:
                 raise InputError(unknown_name("task", name, tasks, "teachers: tasks"))
         return {name: task for name, task in tasks.items() if self.tasks is None or name in self.tasks}
 
     def identity(self) -> dict[str, Any]:
-        """What the answers depend on, as JSON."""
+        """All settings that the answers depend on, as JSON."""
         return self.model_dump(mode="json", exclude=set(self.OPERATIONAL))
 
     def fingerprint(self) -> str | None:
-        """Digest of the model's files, where there are any that can be read."""
+        """Digest of the model's files; None if there are none to read."""
         return None
 
     def signals_config(self) -> SignalsConfig:
-        """What is stored beside the response."""
+        """Signals to store with each response."""
         return SignalsConfig()
 
     def positions_per_s(self) -> float:
-        """Audio positions of a second of sound, for a teacher that hears; otherwise 0."""
+        """Audio positions per second of audio; 0 for a teacher that gets no audio."""
         return 0.0
 
     def answers_from(self) -> str:
-        """Name of the published column whose answers are taken as they are; empty: the teacher answers."""
+        """Name of a published column whose answers are reused; empty: the teacher generates its own."""
         return ""
 
     def output_width(self) -> int:
-        """How many ids the teacher's output has, where that is known without loading it; otherwise 0."""
+        """Number of ids in the teacher's output; 0 if unknown before the model is loaded."""
         return 0
 
     def state_width(self) -> int:
-        """Width E of the teacher's hidden states, where that is known without loading it; otherwise 0."""
+        """Width E of the teacher's hidden states; 0 if unknown before the model is loaded."""
         return 0
 
 
 class ScoringConfig(TeacherConfig):
-    """Keys of a backend that scores answers."""
+    """Configuration of a backend that can score given answers."""
 
     signals: SignalsConfig = SignalsConfig()
-    """what is stored beside the response"""
+    """signals to store with each response"""
     responses: str = ""
-    """a published column of the same corpus: its answers are taken, and this teacher only adds `signals` to them"""
+    """a published column of the same corpus: this teacher reuses its answers and only adds `signals`"""
 
     def signals_config(self) -> SignalsConfig:
         """The block's `signals`."""
@@ -92,7 +92,7 @@ class ScoringConfig(TeacherConfig):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip that a teacher may hear: its length is known, its samples are read when asked for."""
+    """An audio clip: its length is known up front, its samples are read on demand."""
 
     samples: int
     load: Callable[[], np.ndarray]
@@ -101,7 +101,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One turn to answer: a question about one clip, which the teacher hears, or whose metadata it reads."""
+    """One question about one clip. The teacher gets the audio, or reads the metadata."""
 
     key: str
     turn: str
@@ -109,10 +109,10 @@ class Request:
     metadata: Metadata
     label: str | None = None
     """the known answer, where the turn is a task and the clip has its label"""
-    reads: str | None = None
-    """what stands in the audio span of the teacher's prompt, where it is not the metadata as JSON"""
+    span_text: str | None = None
+    """text in the audio span of the teacher's prompt; None: the metadata as JSON"""
     clip: Clip | None = field(default=None, compare=False, repr=False)
-    """the clip itself, for teachers that hear; None for a text-only sample"""
+    """the audio, for speech-LLM teachers; None for a text-only sample"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,28 +127,28 @@ class Answer:
     reason: str = ""
 
 
-def untempered(signals: SignalsConfig, whose: str) -> SignalsConfig:
-    """`signals` of a backend whose log-probs are at temperature 1. Raises ValueError (for a validator) where top-k is wanted at another."""
+def require_temperature_one(signals: SignalsConfig, whose: str) -> SignalsConfig:
+    """Return `signals`; raises ValueError (for a validator) if top-k is wanted at a temperature other than 1."""
     if signals.topk is not None and signals.topk.temperature != 1.0:
         raise ValueError(f"topk.temperature must be 1, is {signals.topk.temperature:g}: {whose} log-probs are at temperature 1")
     return signals
 
 
-def gives(config: TeacherConfig, backend: str, can: frozenset[str]) -> frozenset[str]:
-    """The signals that a column of this block holds. Raises InputError for one that the backend cannot give."""
-    asked = config.signals_config().names
-    if not asked <= can:
-        raise InputError(f"backend `{backend}` cannot give {quoted(asked - can)}; it gives {quoted(can)}")
-    return asked | {"response"}
+def column_signals(config: TeacherConfig, backend: str, supported: frozenset[str]) -> frozenset[str]:
+    """The signals in a column made with this configuration. Raises InputError for one that the backend does not support."""
+    wanted = config.signals_config().names
+    if not wanted <= supported:
+        raise InputError(f"backend `{backend}` cannot give {quoted(wanted - supported)}; it gives {quoted(supported)}")
+    return wanted | {"response"}
 
 
 def quoted(signals: frozenset[str]) -> str:
-    """Names of signals for a message, in the order of SIGNALS."""
+    """Signal names in backquotes, in the order of SIGNALS, for messages."""
     return ", ".join(f"`{name}`" for name in SIGNALS if name in signals) or "nothing"
 
 
 def batches(order: Sequence[int], lengths: Sequence[int], rows: int, positions: int) -> Iterator[list[int]]:
-    """`order` cut into batches of at most `rows` rows and `positions` positions, padding included; each has at least one row."""
+    """Cut `order` into batches of at most `rows` rows and `positions` padded positions; each batch has at least one row."""
     batch: list[int] = []
     longest = 0
     for index in order:
@@ -163,14 +163,14 @@ def batches(order: Sequence[int], lengths: Sequence[int], rows: int, positions: 
 
 
 class Teacher(Protocol):
-    """A backend. Answers come in request order; a batch is a function of the requests alone, so that a redone shard is the same."""
+    """A backend. Answers come in request order. Batches depend on the requests alone, so a repeated shard gives the same answers."""
 
     Config: ClassVar[type[TeacherConfig]]
     SIGNALS: ClassVar[frozenset[str]]
-    """names (core.types.SIGNALS) this backend can give"""
+    """signals (names from core.types.SIGNALS) that this backend can give"""
 
     def accepts(self, request: Request) -> bool:
-        """Whether this teacher has anything to say to the request (a label teacher answers only what is labelled)."""
+        """Whether this teacher can answer the request (a label teacher needs a label)."""
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests, in order."""
@@ -178,10 +178,10 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class Scoring(Protocol):
-    """A backend that can say how likely given answers are: only such a one may declare signals."""
+    """A backend that can score given answers. Only such a backend may declare signals."""
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
-        """The declared signals of answers that may come from storage, as `data.columns.signals` encodes them; empty for an error."""
+        """The declared signals of each answer, encoded as in `data.columns.signals`; an empty mapping for a failed answer."""
 
 
 class TeacherType(Protocol):

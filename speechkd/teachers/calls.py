@@ -1,7 +1,7 @@
-"""Many calls to one server at once: a bounded number in flight, waits between attempts, and patience while the server is away.
+"""Concurrent calls to one server: bounded concurrency, retries with backoff, and waiting through outages.
 
-Knows nothing of HTTP. Results come as they are ready, and a slot makes its next call only when the consumer has come back for more:
-what has been yielded can be made durable first, so a kill costs no more calls than were in flight.
+Independent of HTTP. Results are yielded as they arrive, and a slot starts its next call only after the consumer asks for more. The consumer
+can store each result before that, so a kill loses only the calls in flight.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ T = TypeVar("T")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 
 
-class Again(Exception):
-    """A call that may succeed later: `wait` seconds if the server says so; `away` where nobody answered; not `counts` for "slow down"."""
+class RetryLater(Exception):
+    """The call may succeed later.
 
-    def __init__(self, reason: str, wait: float | None = None, away: bool = False, counts: bool = True) -> None:
+    `wait`: seconds that the server asked for; `unreachable`: no connection; `counts`: False for "slow down", which uses up no retry.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, unreachable: bool = False, counts: bool = True) -> None:
         super().__init__(reason)
-        self.wait, self.away, self.counts = wait, away, counts
+        self.wait, self.unreachable, self.counts = wait, unreachable, counts
 
 
-class Rejected(Exception):
-    """A call that this server will never answer."""
+class RequestRefused(Exception):
+    """The server will never answer this call."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How hard to try. `where` names the server in messages."""
+class RetryPolicy:
+    """How often and how long to retry. `where` names the server in messages."""
 
     where: str
     concurrency: int
@@ -44,32 +47,32 @@ class Pace:
 class Calls(Generic[T]):
     """One result for each number in `order`.
 
-    `attempt` makes one call; it raises Again or Rejected, and anything else stops the run. `failed` makes the result of a call that was
-    rejected, or that failed more than `retries` times, and more than once, while the server was known to work: by an answer to another
-    since the last failure, or because `lives` said so just before the call. `finish` frees what attempts use.
+    `attempt` makes one call; it raises RetryLater or RequestRefused, and any other exception stops the run. `failed` makes the result of a
+    call that was refused, or that failed more than `retries` times (and at least twice) while the server was known to work: another call
+    got an answer since the last failure, or `server_alive` returned True just before the call. `close` frees what attempts use.
     """
 
     def __init__(
         self,
-        pace: Pace,
+        policy: RetryPolicy,
         order: Sequence[int],
         attempt: Callable[[int], Awaitable[T]],
         failed: Callable[[int, str], T],
-        lives: Callable[[], Awaitable[bool]],
-        finish: Callable[[], Awaitable[None]],
+        server_alive: Callable[[], Awaitable[bool]],
+        close: Callable[[], Awaitable[None]],
     ) -> None:
-        self._pace, self._left = pace, iter(order)
-        self._attempt, self._failed, self._lives, self._finish = attempt, failed, lives, finish
+        self._policy, self._left = policy, iter(order)
+        self._attempt, self._failed, self._server_alive, self._close_client = attempt, failed, server_alive, close
         self._ready: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
         self._committed = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
-        self._open = min(pace.concurrency, len(order))
+        self._open = min(policy.concurrency, len(order))
         self._error: Exception | None = None
-        self._heard = monotonic()
-        self._told = False
+        self._last_reply = monotonic()
+        self._outage_reported = False
 
     def run(self) -> Iterator[list[tuple[int, T]]]:
-        """Results as they come, a few at a time. Raises ConnectionError where the server is away for longer than `patience_s`."""
+        """Yield results as they arrive, a few at a time. Raises ConnectionError after an outage longer than `patience_s`."""
         loop = asyncio.new_event_loop()
         try:
             while batch := loop.run_until_complete(self._next()):
@@ -79,17 +82,17 @@ class Calls(Generic[T]):
             loop.close()
 
     async def _next(self) -> list[tuple[int, T]]:
-        """At least one result; none at the end. Being called says that the last batch is committed."""
+        """At least one result; an empty list at the end. A call means that the consumer has stored the previous batch."""
         if not self._slots:
             self._slots = [asyncio.create_task(self._slot()) for _ in range(self._open)]
         self._committed.set()
         self._committed = asyncio.Event()
         batch: list[tuple[int, T]] = []
         while not batch and self._error is None and self._open:
-            found = [await self._ready.get()]
+            items = [await self._ready.get()]
             while not self._ready.empty():
-                found.append(self._ready.get_nowait())
-            for item in found:
+                items.append(self._ready.get_nowait())
+            for item in items:
                 if item is None:
                     self._open -= 1
                 elif isinstance(item, Exception):
@@ -101,16 +104,16 @@ class Calls(Generic[T]):
         return batch
 
     async def _close(self) -> None:
-        """Drop what is in flight."""
+        """Cancel the calls in flight."""
         for slot in self._slots:
             slot.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
-        await self._finish()
+        await self._close_client()
 
     async def _slot(self) -> None:
         try:
             for number in self._left:
-                result = await self._persist(number)
+                result = await self._with_retries(number)
                 committed = self._committed
                 self._ready.put_nowait((number, result))
                 await committed.wait()
@@ -118,38 +121,38 @@ class Calls(Generic[T]):
         except Exception as error:
             self._ready.put_nowait(error)
 
-    async def _persist(self, number: int) -> T:
+    async def _with_retries(self, number: int) -> T:
         failures = calls = 0
-        works = True  # as far as was known before the call was made: what fails in an outage is no fault of the request's
+        works = True  # what was known before the call: a failure during an outage is not the request's fault
         while True:
             try:
                 result = await self._attempt(number)
-                self._back()
+                self._mark_alive()
                 return result
-            except Rejected as refusal:
-                self._back()
+            except RequestRefused as refusal:
+                self._mark_alive()
                 return self._failed(number, str(refusal))
-            except Again as problem:
-                again = problem
+            except RetryLater as error:
+                problem = error
             calls += 1
-            failures += works and again.counts and not again.away
-            if failures > self._pace.retries and works and calls > 1:
-                return self._failed(number, f"{again} (after {calls} calls)")
+            failures += works and problem.counts and not problem.unreachable
+            if failures > self._policy.retries and works and calls > 1:
+                return self._failed(number, f"{problem} (after {calls} calls)")
             failed_at = monotonic()
-            self._mind_patience(again)
+            self._check_patience(problem)
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(calls - 1, 10)) * random.uniform(0.5, 1.0)
-            await asyncio.sleep(max(wait, min(again.wait or 0.0, self._pace.patience_s)))
-            works = self._heard > failed_at or await self._lives()
+            await asyncio.sleep(max(wait, min(problem.wait or 0.0, self._policy.patience_s)))
+            works = self._last_reply > failed_at or await self._server_alive()
 
-    def _back(self) -> None:
-        if self._told:
-            say(f"teach: the server at {self._pace.where} answers again")
-        self._heard, self._told = monotonic(), False
+    def _mark_alive(self) -> None:
+        if self._outage_reported:
+            say(f"teach: the server at {self._policy.where} answers again")
+        self._last_reply, self._outage_reported = monotonic(), False
 
-    def _mind_patience(self, problem: Again) -> None:
-        silent = monotonic() - self._heard
-        if silent > self._pace.patience_s:
-            raise ConnectionError(f"no answer from the teacher's server for {silent:.0f} s: {problem} ({self._pace.where}); run it again")
-        if problem.away and not self._told:
-            self._told = True
-            say(f"teach: the server at {self._pace.where} is away ({problem}); waiting up to {self._pace.patience_s:g} s")
+    def _check_patience(self, problem: RetryLater) -> None:
+        silent = monotonic() - self._last_reply
+        if silent > self._policy.patience_s:
+            raise ConnectionError(f"no answer from the teacher's server for {silent:.0f} s: {problem} ({self._policy.where}); run it again")
+        if problem.unreachable and not self._outage_reported:
+            self._outage_reported = True
+            say(f"teach: the server at {self._policy.where} is away ({problem}); waiting up to {self._policy.patience_s:g} s")

@@ -1,10 +1,10 @@
-"""Quality gates: what is measured of each answer, and which answers a recipe's thresholds keep.
+"""Quality gates: measures of each teacher answer, and thresholds that decide which answers are trained on.
 
-Measures are facts of a column and its base and are stored once beside it; thresholds belong to the recipe and act when the plan is made, so
-that another threshold asks no teacher again. wong26a chose its prompt by weighing hallucination against coverage by hand, and its KD
-student learned to claim that "there is no audio": refusals in the teacher's answers are where that begins.
+Measures are computed once per column and stored beside it. Thresholds belong to the recipe and are applied when the training plan is made,
+so a new threshold needs no new answers. Motivation: wong26a weighed hallucination against coverage by hand to choose its prompt, and its KD
+student learned to claim "there is no audio"; refusals among the teacher's answers teach exactly that.
 
-Coverage, contradiction and refusal are string tests, not understanding: they find what to look at, and err on strange spellings.
+Coverage, contradiction and refusal are string tests: they point to answers worth reading, and they fail on unusual spellings.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from speechkd.teachers.reasoning import STAGES, TraceError, answer_of, parse_tra
 
 MEASURES_VERSION = 2
 LANGUAGE_LETTERS = 24
-"""Letters below which the language of an answer is not judged: one word is a word of many languages"""
+"""Answers with fewer letters get no language: a single word may belong to many languages"""
 COMMON_VALUES = 64
-"""A field with more different values than this is no class: another value in an answer is then no contradiction"""
+"""A field with more distinct values than this is not a class, and other values of it in an answer do not contradict it"""
 NGRAM = 4
 
 REFUSALS = (
@@ -45,41 +45,41 @@ _REFUSAL = re.compile("|".join(REFUSALS))
 
 
 class AsrGate(Config):
-    """Drops clips that a recogniser reads differently than their transcript says (language-aware KD: above 10 % word errors)."""
+    """Drops clips whose ASR hypothesis differs from the transcript (arXiv 2603.07025: above 10 % word error rate)."""
 
     hypothesis: str
-    """metadata field with the recogniser's text"""
+    """metadata field with the ASR hypothesis"""
     reference: str = "transcript"
     max_wer: float = Field(0.1, ge=0)
 
 
 class GateConfig(Config):
-    """Thresholds of a recipe; whatever is not set drops nothing."""
+    """Thresholds of a recipe; unset ones drop nothing."""
 
     drop_refusals: bool = False
     """"I cannot hear audio", "as a language model", "based on the metadata" """
     max_contradictions: int | None = Field(None, ge=0)
-    """other values of a field than the clip's own, e.g. another language; 0 drops every contradictory answer"""
+    """how many wrong values of the clip's fields (e.g. another language) an answer may name; 0 drops every contradictory answer"""
     min_coverage: float | None = Field(None, ge=0, le=1)
-    """share of the metadata that the teacher read which an open answer must name"""
+    """share of the teacher's metadata that an open answer must name"""
     max_repetition: float | None = Field(None, ge=0, le=1)
-    """share of 4-word sequences that were there before"""
+    """share of 4-word sequences that occurred earlier in the answer"""
     min_words: int | None = Field(None, ge=0)
     max_words: int | None = Field(None, ge=1)
     languages: list[str] = []
-    """ISO 639-1 codes in which an answer may be; too short ones pass"""
+    """allowed languages of an answer (ISO 639-1); answers too short to tell pass"""
     whole_traces: bool = False
-    """drop answers that are not a whole four-stage trace"""
+    """drop answers that are not a complete four-stage reasoning trace"""
     asr: AsrGate | None = None
 
     @property
     def active(self) -> bool:
-        """Whether anything can be dropped."""
+        """Whether any gate is set."""
         return self != GateConfig()
 
 
 class Measures(NamedTuple):
-    """What is known of one answer. NaN: there was nothing to measure."""
+    """Measures of one answer. NaN: nothing to measure."""
 
     coverage: float
     contradictions: int
@@ -87,35 +87,35 @@ class Measures(NamedTuple):
     repetition: float
     words: int
     language: str
-    """ISO 639-1, "" where too short to tell, or not asked for"""
+    """ISO 639-1; "" if too short to tell or not wanted"""
     trace: bool
     wer: float
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceFacts:
-    """What answers are measured against."""
+    """The facts that answers are compared with."""
 
     fields: Sequence[str]
-    """metadata that the teacher read"""
+    """metadata fields that the teacher read"""
     classes: Mapping[str, frozenset[str]]
-    """field -> all its values, as normalised text, for fields that are classes"""
+    """class field -> all its values, as normalised text"""
     asr: tuple[str, str] | None = None
-    """hypothesis and reference field"""
+    """names of the hypothesis and reference fields"""
     languages: bool = False
-    """whether the language of answers is told, which takes a model of 5 MB"""
+    """whether to identify the language of answers (loads a model of 5 MB)"""
 
 
 def measure(facts: ReferenceFacts, text: str, metadata: Metadata, asked: str | None) -> Measures:
-    """Measure one answer. `asked`: the field that the question is about, None for an open one."""
+    """Measure one answer. `asked`: the field that the question asks for; None for an open question."""
     answer = answer_of(text)
     words = normalised(answer)
     fields = [asked] if asked is not None else [name for name in facts.fields if name in metadata]
-    said = set() if asked is not None else _free_words(facts, metadata)  # an answer to one field's question quotes nothing
+    quoted = set() if asked is not None else _free_words(facts, metadata)  # an answer about one field quotes no free text
     shares = [share for name in fields if name in metadata and not math.isnan(share := _covered(metadata[name], words))]
     return Measures(
         coverage=sum(shares) / len(shares) if shares else math.nan,
-        contradictions=sum(_contradicts(facts.classes.get(name), metadata[name], words, said) for name in fields if name in metadata),
+        contradictions=sum(_contradicts(facts.classes.get(name), metadata[name], words, quoted) for name in fields if name in metadata),
         refusal=bool(_REFUSAL.search(answer.lower().replace("’", "'"))),
         repetition=repetition(words),
         words=len(words),
@@ -126,33 +126,33 @@ def measure(facts: ReferenceFacts, text: str, metadata: Metadata, asked: str | N
 
 
 def normalised(text: str) -> list[str]:
-    """Words in lower case, without signs."""
+    """Lower-case words without punctuation."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(sign if sign.isalnum() else " " for sign in text).split()
+    return "".join(char if char.isalnum() else " " for char in text).split()
 
 
 def _covered(value: Scalar, words: Sequence[str]) -> float:
-    """Share of a value's words that are among `words`; NaN for a value without any."""
-    wanted = normalised(str(value))
+    """Share of a value's words that are among `words`; NaN for a value without words."""
+    value_words = normalised(str(value))
     present = set(words)
-    return sum(word in present for word in wanted) / len(wanted) if wanted else math.nan
+    return sum(word in present for word in value_words) / len(value_words) if value_words else math.nan
 
 
 def _free_words(facts: ReferenceFacts, metadata: Metadata) -> set[str]:
-    """Words of the texts that the teacher read, such as a transcript: an answer that quotes them claims nothing of the clip."""
+    """Words of free-text fields that the teacher read, such as a transcript. An answer that quotes them makes no claim about the clip."""
     texts = [metadata[name] for name in facts.fields if name not in facts.classes and isinstance(metadata.get(name), str)]
     return {word for text in texts for word in normalised(str(text))}
 
 
-def _contradicts(values: frozenset[str] | None, own: Scalar, words: Sequence[str], said: Collection[str]) -> int:
-    """How many other values of the field stand in an answer that does not name the clip's own; words that are `said` do not count."""
+def _contradicts(values: frozenset[str] | None, true_value: Scalar, words: Sequence[str], quoted: Collection[str]) -> int:
+    """Number of wrong values of a field in an answer that does not name the true one; `quoted` words do not count."""
     if not values:
         return 0
-    mine = " ".join(normalised(str(own)))
-    if f" {mine} " in f" {' '.join(words)} ":
+    true_text = " ".join(normalised(str(true_value)))
+    if f" {true_text} " in f" {' '.join(words)} ":
         return 0
-    line = f" {' '.join('' if word in said else word for word in words)} "
-    return sum(f" {value} " in line for value in values if value != mine)
+    line = f" {' '.join('' if word in quoted else word for word in words)} "
+    return sum(f" {value} " in line for value in values if value != true_text)
 
 
 def repetition(words: Sequence[str]) -> float:
@@ -163,9 +163,9 @@ def repetition(words: Sequence[str]) -> float:
 
 def language_of(text: str) -> str:
     """ISO 639-1 code, or "" for a text that is too short to tell."""
-    if sum(sign.isalpha() for sign in text) < LANGUAGE_LETTERS:
+    if sum(char.isalpha() for char in text) < LANGUAGE_LETTERS:
         return ""
-    from py3langid import classify  # loads its model when first asked
+    from py3langid import classify  # loads its model on the first call
 
     return str(classify(text)[0])
 
@@ -181,7 +181,7 @@ def _is_trace(text: str) -> bool:
 
 
 def _wer(fields: tuple[str, str] | None, metadata: Metadata) -> float:
-    """Word errors of the recogniser's text per word of the transcript; NaN where one of them is not there."""
+    """Word error rate of the ASR hypothesis; NaN if hypothesis or transcript is missing."""
     if fields is None or not all(name in metadata for name in fields):
         return math.nan
     import jiwer
@@ -193,9 +193,10 @@ def _wer(fields: tuple[str, str] | None, metadata: Metadata) -> float:
 
 
 def dropped(config: GateConfig, table: Mapping[str, np.ndarray], open_N: np.ndarray) -> dict[str, np.ndarray]:
-    """Reason -> boolean [N], for each gate that is set. `table`: arrays [N] by the names of Measures; `open_N`: open questions.
+    """For each gate that is set: reason -> boolean [N], True for answers to drop.
 
-    A NaN (nothing to measure) passes every gate but `asr`, which drops a clip that has no recognised text.
+    `table`: arrays [N], named as in Measures; `open_N`: True for open questions. NaN (nothing to measure) passes every gate except `asr`,
+    which drops clips without a hypothesis.
     """
     out: dict[str, np.ndarray] = {}
     if config.drop_refusals:

@@ -1,4 +1,4 @@
-"""A transformers LLM in this process: reads metadata in the audio span; answers greedily (wong26a section 3.1); scores answers."""
+"""Backend `hf_local`: a transformers LLM reads metadata in place of audio (wong26a section 3.1), answers greedily, scores given answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speechkd.models.model_folder import fingerprint, text_config
 from speechkd.models.pretrained import load_causal_lm
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request, ScoringConfig, batches
-from speechkd.teachers.prompts import reading
+from speechkd.teachers.prompts import audio_span_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 
 class LocalConfig(ScoringConfig):
-    """Keys of a model in this process."""
+    """Configuration of a model in this process."""
 
     model: str
     max_new_tokens: int = Field(256, ge=1)
     batch_size: int = Field(64, ge=1)
-    """most rows of a batch"""
+    """largest number of rows in a batch"""
     batch_tokens: int = Field(1 << 18, ge=1)
-    """most positions of a batch, padding and tokens to come included: the bound of its key-value cache"""
+    """largest number of positions in a batch, including padding and tokens still to be generated: bounds the key-value cache"""
 
 
 class LoadedConfig(LocalConfig):
-    """Keys of a model of transformers. `model`: a folder or a hub id."""
+    """Configuration of a transformers model. `model`: a folder or a hub id."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device_map: str | None = None
     """"auto" spreads a model that is larger than one GPU; unset uses one device"""
 
     def fingerprint(self) -> str | None:
-        """Of the model's folder."""
+        """Digest of the model's folder."""
         return fingerprint(self.model)
 
     def output_width(self) -> int:
@@ -56,19 +56,19 @@ class LoadedConfig(LocalConfig):
 
 
 class ReaderConfig(LoadedConfig):
-    """`fields`: the metadata that the teacher reads (in this order; absent ones are skipped)."""
+    """`fields`: metadata fields that the teacher reads, in this order; a clip's missing fields are skipped."""
 
     fields: list[str]
 
 
 class HfLocalConfig(ReaderConfig):
-    """Any causal LM that has the student's tokenizer."""
+    """Any causal LM with the student's tokenizer."""
 
     backend: Literal["hf_local"] = "hf_local"
 
 
 class HfLocalTeacher:
-    """Batched greedy decoding and scoring. Batches are a function of the requests given (a shard): same shard, same batches, same bytes."""
+    """Batched greedy decoding and scoring. Batches depend on the given requests (a shard) alone: same shard, same batches, same bytes."""
 
     Config: type[ReaderConfig] = HfLocalConfig
     SIGNALS = frozenset({"response", "topk", "sampled", "hidden"})
@@ -86,13 +86,13 @@ class HfLocalTeacher:
         self.model: Any = model if config.device_map is not None else model.to(device)
 
     def accepts(self, request: Request) -> bool:
-        """Every request: an LLM always answers."""
+        """Always: an LLM can answer any request."""
         return True
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests greedily, in request order."""
         prompts = self._prompts(requests)
-        # By turn, then by prompt length: rows of a batch end at about the same token, so little is decoded past the end.
+        # Sorted by turn, then prompt length: rows of a batch end at about the same token, so little is decoded past the end.
         order = sorted(range(len(requests)), key=lambda i: (requests[i].turn, len(prompts[i]), requests[i].key))
         answers: dict[int, Answer] = {}
         for batch in self._batches(order, [len(prompt) + self.config.max_new_tokens for prompt in prompts]):
@@ -104,7 +104,7 @@ class HfLocalTeacher:
         return [answers[i] for i in range(len(requests))]
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
-        """Teacher-force the answers behind their prompts; batches by length, which is known here, so that hardly anything is padding."""
+        """Teacher-force the given answers, each after its prompt. Lengths are known, so batches sorted by length need little padding."""
         from speechkd.teachers.scoring import ScoredResponse
 
         prompts = self._prompts(requests)
@@ -125,7 +125,7 @@ class HfLocalTeacher:
         return Scorer(self.model, self.config.signals)
 
     def _prompts(self, requests: Sequence[Request]) -> list[list[int]]:
-        return [self.prompt.teacher(r.question, reading(r, self.config.fields)) for r in requests]
+        return [self.prompt.teacher(r.question, audio_span_text(r, self.config.fields)) for r in requests]
 
     def _batches(self, order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
         return batches(order, lengths, self.config.batch_size, self.config.batch_tokens)

@@ -1,4 +1,4 @@
-"""The `label` teacher: ground-truth answers as a column, for instruction fine-tuning (wong26a section 3.2, L_IFT)."""
+"""Backend `label`: the dataset's own labels as answers, for instruction fine-tuning (wong26a section 3.2, L_IFT)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from speechkd.teachers.base import Answer, Request, TeacherConfig
 
 
 class LabelConfig(TeacherConfig):
-    """Nothing to set: the answers are the card's label fields."""
+    """No settings of its own: the answers come from the card's label fields."""
 
     backend: Literal["label"] = "label"
 
 
 class LabelTeacher:
-    """Answers task turns with the clip's label; has nothing to say to open instructions."""
+    """Answers task questions with the clip's label, and no open instructions."""
 
     Config = LabelConfig
     SIGNALS = frozenset({"response"})
@@ -25,14 +25,14 @@ class LabelTeacher:
         self.prompt = prompt
 
     def accepts(self, request: Request) -> bool:
-        """Only turns whose label is known."""
+        """Only requests with a label."""
         return request.label is not None
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Labels as response tokens."""
+        """The labels, tokenized."""
         out = []
         for request in requests:
-            asked = self.prompt.student(request.question)
+            prompt = self.prompt.student(request.question)
             label = request.label or ""
-            out.append(Answer(label, self.prompt.answer(label), len(asked.before) + len(asked.after), "eos"))
+            out.append(Answer(label, self.prompt.answer(label), len(prompt.before) + len(prompt.after), "eos"))
         return out

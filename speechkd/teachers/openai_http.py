@@ -1,9 +1,8 @@
-"""Any OpenAI-compatible server as a teacher: vLLM, SGLang, `transformers serve`, a hosted endpoint.
+"""Backend `openai_http`: any OpenAI-compatible server (vLLM, SGLang, `transformers serve`, a hosted endpoint).
 
-Bounded concurrency, a time limit a call, retries with jitter that honour Retry-After. Requests go out sorted by message, so that a
-server's prefix cache sees what they share. Every call has a connection of its own: a reply that is sent twice can then never be read as
-the reply to the next call. Redirects are not followed and proxies of the environment are not used: what a dataset says goes to the named
-server and nowhere else.
+Bounded concurrency, a timeout per call, retries with jitter that honour Retry-After. Requests are sent sorted by message, so that a
+server's prefix cache can reuse shared prefixes. Every call opens its own connection, so a reply that is sent twice is never taken for the
+reply to the next call. Redirects are not followed and proxy variables are ignored: data goes only to the named server.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from speechkd.data.audio.clips import encode_wav
 from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import calls
-from speechkd.teachers.base import Answer, Request, ScoringConfig, untempered
-from speechkd.teachers.calls import Again, Calls, Pace, Rejected
+from speechkd.teachers.base import Answer, Request, ScoringConfig, require_temperature_one
+from speechkd.teachers.calls import Calls, RequestRefused, RetryLater, RetryPolicy
 from speechkd.teachers.openai_reply import BadReply, error_text, read_answer, read_top_k, retry_after
-from speechkd.teachers.prompts import hears, reading
+from speechkd.teachers.prompts import audio_span_text, has_audio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +41,10 @@ MODELS = "/models"
 
 
 class OpenAIHttpConfig(ScoringConfig):
-    """`url` ends where `/chat/completions` begins, e.g. `http://node7:8000/v1`; `model` as the server names it.
+    """`url`: the API's base address without `/chat/completions`, e.g. `http://node7:8000/v1`; `model`: its name on the server.
 
-    `fields`: the metadata that the teacher reads (in this order; absent ones are skipped). The key comes from the environment variable that
-    `key_env` names, and from nowhere else. `revision` is yours to raise when the server's model changes: it is part of the column.
+    `fields`: metadata fields that the teacher reads, in this order; missing ones are skipped. The API key is read only from the environment
+    variable named by `key_env`. Raise `revision` when the model behind the server changes: it is part of the column's identity.
     """
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"url", "key_env", "concurrency", "timeout_s", "retries", "patience_s"})
@@ -56,7 +55,7 @@ class OpenAIHttpConfig(ScoringConfig):
     revision: str = ""
     fields: list[str]
     audio: bool = False
-    """send the clip itself, inline as WAV, where others read metadata: for servers of speech LLMs (vLLM, SGLang); `fields` is then empty"""
+    """send the clip itself, inline as WAV, in place of metadata: for speech LLMs behind vLLM or SGLang; `fields` must then be empty"""
     api: Literal["chat", "completions"] = "chat"
     """chat: the server applies its own chat template; completions: it gets the student's prompt as token ids (vLLM, SGLang)"""
     max_new_tokens: int = Field(256, ge=1)
@@ -64,28 +63,28 @@ class OpenAIHttpConfig(ScoringConfig):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = None
     signals: SignalsConfig = SignalsConfig()
-    """`topk` alone, from servers that score given text (vLLM's `prompt_logprobs`, its `--max-logprobs` at least k)"""
+    """only `topk`, from servers that score given text (vLLM's `prompt_logprobs`, with `--max-logprobs` at least k)"""
     vocab_size: int | None = Field(None, ge=1)
-    """width of the model's output where it is wider than the tokenizer; needed for `topk` only"""
+    """number of the model's output ids, if larger than the tokenizer; needed only for `topk`"""
     key_env: str | None = None
     concurrency: int = Field(32, ge=1, le=4096)
     timeout_s: float = Field(120.0, gt=0)
-    """of one call, from sending to the last byte"""
+    """limit for one call, from sending to the last byte of the reply"""
     retries: int = Field(5, ge=0)
-    """calls after the first before a request that fails, while the server works, becomes a row with a reason"""
+    """calls after the first; if all fail while the server works, the request is stored as an error with its reason"""
     patience_s: float = Field(600.0, ge=0)
-    """how long a server may be away before the stage stops (the same command continues)"""
+    """longest outage before the stage stops; run the same command to continue"""
 
     def output_width(self) -> int:
-        """`vocab_size`, where it is given."""
+        """`vocab_size` if given, otherwise 0."""
         return self.vocab_size or 0
 
     def positions_per_s(self) -> float:
-        """Where the server hears: as Qwen2-Audio does, one in 40 ms."""
+        """With `audio`: one every 40 ms, as for Qwen2-Audio."""
         return 25.0 if self.audio else 0.0
 
     @model_validator(mode="after")
-    def _hears_or_reads(self) -> OpenAIHttpConfig:
+    def _audio_or_text(self) -> OpenAIHttpConfig:
         if self.audio and (self.fields or self.api != "chat" or self.signals.names):
             wrong = "fields" if self.fields else "api: completions" if self.api != "chat" else "signals"
             raise ValueError(f"`audio: true` sends the clip in a chat message and nothing else: leave `{wrong}` out (fields: [])")
@@ -94,7 +93,7 @@ class OpenAIHttpConfig(ScoringConfig):
     @field_validator("signals")
     @classmethod
     def _as_served(cls, signals: SignalsConfig) -> SignalsConfig:
-        return untempered(signals, "a server's")
+        return require_temperature_one(signals, "a server's")
 
     @field_validator("url")
     @classmethod
@@ -115,14 +114,14 @@ class OpenAIHttpConfig(ScoringConfig):
 
 
 class OpenAIHttpTeacher:
-    """Answers as they come, each tokenized by the student's tokenizer. A request that cannot be answered is an answer with a reason."""
+    """Streams answers, tokenized by the student's tokenizer. A failed request gives an error answer with a reason."""
 
     Config = OpenAIHttpConfig
     SIGNALS = frozenset({"response", "topk"})
 
     def __init__(self, config: OpenAIHttpConfig, prompt: Prompt) -> None:
-        """Raises InputError for a missing key, a server that cannot be reached or refuses the key, a model that it does not list, and
-        for signals that it does not give."""
+        """Raises InputError for a missing key, a server that is unreachable or refuses the key, a model that it does not list, and signals
+        that it cannot give."""
         self.config, self.prompt = config, prompt
         self._key = _Key(config.key_env)
         self._tls = httpx2.create_ssl_context()
@@ -131,8 +130,8 @@ class OpenAIHttpTeacher:
             asyncio.run(self._check_scores(config.signals.topk.k))
 
     def accepts(self, request: Request) -> bool:
-        """Every request, for an LLM always answers; of a server that hears, those that can be heard."""
-        return not self.config.audio or (request.clip is not None and hears(request.turn))
+        """Every request; with `audio`, only turns with audio whose clip is there."""
+        return not self.config.audio or (request.clip is not None and has_audio(request.turn))
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests, in request order."""
@@ -140,9 +139,9 @@ class OpenAIHttpTeacher:
         return [answers[number] for number in range(len(requests))]
 
     def stream(self, requests: Sequence[Request], done: Collection[int]) -> Iterator[list[tuple[int, Answer]]]:
-        """Answers as they come, a few at a time. A slot asks its next question only when the consumer has come back for more.
+        """Yield answers as they arrive, a few at a time. A slot sends its next request only after the consumer asks for more.
 
-        Raises InputError where the server refuses key, model or path; ConnectionError where it is away for longer than `patience_s`.
+        Raises InputError if the server refuses key, model or path; ConnectionError after an outage longer than `patience_s`.
         """
         messages = {number: self._message(request) for number, request in enumerate(requests) if number not in done}
         client = self.client()
@@ -156,10 +155,10 @@ class OpenAIHttpTeacher:
             return Answer("", [], len(self._prompt(requests[number])), "error", reason)
 
         order = sorted(messages, key=lambda number: (messages[number], number))
-        yield from Calls(self._pace, order, attempt, failed, lambda: self._lives(client), client.aclose).run()
+        yield from Calls(self._policy, order, attempt, failed, lambda: self._server_alive(client), client.aclose).run()
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
-        """Top-k of given answers, from the server's log-probs of the whole text. Raises InputError for one that it cannot score."""
+        """Top-k of given answers, from the server's log-probs of prompt and answer. Raises InputError if it cannot score one."""
         from speechkd.data.columns.signals import encode_topk
 
         store = self.config.signals.topk
@@ -175,14 +174,14 @@ class OpenAIHttpTeacher:
 
             tokens = answers[number].tokens
             reply = await self.call(client, "POST", "/completions", self._scoring_body([*prompts[number], *tokens], store.k))
-            found = _read(lambda: read_top_k(reply, len(prompts[number]), tokens, store.k, vocabulary))
-            ids_TK, logp_TK, tail_T = (torch.from_numpy(array) for array in found)
+            arrays = _read(lambda: read_top_k(reply, len(prompts[number]), tokens, store.k, vocabulary))
+            ids_TK, logp_TK, tail_T = (torch.from_numpy(array) for array in arrays)
             return {"topk": encode_topk(store, ids_TK, logp_TK, tail_T, vocabulary)}
 
         def failed(number: int, reason: str) -> Mapping[str, Tensor]:
             raise InputError(f"the server cannot score the answer to `{requests[number].key}`: {reason} ({self.config.url})")
 
-        for batch in Calls(self._pace, order, attempt, failed, lambda: self._lives(client), client.aclose).run():
+        for batch in Calls(self._policy, order, attempt, failed, lambda: self._server_alive(client), client.aclose).run():
             for number, signals in batch:
                 out[number] = signals
         return out
@@ -191,21 +190,21 @@ class OpenAIHttpTeacher:
         return {"model": self.config.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
 
     @property
-    def _pace(self) -> Pace:
+    def _policy(self) -> RetryPolicy:
         config = self.config
-        return Pace(config.url, config.concurrency, config.retries, config.patience_s)
+        return RetryPolicy(config.url, config.concurrency, config.retries, config.patience_s)
 
     def _prompt(self, request: Request) -> list[int]:
-        return self.prompt.teacher(request.question, self._reads(request))
+        return self.prompt.teacher(request.question, self._span_text(request))
 
     def _message(self, request: Request) -> str:
-        return self.prompt.message(request.question, self._reads(request))
+        return self.prompt.message(request.question, self._span_text(request))
 
-    def _reads(self, request: Request) -> str:
-        return "" if self.config.audio else reading(request, self.config.fields)
+    def _span_text(self, request: Request) -> str:
+        return "" if self.config.audio else audio_span_text(request, self.config.fields)
 
     def _content(self, request: Request) -> str | list[dict[str, Any]]:
-        """The user's message: a text, or the text around the clip and the clip itself."""
+        """The user's message: a text, or the text before the clip, the clip, and the text after it."""
         if not self.config.audio:
             return self._message(request)
         assert request.clip is not None, "only turns with a clip are accepted"
@@ -215,7 +214,7 @@ class OpenAIHttpTeacher:
         return [*texts[0], {"type": "input_audio", "input_audio": sound}, *texts[1]]
 
     def body(self, request: Request) -> tuple[str, dict[str, Any], int]:
-        """Path, JSON body and prompt length (in the student's tokens) of one call."""
+        """Path, JSON body and prompt length (in the student's tokens) for one request."""
         config = self.config
         prompt = self._prompt(request)
         body: dict[str, Any] = {"model": config.model, "max_tokens": config.max_new_tokens, "temperature": config.temperature}
@@ -237,7 +236,7 @@ class OpenAIHttpTeacher:
         )
 
     async def call(self, client: httpx2.AsyncClient, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """One call, one parsed reply. Raises Again, Rejected or InputError; nothing raised or returned holds the key."""
+        """Make one call and parse the reply. Raises RetryLater, RequestRefused or InputError; no result or error contains the key."""
         name = str(uuid.uuid4())
         try:
             async with asyncio.timeout(self.config.timeout_s):
@@ -247,19 +246,19 @@ class OpenAIHttpTeacher:
                     async for chunk in response.aiter_bytes():
                         data += chunk
                         if len(data) > MAX_REPLY:
-                            raise Again("the reply is too long")
+                            raise RetryLater("the reply is too long")
                     if response.headers.get("X-Request-Id", name) != name:
-                        raise Again("the reply is to another call")
+                        raise RetryLater("the reply is to another call")
                     return self._judge(
                         response.status_code, response.headers.get("Retry-After"), self._key.masked(data.decode("utf-8", "replace")), path
                     )
         except (TimeoutError, httpx2.TimeoutException) as error:
-            away = isinstance(error, httpx2.ConnectTimeout)
-            raise Again(f"no reply within {self.config.timeout_s:g} s", away=away) from None
+            unreachable = isinstance(error, httpx2.ConnectTimeout)
+            raise RetryLater(f"no reply within {self.config.timeout_s:g} s", unreachable=unreachable) from None
         except httpx2.ConnectError as error:
-            raise Again(self._key.masked(str(error)) or "no connection", away=True) from None
+            raise RetryLater(self._key.masked(str(error)) or "no connection", unreachable=True) from None
         except httpx2.HTTPError as error:
-            raise Again(f"the reply broke off ({type(error).__name__})") from None
+            raise RetryLater(f"the reply broke off ({type(error).__name__})") from None
 
     def _judge(self, status: int, wait: str | None, data: str, path: str) -> Any:
         where = f"({self.config.url}{path})"
@@ -267,38 +266,38 @@ class OpenAIHttpTeacher:
             body = json.loads(data)
         except (ValueError, RecursionError):
             body = None
-        said = error_text(body)
+        message = error_text(body)
         if status in (401, 403):
             key = f"key of `{self.config.key_env}`" if self.config.key_env else "call without a key; name its variable in `key_env`"
-            raise InputError(f"the server refuses the {key}: {status} {said} {where}")
+            raise InputError(f"the server refuses the {key}: {status} {message} {where}")
         if status == 404 and path == MODELS:
-            raise Rejected("no list of models")
+            raise RequestRefused("no list of models")
         if status == 404 or 300 <= status < 400:
-            raise InputError(f"the server answers {status} {said}: wrong `url` or `model` {where}")
+            raise InputError(f"the server answers {status} {message}: wrong `url` or `model` {where}")
         if status in (408, 409, 425, 429) or status >= 500:
             seconds = retry_after(wait)
-            raise Again(f"{status} {said}".strip(), wait=seconds, counts=status != 429)
+            raise RetryLater(f"{status} {message}".strip(), wait=seconds, counts=status != 429)
         if status >= 400:
-            raise Rejected(f"{status} {said}".strip())
+            raise RequestRefused(f"{status} {message}".strip())
         if not isinstance(body, dict):
-            raise Again("the reply is not JSON")
+            raise RetryLater("the reply is not JSON")
         return body
 
     async def _check_server(self) -> None:
-        """Reach the server, and compare the model with those it lists, where it lists any."""
+        """Check that the server is reachable, and that it lists the model if it lists any."""
         url = self.config.url
         async with self.client() as client:
             for last in (False, False, True):
                 try:
                     listed = await self.call(client, "GET", MODELS)
                     break
-                except Again as problem:
-                    if problem.away and last:
+                except RetryLater as problem:
+                    if problem.unreachable and last:
                         raise InputError(f"cannot reach the teacher's server: {problem} ({url}: teachers.url)") from None
-                    if not problem.away:  # it lives, and does not list models
+                    if not problem.unreachable:  # it works, but does not list models
                         return
                     await asyncio.sleep(2 * calls.FIRST_WAIT_S)
-                except Rejected:
+                except RequestRefused:
                     return
         entries = listed.get("data")
         names = [str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry] if isinstance(entries, list) else []
@@ -306,43 +305,43 @@ class OpenAIHttpTeacher:
             raise InputError(unknown_name("model", self.config.model, names, f"{url} lists these"))
 
     async def _check_scores(self, k: int) -> None:
-        """Score two tokens, before anything is asked that would have to be thrown away."""
+        """Score two tokens first, so that missing support is found before any answer is paid for."""
         ids = self.prompt.answer("a a")
         try:
             async with self.client() as client:
                 reply = await self.call(client, "POST", "/completions", self._scoring_body(ids, k))
             read_top_k(reply, 1, ids[1:], k, max(len(self.prompt.tokenizer), self.config.output_width()))
-        except (Again, Rejected, BadReply) as problem:
+        except (RetryLater, RequestRefused, BadReply) as problem:
             raise InputError(
                 f"the server gives no top-{k} log-probs of given text ({problem}): vLLM does, started with `--max-logprobs {k}`; "
                 f"otherwise leave `signals` out or use hf_local ({self.config.url})"
             ) from None
 
-    async def _lives(self, client: httpx2.AsyncClient) -> bool:
-        """Whether the server works: if not, a failed call is no fault of its request. A gateway before a dead server does not count."""
+    async def _server_alive(self, client: httpx2.AsyncClient) -> bool:
+        """Whether the server itself works (a live gateway before it is not enough); if not, a failed call is not its request's fault."""
         root = urlsplit(self.config.url)
         try:
-            async with asyncio.timeout(min(CONNECT_S, self.config.timeout_s)):  # one that hangs is away too
+            async with asyncio.timeout(min(CONNECT_S, self.config.timeout_s)):  # a server that hangs counts as unreachable
                 if (await client.get(f"{root.scheme}://{root.netloc}/health")).status_code == 200:  # vLLM, SGLang, transformers serve
                     return True
                 await self.call(client, "GET", MODELS)
-        except (Again, httpx2.HTTPError, TimeoutError):
+        except (RetryLater, httpx2.HTTPError, TimeoutError):
             return False
-        except (Rejected, InputError):
+        except (RequestRefused, InputError):
             return True
         return True
 
 
-def _read(reading_it: Callable[[], T]) -> T:
-    """A reply that is none is a call to make again."""
+def _read(parse: Callable[[], T]) -> T:
+    """The result of `parse`; a malformed reply raises RetryLater."""
     try:
-        return reading_it()
+        return parse()
     except BadReply as problem:
-        raise Again(str(problem)) from None
+        raise RetryLater(str(problem)) from None
 
 
 class _Key(httpx2.Auth):
-    """The key, read once from the environment; shown by nothing."""
+    """The API key, read once from the environment and never shown."""
 
     def __init__(self, variable: str | None) -> None:
         self._value = os.environ.get(variable, "") if variable else ""
@@ -360,5 +359,5 @@ class _Key(httpx2.Auth):
         yield request
 
     def masked(self, text: str) -> str:
-        """`text` of a server, which may repeat the key that it was sent."""
+        """The server's `text` with the key masked, in case the server echoes it."""
         return text.replace(self._value, MASK) if self._value else text

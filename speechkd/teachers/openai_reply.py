@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server says, read with suspicion: replies as answers, prompt log-probs as top-k, waits, refusals."""
+"""Parses replies of OpenAI-compatible servers without trusting them: answers, top-k log-probs, error messages, Retry-After."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from speechkd.teachers.base import Answer
 
 TEXT_SHOWN = 200
 STOPS = {"stop": "eos", "length": "length", "max_tokens": "length"}
-"""finish_reason -> stop reason; any other (content_filter, tool_calls, ...) is no answer"""
+"""finish_reason -> stop reason; any other reason (content_filter, tool_calls, ...) makes the answer an error"""
 
 
 class BadReply(ValueError):
-    """A reply that is not one: cut, not JSON, or without what was asked for. The request may be sent again."""
+    """A malformed reply: cut off, not JSON, or incomplete. The request may be sent again."""
 
 
 def read_answer(reply: Any, prompt: Prompt, prompt_tokens: int) -> Answer:
@@ -44,15 +44,15 @@ def read_answer(reply: Any, prompt: Prompt, prompt_tokens: int) -> Answer:
 
 
 def clean(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates become `?`."""
+    """Make text valid for UTF-8: lone surrogates become `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_top_k(reply: Any, first: int, tokens: list[int], top_k: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids_TK (int64), logp_TK, tail_logp_T (float32) of response `tokens`, which begin at `first` of the text, from `prompt_logprobs`.
+    """ids_TK (int64), logp_TK, tail_logp_T (float32) of the response `tokens`, which start at position `first`, from `prompt_logprobs`.
 
-    Form of vLLM: one entry a prompt position, a mapping token id -> {logprob, ...} with the K most probable ids and the token itself; the
-    first entry is null. The tail is log(1 - sum of the K probabilities), -inf where nothing is left. Raises BadReply.
+    vLLM's form: one entry per position, a mapping token id -> {logprob, ...} with the K likeliest ids and the token itself; the first entry
+    is null. The tail is log(1 - sum of the K probabilities), -inf where no mass is left. Raises BadReply.
     """
     try:
         entries = reply["choices"][0]["prompt_logprobs"][first : first + len(tokens)]
@@ -76,17 +76,17 @@ def read_top_k(reply: Any, first: int, tokens: list[int], top_k: int, vocabulary
 
 
 def error_text(body: Any) -> str:
-    """What an error reply says, in one short line."""
-    found = body
+    """The message of an error reply, as one short line."""
+    part = body
     for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-    text = found if isinstance(found, str) else ""
+        if isinstance(part, dict) and name in part:
+            part = part[name]
+    text = part if isinstance(part, str) else ""
     return " ".join(clean(text).split())[:TEXT_SHOWN]
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds that a `Retry-After` header asks for, as a number or as a date; None without a usable one."""
+    """Seconds to wait according to a `Retry-After` header (a number or a date); None if it is missing or unusable."""
     if not header:
         return None
     try:

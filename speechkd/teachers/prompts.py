@@ -1,4 +1,4 @@
-"""Which turns a clip gets: open instructions from a pool, the questions of its card's tasks, or its own words as the question."""
+"""Chooses the questions of each clip: open instructions from a pool, the card's task questions, or the clip's own words."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from speechkd.models.prompt import MAX_METADATA_CHARS, Reading, metadata_json, p
 from speechkd.teachers.base import Request
 
 SPOKEN, WRITTEN = "spoken", "written"
-"""Turns of the two channels"""
+"""Turn names of the two channels of cross-modal distillation"""
 
 
 class SpanConfig(Config):
-    """What the teacher reads where the student hears.
+    """The text that the teacher reads in place of the audio.
 
-    metadata: the clip's facts as JSON (wong26a). text: one field as it is, e.g. a description. column: the answers of a published column,
-    e.g. what a speech LLM wrote about the clip (textualised audio, arXiv 2509.18579). A clip without the text gets no turns.
+    metadata: the clip's metadata as JSON (wong26a). text: one metadata field as it is, e.g. a description. column: the answers of a
+    published column, e.g. a speech LLM's description of the clip (textualised audio, arXiv 2509.18579). A clip without that text gets no
+    turns.
     """
 
     reads: Literal["metadata", "text", "column"] = "metadata"
@@ -43,11 +44,11 @@ class SpanConfig(Config):
 
 
 class ChannelConfig(Config):
-    """The two channels of cross-modal distillation (arXiv 2509.14930): clips whose words are themselves the question.
+    """The two channels of cross-modal distillation (arXiv 2509.14930), for clips that are themselves spoken questions.
 
-    `spoken`: the student hears it; `written`: the student reads it; the teacher reads it in both. Shares of clips, chosen by key; a sample
-    without audio is written only. The template `shards/prompts/spoken.j2` puts nothing around it. `label` names the field that holds the
-    dataset's own answer, for the teacher `label`.
+    `spoken`: the student hears the question; `written`: the student reads it; the teacher reads it in both. The numbers are shares of
+    clips, chosen by key; a sample without audio gets only the written turn. The template `shards/prompts/spoken.j2` adds no other text.
+    `field` holds the question's text, `label` the dataset's own answer, for the backend `label`.
     """
 
     field: str = "transcript"
@@ -57,28 +58,28 @@ class ChannelConfig(Config):
 
 
 class PromptConfig(Config):
-    """The template with the audio span, and what is asked.
+    """The prompt template with its audio span, and the questions.
 
-    `instructions` and the lines of the file `pool` are open questions; every clip gets `per_clip` of them, chosen by its key (the remedy
-    that wong26a names for students which learn that "there is no audio" from one fixed prompt). An empty instruction leaves the asking
-    to the template. `tasks` adds the card's task questions.
+    `instructions` and the lines of the file `pool` are open questions; every clip gets `per_clip` of them, chosen by its key. (Varied
+    prompts are wong26a's remedy for students that learn "there is no audio" from one fixed prompt.) With an empty instruction, the
+    template itself asks. `tasks` adds the card's task questions.
     """
 
     template: str
     instructions: list[str] = []
     pool: str | None = None
     per_clip: float = Field(1.0, ge=0)
-    """0.5: every other clip gets one, by its key"""
+    """0.5: about half of the clips get one, chosen by key"""
     tasks: bool = True
     span: SpanConfig = SpanConfig()
     channels: ChannelConfig | None = None
     text: Reading = Reading(form="text")
     """what the student reads in streams `role/text`"""
     transcript: str = "transcript"
-    """the metadata field whose words a projector may be asked to find"""
+    """metadata field with the transcript, for losses on it"""
 
     def identity(self) -> dict[str, Any]:
-        """What the turns depend on, as JSON: a pool by what it says, and of what is not set nothing."""
+        """All settings that the turns depend on, as JSON: the pool as a digest of its text; unset keys are omitted."""
         optional = ("pool", "span", "channels", "text", "transcript")
         unset: dict[str, Any] = {name: True for name in optional if getattr(self, name) == type(self).model_fields[name].get_default()}
         if self.channels is not None and not self.channels.label:
@@ -87,12 +88,12 @@ class PromptConfig(Config):
         return data if self.pool is None else {**data, "pool": digest(_lines(self.pool))}
 
     def questions(self) -> list[str]:
-        """All open questions. Raises InputError for a pool that cannot be read, is empty, or asks the same twice."""
-        found = self.instructions + (_lines(self.pool) if self.pool else [])
-        if len(set(found)) < len(found):
-            twice = next(question for question in found if found.count(question) > 1)
+        """All open questions. Raises InputError for a pool that cannot be read or is empty, and for a duplicate question."""
+        questions = self.instructions + (_lines(self.pool) if self.pool else [])
+        if len(set(questions)) < len(questions):
+            twice = next(question for question in questions if questions.count(question) > 1)
             raise InputError(f"the question `{twice[:60]}` is given twice (prompt: instructions, pool)")
-        return found
+        return questions
 
 
 @lru_cache(maxsize=8)
@@ -107,44 +108,44 @@ def _lines(path: str) -> list[str]:
     return lines
 
 
-def reading(request: Request, fields: Iterable[str]) -> str:
-    """What stands in the audio span of the teacher's prompt: the request's own text, else `fields` of the metadata as JSON."""
-    return metadata_json(request.metadata, fields) if request.reads is None else request.reads
+def audio_span_text(request: Request, fields: Iterable[str]) -> str:
+    """Text for the audio span of the teacher's prompt: the request's own `span_text`, otherwise `fields` of the metadata as JSON."""
+    return metadata_json(request.metadata, fields) if request.span_text is None else request.span_text
 
 
 def task_applies(task: Task, metadata: Metadata) -> bool:
-    """Whether a clip has the task's label and meets its `when`."""
-    asks = not task.instruction_field or task.instruction_field in metadata
-    return asks and task.field in metadata and all(metadata.get(name) == value for name, value in task.when.items())
+    """Whether a clip has the task's label and question, and meets its `when`."""
+    has_question = not task.instruction_field or task.instruction_field in metadata
+    return has_question and task.field in metadata and all(metadata.get(name) == value for name, value in task.when.items())
 
 
-def hears(turn: str) -> bool:
-    """Whether the student hears the clip in this turn; in a written turn it reads."""
+def has_audio(turn: str) -> bool:
+    """Whether the student gets the audio in this turn: in all but the written one."""
     return turn != WRITTEN
 
 
 def requests(
-    config: PromptConfig, tasks: dict[str, Task], key: str, metadata: Metadata, described: str | None = None, audio: bool = True
+    config: PromptConfig, tasks: dict[str, Task], key: str, metadata: Metadata, column_text: str | None = None, audio: bool = True
 ) -> Iterator[Request]:
-    """All turns of one clip, in a fixed order. A pure function of configuration, key, metadata and `described`.
+    """All turns of one clip, in a fixed order: a pure function of the arguments.
 
-    `described`: the text that `span.column` has for the clip. `audio`: whether the clip has any.
+    `column_text`: the clip's text in the column `span.column`. `audio`: whether the sample has audio.
     """
     if config.channels is not None:
         yield from _channels(config.channels, config.span, key, metadata, audio)
-    reads: str | None = None
+    span_text: str | None = None
     if config.span.reads != "metadata":
-        text = metadata.get(config.span.field) if config.span.reads == "text" else described
+        text = metadata.get(config.span.field) if config.span.reads == "text" else column_text
         if not isinstance(text, str) or not text.strip():
             return
-        reads = plain_text(text, config.span.max_chars)
+        span_text = plain_text(text, config.span.max_chars)
     pool = list(enumerate(config.questions()))
     for _ in range(min(int(config.per_clip) + _drawn(key, "per_clip", config.per_clip % 1), len(pool))):
         number, instruction = pool.pop(derive(0, key, len(pool)) % len(pool))
-        yield Request(key, f"open-{number}", instruction, metadata, reads=reads)
+        yield Request(key, f"open-{number}", instruction, metadata, span_text=span_text)
     for name, task in tasks.items() if config.tasks else ():
         if task_applies(task, metadata):
-            yield Request(key, f"task-{name}", task.question(metadata), metadata, str(metadata[task.field]), reads)
+            yield Request(key, f"task-{name}", task.question(metadata), metadata, str(metadata[task.field]), span_text)
 
 
 def _channels(config: ChannelConfig, span: SpanConfig, key: str, metadata: Metadata, audio: bool) -> Iterator[Request]:
@@ -154,9 +155,9 @@ def _channels(config: ChannelConfig, span: SpanConfig, key: str, metadata: Metad
     words = plain_text(text, span.max_chars)
     label = str(metadata[config.label]) if config.label in metadata else None
     if audio and _drawn(key, SPOKEN, config.spoken):
-        yield Request(key, SPOKEN, "", metadata, label, reads=words)
+        yield Request(key, SPOKEN, "", metadata, label, span_text=words)
     if _drawn(key, WRITTEN, config.written):
-        yield Request(key, WRITTEN, words, metadata, label, reads="")
+        yield Request(key, WRITTEN, words, metadata, label, span_text="")
 
 
 def _drawn(key: str, purpose: str, share: float) -> bool:

@@ -1,8 +1,8 @@
-"""The four-stage reasoning trace of source- and layer-wise distillation (arXiv 2509.18579): how it is written, and how it is read back.
+"""Reads and writes four-stage reasoning traces (source- and layer-wise distillation, arXiv 2509.18579).
 
-The paper trains on (audio, question, trace r, answer a) and forces teacher and student on (r, a); at inference the reasoning is dropped.
-Names and order of the stages are those of the CoTA data as far as they are known (planning, caption, reasoning, summary: reconstructed);
-the marks are ours to choose, and `shards/prompts/reasoning.j2` asks for them.
+The paper trains on (audio, question, trace r, answer a), with teacher and student teacher-forced on (r, a); the reasoning is dropped at
+inference. The stages follow the CoTA data (planning, caption, reasoning, summary: reconstructed). The tags are our choice;
+`shards/prompts/reasoning.j2` asks for them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ RESPONSE = "RESPONSE"
 
 
 class TraceError(ValueError):
-    """A text that is not one whole trace; says which mark is missing, doubled or out of order."""
+    """The text is not one complete trace; the message names the tag that is missing, doubled or out of order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Four stages and the answer, none of them empty."""
+    """The four stages and the answer, all non-empty."""
 
     planning: str
     caption: str
@@ -29,10 +29,10 @@ class Trace:
 
 
 def parse_trace(text: str) -> Trace:
-    """Read a trace. Text outside the marks must be empty, but for a `<THINK>` pair around the stages. Raises TraceError."""
+    """Parse a trace. No text may stand outside the tags; a `<THINK>` pair around the stages is allowed. Raises TraceError."""
     upper = text.upper()
-    if len(upper) != len(text):  # a few letters grow in upper case; positions would be off
-        upper = "".join(sign.upper() if sign.isascii() else sign for sign in text)
+    if len(upper) != len(text):  # a few letters become longer in upper case, which would shift positions
+        upper = "".join(char.upper() if char.isascii() else char for char in text)
     for mark in ("<THINK>", "</THINK>"):
         spot = upper.find(mark)
         if spot >= 0:
@@ -56,7 +56,7 @@ def parse_trace(text: str) -> Trace:
 
 
 def answer_of(text: str) -> str:
-    """The answer of a trace; a text without `<RESPONSE>` is its own answer. For graders: the reasoning is dropped."""
+    """The answer without the reasoning, for graders; a text without `<RESPONSE>` is returned as it is."""
     upper = text.upper()
     start = upper.rfind(f"<{RESPONSE}>")
     if start < 0 or len(upper) != len(text):

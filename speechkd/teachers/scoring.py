@@ -1,7 +1,7 @@
-"""Teacher-forcing: signals of responses that are already known, in one forward pass per batch and never with [T, V] logits in memory.
+"""Computes teacher signals of given responses by teacher forcing, without holding [T, V] logits in memory.
 
-A batch is right-padded prompts and responses. The model's blocks run once; then only the positions that predict a response token reach
-the head, a chunk of rows at a time (`kernels.chunks.rows_per_chunk`), and of a chunk only what is stored is kept.
+A batch is right-padded prompts and responses. The transformer blocks run once. Then only the positions that predict a response token go
+through the LM head, a chunk of rows at a time (`kernels.chunks.rows_per_chunk`), and only the stored signals of each chunk are kept.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from speechkd.kernels.chunks import rows_per_chunk
 from speechkd.kernels.logits import soft_cap
 
 ATTENTION = -1
-"""Where the last block's attention stands among what is kept of a pass"""
-Stored = dict[str, Tensor]
-"""Signal -> encoded tensor of one example"""
+"""Key of the last block's attention among the captured tensors"""
+EncodedSignals = dict[str, Tensor]
+"""Signal name -> encoded tensor, for one example"""
 
 
 class ScoredResponse(NamedTuple):
@@ -32,24 +32,24 @@ class ScoredResponse(NamedTuple):
     prompt: list[int]
     response: list[int]
     name: str
-    """what the example is called: its draws are a function of it, not of the batch that it is in"""
+    """seeds the example's random draws, so that they do not depend on its batch"""
     audio_QE: Tensor | None = None
-    """what the model is given at audio positions, for one that hears"""
+    """embeddings at the audio positions, for speech LLMs"""
     at: int = 0
-    """place of the first audio position in `prompt`, which has any id at audio positions"""
+    """index of the first audio position in `prompt`; ids at audio positions are ignored"""
 
 
 LoraScope = Callable[[Tensor], AbstractContextManager[None]]
-"""Of where audio stands, boolean [B, S]: the state in which a model reads such a batch (LoRA at audio positions only)"""
+"""Audio mask, boolean [B, S] -> context for a forward pass of that batch (switches LoRA at audio positions)"""
 
 
-def everywhere(audio_BS: Tensor) -> AbstractContextManager[None]:
-    """A model that reads every batch in the same state."""
+def no_lora_scope(audio_BS: Tensor) -> AbstractContextManager[None]:
+    """For models without LoRA: does nothing."""
     return nullcontext()
 
 
 def embedded(model: Any, ids_BS: Tensor, batch: Sequence[ScoredResponse], starts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Input embeddings [B, S, E] of rows whose prompts begin at `starts`, audio in its place; where that is, boolean [B, S]."""
+    """Input embeddings [B, S, E] of rows whose prompts begin at `starts`, with audio filled in; and the audio mask, boolean [B, S]."""
     embeds_BSE: Tensor = model.get_input_embeddings()(ids_BS)
     audio_BS = torch.zeros(ids_BS.shape, dtype=torch.bool, device=embeds_BSE.device)
     for row, (item, start) in enumerate(zip(batch, starts, strict=True)):
@@ -61,13 +61,13 @@ def embedded(model: Any, ids_BS: Tensor, batch: Sequence[ScoredResponse], starts
 
 
 class Scorer:
-    """Signals of a causal LM of transformers on given responses."""
+    """Computes the signals of a transformers causal LM on given responses."""
 
-    def __init__(self, model: Any, signals: SignalsConfig, lora_scope: LoraScope = everywhere) -> None:
-        """Raises InputError for layers that the model does not have, and for a model whose logits are not its head on its last states."""
+    def __init__(self, model: Any, signals: SignalsConfig, lora_scope: LoraScope = no_lora_scope) -> None:
+        """Raises InputError for layers that the model lacks, and if its logits are not LM head times last hidden states."""
         self.model, self.signals, self._lora_scope = model.eval(), signals, lora_scope
         if signals.attention is not None:
-            model.set_attn_implementation("eager")  # the others give no attention weights
+            model.set_attn_implementation("eager")  # other implementations return no attention weights
         config = model.config.get_text_config()
         self.vocabulary: int = config.vocab_size
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -80,16 +80,16 @@ class Scorer:
 
     @torch.inference_mode()
     def _probe(self) -> None:
-        """Some architectures scale their logits in ways of their own; a wrong distribution must not be stored silently."""
+        """Raises InputError for architectures that scale their logits in other ways: a wrong distribution must not be stored."""
         ids_BS = torch.arange(4, device=self.model.device)[None] % self.vocabulary
-        whole_SV = self.model(input_ids=ids_BS, use_cache=False).logits[0].float()
-        own_SV = self._logits(self._blocks({"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}, {})[0])
-        if (whole_SV.to(own_SV.device) - own_SV).abs().max() > 0.02 * whole_SV.abs().max().to(own_SV.device):
-            raise InputError(f"logits of a {type(self.model).__name__} are not its head on its last states: it cannot be scored")
+        model_SV = self.model(input_ids=ids_BS, use_cache=False).logits[0].float()
+        head_SV = self._logits(self._blocks({"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}, {})[0])
+        if (model_SV.to(head_SV.device) - head_SV).abs().max() > 0.02 * model_SV.abs().max().to(head_SV.device):
+            raise InputError(f"logits of a {type(self.model).__name__} are not its LM head on its last hidden states: it cannot be scored")
 
     @torch.inference_mode()
-    def score(self, batch: Sequence[ScoredResponse]) -> list[Stored]:
-        """The signals of one batch, in order."""
+    def score(self, batch: Sequence[ScoredResponse]) -> list[EncodedSignals]:
+        """The signals of each response, in order."""
         rows, longest = [len(item.response) for item in batch], max(len(item.prompt) + len(item.response) for item in batch)
         ids = np.zeros((len(batch), longest), dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -119,16 +119,16 @@ class Scorer:
         return [{name: parts[index].clone() for name, parts in out.items()} for index in range(len(batch))]
 
     def _blocks(self, inputs: dict[str, Tensor], kept: dict[int, Tensor]) -> Tensor:
-        """Final states [B, S, E]; `kept` is filled with the states of the chosen layers, and the last attention if it is asked for."""
+        """Last hidden states [B, S, E]; fills `kept` with the states of the chosen layers, and the last attention if wanted."""
         chosen = self.signals.hidden.layers if self.signals.hidden is not None else []
-        with _watching(self.model, chosen, self.signals.attention is not None, kept):
+        with _capture(self.model, chosen, self.signals.attention is not None, kept):
             last_BSE: Tensor = _decoder(self.model)(**inputs, use_cache=False).last_hidden_state
         if self.model.config.get_text_config().num_hidden_layers in chosen:
             kept[chosen[-1]] = last_BSE
         return last_BSE
 
     def _logits(self, hidden_CE: Tensor) -> Tensor:
-        """float32 logits [C, V], soft-capped as the model's own."""
+        """float32 logits [C, V], with the model's soft cap."""
         return soft_cap(self.model.get_output_embeddings()(hidden_CE).float(), self._softcap)
 
     def _distributions(self, hidden_TE: Tensor, batch: Sequence[ScoredResponse], rows: Sequence[int]) -> dict[str, Sequence[Tensor]]:
@@ -154,9 +154,9 @@ class Scorer:
 
 
 def top(logits_CV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """ids [C, k], their log-probs over the whole vocabulary, and the log of the mass outside them (-inf where there is none).
+    """Top-k ids [C, k], their log-probs over the whole vocabulary, and the log of the remaining mass (-inf if none).
 
-    The tail is summed over the ids outside, not taken as 1 - the rest, which loses all digits when small. `logits_CV` is used up.
+    The tail is summed over the other ids; 1 - sum of the top k would lose all digits when small. Overwrites `logits_CV`.
     """
     z_CV = logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
     z_CK, ids_CK = z_CV.topk(k, dim=1)
@@ -165,34 +165,34 @@ def top(logits_CV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, 
     return ids_CK, z_CK - all_C.unsqueeze(1), rest_C - all_C
 
 
-def draw(logits_CV: Tensor, how: SampledStore, uniform_CN: Tensor) -> tuple[Tensor, Tensor]:
-    """`draws` ids of each row from q ~ p^proposal, by inverting q's distribution function at `uniform_CN`, and p / q of each, float32."""
-    logp_CV = torch.log_softmax(logits_CV / how.temperature, dim=1)
-    logq_CV = logp_CV if how.proposal == 1.0 else torch.log_softmax(logp_CV * how.proposal, dim=1)
+def draw(logits_CV: Tensor, store: SampledStore, uniform_CN: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw `draws` ids per row from q ~ p^proposal by inverting its CDF at `uniform_CN`; returns ids and float32 weights p / q."""
+    logp_CV = torch.log_softmax(logits_CV / store.temperature, dim=1)
+    logq_CV = logp_CV if store.proposal == 1.0 else torch.log_softmax(logp_CV * store.proposal, dim=1)
     edges_CV = logq_CV.exp().cumsum(dim=1, dtype=torch.float64)  # float32 would merge the edges of 10^5 unlikely ids
     at_CN = uniform_CN.to(edges_CV.device) * edges_CV[:, -1:]
     ids_CN = torch.searchsorted(edges_CV, at_CN, right=True).clamp(max=logits_CV.shape[1] - 1)
     return ids_CN, (logp_CV.gather(1, ids_CN) - logq_CV.gather(1, ids_CN)).exp()
 
 
-def _uniform(how: SampledStore, batch: Sequence[ScoredResponse]) -> Tensor:
-    """float64 [T, N] in [0, 1): of each example its own, whatever else is in the batch."""
+def _uniform(store: SampledStore, batch: Sequence[ScoredResponse]) -> Tensor:
+    """Uniform numbers, float64 [T, N] in [0, 1), seeded per example and independent of the batch."""
     parts = [
-        np.random.Generator(np.random.Philox(key=derive(0, "draws", item.name))).random((len(item.response), how.draws)) for item in batch
+        np.random.Generator(np.random.Philox(key=derive(0, "draws", item.name))).random((len(item.response), store.draws)) for item in batch
     ]
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _hidden(how: HiddenStore, kept: dict[int, Tensor], predict_T: Tensor) -> Tensor:
-    """[T, L, E] on the CPU, in the stored precision. Raises InputError where float16 cannot hold a state."""
-    parts = [kept[layer].flatten(0, 1)[predict_T.to(kept[layer].device)].to("cpu", getattr(torch, how.dtype)) for layer in how.layers]
+def _hidden(store: HiddenStore, kept: dict[int, Tensor], predict_T: Tensor) -> Tensor:
+    """Hidden states [T, L, E] on the CPU in the stored precision. Raises InputError if a state overflows float16."""
+    parts = [kept[layer].flatten(0, 1)[predict_T.to(kept[layer].device)].to("cpu", getattr(torch, store.dtype)) for layer in store.layers]
     states_TLE = torch.stack(parts, dim=1)
     if not states_TLE.isfinite().all():
         raise InputError("a hidden state is too large for float16: use bfloat16 (signals.hidden.dtype)")
     return states_TLE
 
 
-def _attention(how: AttentionStore, weights_BHSS: Tensor, batch: Sequence[ScoredResponse]) -> list[Tensor]:
+def _attention(store: AttentionStore, weights_BHSS: Tensor, batch: Sequence[ScoredResponse]) -> list[Tensor]:
     """[Q] of each example: how much its response attends to each audio position, mean over heads and response tokens (arXiv 2602.01547).
 
     Rows are the response tokens' own positions, as `teachers.live.audio_attention` has them.
@@ -202,13 +202,13 @@ def _attention(how: AttentionStore, weights_BHSS: Tensor, batch: Sequence[Scored
         first, end = len(item.prompt), len(item.prompt) + len(item.response)
         width = 0 if item.audio_QE is None else len(item.audio_QE)
         mean_Q = weights_BHSS[row, :, first:end, item.at : item.at + width].float().mean(dim=(0, 1))
-        out.append(mean_Q.to("cpu", getattr(torch, how.dtype)))
+        out.append(mean_Q.to("cpu", getattr(torch, store.dtype)))
     return out
 
 
 @contextmanager
-def _watching(model: nn.Module, layers: Sequence[int], attention: bool, kept: dict[int, Tensor]) -> Iterator[None]:
-    """While inside, what enters the first block (0) and leaves the given ones is kept: hooks hold the chosen states, never all of them."""
+def _capture(model: nn.Module, layers: Sequence[int], attention: bool, kept: dict[int, Tensor]) -> Iterator[None]:
+    """Hooks that capture, into `kept`, the input of the first block (0) and the outputs of the given layers, and no other states."""
     blocks = _blocks_of(model)
     with ExitStack() as stack:
         if attention:
@@ -233,12 +233,12 @@ def _watching(model: nn.Module, layers: Sequence[int], attention: bool, kept: di
 
 
 def _decoder(model: Any) -> Any:
-    """The language model without its head; of a speech LLM that part alone."""
+    """The language model without its LM head, also inside a speech LLM."""
     return getattr(model.base_model, "language_model", model.base_model)
 
 
 def _blocks_of(model: Any) -> nn.ModuleList:
-    """The decoder blocks: the list of modules as long as the configuration says the model is deep."""
+    """The decoder blocks: the module list whose length is the configured depth."""
     depth = model.config.get_text_config().num_hidden_layers
     found = [m for m in _decoder(model).modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     assert found, f"{type(model).__name__} has no list of {depth} blocks"

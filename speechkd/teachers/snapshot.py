@@ -1,4 +1,4 @@
-"""A frozen student as a stored teacher: an export hears the clip and answers (self-distillation, descriptions of clips)."""
+"""Backend `snapshot`: an exported student hears the clip and answers (self-distillation, descriptions of clips)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from speechkd.models.exported import MANIFEST, llm_of, load_student, read_manife
 from speechkd.models.model_folder import text_config
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.prompt import Prompt, StudentPrompt
-from speechkd.teachers.hearing import HearingTeacher
 from speechkd.teachers.hf_local import LocalConfig
+from speechkd.teachers.speech_llm import SpeechLlmTeacher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class SnapshotTeacherConfig(LocalConfig):
-    """`model`: a folder that `speechkd export` wrote. Its precision is the export's own."""
+    """`model`: a folder written by `speechkd export`; it runs in the precision of the export."""
 
     backend: Literal["snapshot"] = "snapshot"
 
     def fingerprint(self) -> str | None:
-        """Of the export: its manifest has the digest of every file and of the models that it stands on."""
+        """Digest of the export's manifest, which holds the digests of all its files and of the base models."""
         read_manifest(Path(self.model))
         return sha256_file(Path(self.model) / MANIFEST)
 
     def positions_per_s(self) -> float:
-        """As the student's projector makes of the encoder's frames; counted over ten seconds."""
+        """Positions that the export's encoder and projector make of ten seconds, divided by ten."""
         import torch
 
         student = read_manifest(Path(self.model)).student
@@ -58,47 +58,47 @@ class SnapshotTeacherConfig(LocalConfig):
         return text_config(llm_of(folder, read_manifest(folder)))
 
 
-class StudentEars:
-    """An exported student."""
+class StudentAudioModel:
+    """An exported student as an `AudioModel`."""
 
     def __init__(self, folder: str, template: str) -> None:
         """Raises InputError for a damaged export, and for one that was trained with another template."""
-        self._whole = load_student(folder)
-        if self._whole.prompt.text != template:
+        self._export = load_student(folder)
+        if self._export.prompt.text != template:
             raise InputError(f"`{folder}` was trained with another prompt template than the recipe's (teachers: model)")
-        self.prompt, self.lm = self._whole.prompt, self._whole.student.llm.lm
-        heard = self._whole.student.encoder.hearing
-        self.window = heard.window * heard.hop
-        self._asked: dict[str, StudentPrompt] = {}
+        self.prompt, self.lm = self._export.prompt, self._export.student.llm.lm
+        encoder_input = self._export.student.encoder.hearing
+        self.max_samples = encoder_input.window * encoder_input.hop
+        self._prompts: dict[str, StudentPrompt] = {}
 
-    def around(self, question: str) -> StudentPrompt:
+    def prompt_for(self, question: str) -> StudentPrompt:
         """The student's own prompt."""
-        if question not in self._asked:
-            self._asked[question] = self.prompt.student(question)
-        return self._asked[question]
+        if question not in self._prompts:
+            self._prompts[question] = self.prompt.student(question)
+        return self._prompts[question]
 
     def positions(self, samples: int) -> int:
-        """As the student's projector counts them."""
-        return self._whole.student.projector.positions(self._whole.student.encoder.hearing.frames(samples))
+        """Number of positions that the student's projector makes of a clip."""
+        return self._export.student.projector.positions(self._export.student.encoder.hearing.frames(samples))
 
-    def hear(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
-        """Encoder, layer mix and projector."""
-        student = self._whole.student
-        batch = self._whole.batch(clips, [""] * len(clips)).to(student.device)
+    def encode_audio(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
+        """Embeddings [Q, D] of each clip: encoder, layer mix, projector."""
+        student = self._export.student
+        batch = self._export.batch(clips, [""] * len(clips)).to(student.device)
         audio_CQD = student.hear(student.encoder(batch.features_BMT, batch.clips.frames_C), batch).audio_CQD
         return [audio_QD[valid_Q] for audio_QD, valid_Q in zip(audio_CQD, batch.clips.mask_CQ, strict=True)]
 
     def lora_scope(self, audio_BS: Tensor) -> AbstractContextManager[None]:
         """LoRA where the student has it: everywhere, or at audio positions only."""
-        lora = self._whole.student.lora
-        return self._whole.student.llm.switch.set(positions_BS=None if lora is None or lora.scope == "all" else audio_BS)
+        lora = self._export.student.lora
+        return self._export.student.llm.switch.set(positions_BS=None if lora is None or lora.scope == "all" else audio_BS)
 
 
-class SnapshotTeacher(HearingTeacher):
-    """A student as it was exported."""
+class SnapshotTeacher(SpeechLlmTeacher):
+    """An exported student as a teacher."""
 
     Config = SnapshotTeacherConfig
 
     def __init__(self, config: SnapshotTeacherConfig, prompt: Prompt) -> None:
-        """Raises InputError for an export that cannot be read, or whose tokens are not the student's."""
-        super().__init__(config, prompt, StudentEars(config.model, prompt.text))
+        """Raises InputError for an export that cannot be read, or whose token ids differ from the student's."""
+        super().__init__(config, prompt, StudentAudioModel(config.model, prompt.text))

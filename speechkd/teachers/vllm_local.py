@@ -1,8 +1,8 @@
-"""vLLM's offline engine in this process (`pip install 'speechkd[vllm]'`): `hf_local`'s answers at a server's speed, without a server.
+"""Backend `vllm`: vLLM's offline engine in this process (`pip install 'speechkd[vllm]'`). Same answers as `hf_local`, faster, no server.
 
-Not tried against a real engine: vLLM needs a GPU and pins another torch than this project's lock, so it has an environment of its own. What
-is sent (`TokensPrompt`, `SamplingParams`) and read (`RequestOutput`) is that of its documentation for 0.11, and the test's engine
-is a stand-in of that form. It wants a try on a GPU before it is trusted with a corpus.
+Untested against a real engine: vLLM needs a GPU and pins another torch than this project's lock, so it needs its own environment. Inputs
+(`TokensPrompt`, `SamplingParams`) and outputs (`RequestOutput`) follow its documentation for 0.11; the tests use a stand-in engine of that
+form. Try it on a GPU before you trust it with a corpus.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.model_folder import local_folder
 from speechkd.models.prompt import Prompt
-from speechkd.teachers.base import Answer, Request, untempered
+from speechkd.teachers.base import Answer, Request, require_temperature_one
 from speechkd.teachers.hf_local import ReaderConfig
 from speechkd.teachers.openai_reply import BadReply, read_top_k
-from speechkd.teachers.prompts import reading
+from speechkd.teachers.prompts import audio_span_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class VllmConfig(ReaderConfig):
-    """Keys as `hf_local` has them; the engine makes its own batches, so `batch_size` is how many sequences it runs at once."""
+    """As for `hf_local`, but the engine makes its own batches: `batch_size` is the number of sequences it runs at once."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"tensor_parallel", "memory", "max_model_len"})
 
     backend: Literal["vllm"] = "vllm"
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs that share the model"""
+    """number of GPUs that share the model"""
     memory: float = Field(0.9, gt=0, le=1)
     """share of each GPU's memory that the engine takes"""
     max_model_len: int | None = Field(None, ge=1)
-    """longest prompt and answer together; null: the model's own"""
+    """longest prompt plus answer, in tokens; null: the model's own limit"""
     device_map: None = None
     signals: SignalsConfig = SignalsConfig()
-    """`topk` alone (the engine's `prompt_logprobs`)"""
+    """only `topk` (from the engine's `prompt_logprobs`)"""
 
     @field_validator("signals")
     @classmethod
     def _as_given(cls, signals: SignalsConfig) -> SignalsConfig:
-        return untempered(signals, "the engine's")
+        return require_temperature_one(signals, "the engine's")
 
 
 class VllmTeacher:
-    """Greedy answers and top-k of given answers."""
+    """Greedy answers, and top-k log-probs of given answers."""
 
     Config = VllmConfig
     SIGNALS = frozenset({"response", "topk"})
 
     def __init__(self, config: VllmConfig, prompt: Prompt) -> None:
-        """Raises InputError where vLLM is not installed, for a model that cannot be had, or whose tokenizer is not the student's."""
+        """Raises InputError if vLLM is not installed, the model cannot be found, or its tokenizer is not the student's."""
         try:
             import vllm
         except ImportError:
@@ -77,16 +77,17 @@ class VllmTeacher:
         )
 
     def accepts(self, request: Request) -> bool:
-        """Every request: an LLM always answers."""
+        """Always: an LLM can answer any request."""
         return True
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests greedily, in request order."""
         prompts = [self._prompt(request) for request in requests]
         stop = self.prompt.end_of_turn
-        how = self._vllm.SamplingParams(temperature=0.0, max_tokens=self.config.max_new_tokens, stop_token_ids=[stop], detokenize=False)
+        limit = self.config.max_new_tokens
+        sampling = self._vllm.SamplingParams(temperature=0.0, max_tokens=limit, stop_token_ids=[stop], detokenize=False)
         answers = []
-        for prompt, output in zip(prompts, self._run(prompts, how), strict=True):
+        for prompt, output in zip(prompts, self._run(prompts, sampling), strict=True):
             tokens = list(output.outputs[0].token_ids)
             kept = tokens[: tokens.index(stop)] if stop in tokens else tokens
             ended = output.outputs[0].finish_reason == "stop"  # the engine may leave the stop token out of its answer
@@ -94,7 +95,7 @@ class VllmTeacher:
         return answers
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
-        """Top-k of given answers, from the engine's log-probs of the whole text. Raises InputError for one that it cannot score."""
+        """Top-k of given answers, from the engine's log-probs of prompt and answer. Raises InputError if it cannot score one."""
         import torch
 
         from speechkd.data.columns.signals import encode_topk
@@ -104,9 +105,9 @@ class VllmTeacher:
         vocabulary = max(len(self.prompt.tokenizer), self.config.output_width())
         whole = [i for i, answer in enumerate(answers) if answer.stop != "error" and answer.tokens]
         prompts = {i: self._prompt(requests[i]) for i in whole}
-        how = self._vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=store.k, detokenize=False)
+        sampling = self._vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=store.k, detokenize=False)
         out: list[Mapping[str, Tensor]] = [{} for _ in requests]
-        for i, output in zip(whole, self._run([[*prompts[i], *answers[i].tokens] for i in whole], how), strict=True):
+        for i, output in zip(whole, self._run([[*prompts[i], *answers[i].tokens] for i in whole], sampling), strict=True):
             try:
                 found = read_top_k(_as_served(output.prompt_logprobs), len(prompts[i]), answers[i].tokens, store.k, vocabulary)
             except BadReply as problem:
@@ -115,16 +116,16 @@ class VllmTeacher:
             out[i] = {"topk": encode_topk(store, ids_TK, logp_TK, tail_T, vocabulary)}
         return out
 
-    def _run(self, prompts: Sequence[list[int]], how: Any) -> list[Any]:
-        """One output a prompt, in order."""
-        outputs: list[Any] = self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], how, use_tqdm=False)
+    def _run(self, prompts: Sequence[list[int]], sampling: Any) -> list[Any]:
+        """One output per prompt, in order."""
+        outputs: list[Any] = self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
         return outputs
 
     def _prompt(self, request: Request) -> list[int]:
-        return self.prompt.teacher(request.question, reading(request, self.config.fields))
+        return self.prompt.teacher(request.question, audio_span_text(request, self.config.fields))
 
 
 def _as_served(positions: Any) -> dict[str, Any]:
-    """The engine's objects in the form in which its server writes them."""
+    """The engine's objects in the JSON form that vLLM's server sends."""
     entries = [entry and {str(token): {"logprob": one.logprob} for token, one in entry.items()} for entry in positions or ()]
     return {"choices": [{"prompt_logprobs": entries}]}

@@ -1,4 +1,4 @@
-"""What a run tells about itself: a local journal that always works, and a sender that forwards it when a server listens."""
+"""Run tracking: a local journal that is always written, and a sender that forwards it to MLflow."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ class TrackingConfig(Config):
             return None
         if not uri.startswith(("sqlite:///", "http://", "https://")):
             raise ValueError("tracking uri must start with `sqlite:///`, `http://` or `https://`")
-        if "@" in urlsplit(uri).netloc:  # it would land in the run folder, in the saved recipe and in logs
+        if "@" in urlsplit(uri).netloc:  # it would be saved in the run folder, the resolved recipe and the logs
             raise ValueError("tracking uri must not hold credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
         return uri

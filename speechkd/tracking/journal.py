@@ -1,7 +1,8 @@
-"""The run's own record: `journal.jsonl`, append-only, one JSON object a line, keyed (metric, step), first write wins; of results the last.
+"""The run's journal `journal.jsonl`: an append-only log of metrics, params, tags, status and artifacts, one JSON object per line.
 
-A kill may tear the last line. Readers skip it, and the next writer starts on a fresh line, so one kill costs at most one record.
-Training depends on nothing else: forwarding to a server reads this file from outside (`mlflow_process`).
+A metric is keyed by (name, step) and its first value counts; for evaluation results the last value counts. A kill may tear the last line:
+readers skip it, and the next writer starts a new line, so one kill loses at most one record. Training needs nothing but this file; a
+separate process forwards it to a server (`mlflow_process`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ JOURNAL = "journal.jsonl"
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 MASK = "***"
 LATEST = "latest"
-"""marks a record whose values replace earlier ones of the same step"""
-_SECRET = re.compile(  # whole words: `max_new_tokens` and `tokenizer` are no secrets
+"""Key that marks a record whose values replace earlier ones of the same step"""
+_SECRET = re.compile(  # whole words: `max_new_tokens` and `tokenizer` are not secrets
     r"(?<![a-z])(token|secrets?|passwords?|passwd|(api|access|private)_?keys?|credentials?|authorization)(?![a-z])"
 )
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -36,15 +37,15 @@ Record = dict[str, Any]
 
 
 class PointIndex:
-    """Which (metric, step) are taken. Eight bytes a point: a sorted array of steps for each name."""
+    """The set of (metric, step) pairs already written: a sorted array of steps per name, eight bytes per point."""
 
     def __init__(self) -> None:
         self._steps: dict[str, array[int]] = {}
 
     def take(self, name: str, step: int) -> bool:
-        """True the first time (name, step) is asked for, False ever after."""
+        """Add (name, step); returns False if it was there already."""
         steps = self._steps.setdefault(name, array("q"))
-        if not steps or step > steps[-1]:  # nearly always: training goes forward
+        if not steps or step > steps[-1]:  # the usual case: steps increase
             steps.append(step)
             return True
         at = bisect_left(steps, step)
@@ -53,25 +54,25 @@ class PointIndex:
         steps.insert(at, step)
         return True
 
-    def give_back(self, name: str, step: int) -> None:
-        """Undo a `take` whose write failed."""
+    def release(self, name: str, step: int) -> None:
+        """Undo `take` after a failed write."""
         steps = self._steps[name]
         steps.pop(bisect_left(steps, step))
 
 
 class Journal:
-    """Writer. Cheap enough for every step (one write call, no fsync); only rank 0 writes, other ranks' calls do nothing.
+    """Writes the journal: one write call without fsync per record, cheap enough for every step. Only rank 0 writes.
 
-    A full or failing disk does not stop training: it is said once, and writing goes on as soon as it works again.
+    A full or failing disk does not stop training: it is reported once, and writing resumes as soon as it works again.
     """
 
     def __init__(self, path: Path) -> None:
-        from speechkd.core import dist  # here, so that readers of the journal (the sender) do not load torch
+        from speechkd.core import dist  # imported here so that readers of the journal (the sender) do not load torch
 
         self.path = path
         self._points = PointIndex()
         self._results: dict[str, tuple[int, float | str]] = {}
-        self._said: dict[str, dict[str, str]] = {"param": {}, "tag": {}}
+        self._written: dict[str, dict[str, str]] = {"param": {}, "tag": {}}
         self._handle = -1
         self._broken = self._fresh_line = False
         if dist.rank() != 0:
@@ -83,30 +84,30 @@ class Journal:
             elif record["kind"] == "metric":
                 for name in record["values"]:
                     self._points.take(name, record["step"])
-            elif record["kind"] in self._said:
-                self._said[record["kind"]].update(record["values"])
+            elif record["kind"] in self._written:
+                self._written[record["kind"]].update(record["values"])
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         size = os.fstat(self._handle).st_size
         self._fresh_line = size > 0 and os.pread(self._handle, 1, size - 1) != b"\n"
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of one step; a (metric, step) already written keeps its first value. NaN and infinities are kept, as text."""
+        """Write the values of one step. A (metric, step) written before keeps its first value. NaN and infinities become text."""
         if self._handle < 0:
             return
         new = {name: _plain(value) for name, value in values.items() if self._points.take(name, step)}
         if new and not self._append({"kind": "metric", "step": step, "time_ms": now_ms(), "values": new}):
             for name in new:
-                self._points.give_back(name, step)
+                self._points.release(name, step)
 
     def results(self, step: int, values: Mapping[str, float]) -> None:
-        """Write what an evaluation of `step` found. Another one, of other settings, replaces it: on a server the later value counts."""
-        found = {name: (step, _plain(value)) for name, value in values.items()}
-        new = {name: value for name, (_, value) in found.items() if self._results.get(name) != found[name]}
+        """Write evaluation results of `step`. A later evaluation of the same step replaces them: the server shows the later value."""
+        results = {name: (step, _plain(value)) for name, value in values.items()}
+        new = {name: value for name, (_, value) in results.items() if self._results.get(name) != results[name]}
         if new and self._append({"kind": "metric", "step": step, "time_ms": now_ms(), LATEST: True, "values": new}):
-            self._results.update(found)
+            self._results.update(results)
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Write settings; nested mappings become dotted names, secrets are masked, what was written before is not written again."""
+        """Write settings. Nested mappings become dotted names, secrets are masked, unchanged values are not written again."""
         self._named("param", values)
 
     def tags(self, values: Mapping[str, Any]) -> None:
@@ -114,15 +115,15 @@ class Journal:
         self._named("tag", values)
 
     def status(self, status: str) -> None:
-        """Write RUNNING at every start; FINISHED, FAILED or KILLED at the end. RUNNING names its process, for others to see if it lives."""
+        """Write RUNNING at every start, with the process so that others can check it; FINISHED, FAILED or KILLED at the end."""
         assert status in STATUSES, f"status must be one of {STATUSES}, is {status}"
         record: Record = {"kind": "status", "status": status, "time_ms": now_ms()}
         if status == "RUNNING":
-            record |= {"pid": os.getpid(), "host": socket.gethostname(), "boot": boot_time(os.getpid())}
+            record |= {"pid": os.getpid(), "host": socket.gethostname(), "boot": process_start_time(os.getpid())}
         self._append(record)
 
     def artifact(self, relative: str) -> None:
-        """Write that a file of the run folder belongs to the run; `relative` is a path inside that folder."""
+        """Register a file of the run folder as an artifact; `relative` is its path inside the folder."""
         path = PurePosixPath(relative)
         assert not path.is_absolute() and ".." not in path.parts, f"artifact must lie inside the run folder, is {relative}"
         self._append({"kind": "artifact", "path": str(path), "time_ms": now_ms()})
@@ -134,10 +135,10 @@ class Journal:
             self._handle = -1
 
     def _named(self, kind: str, values: Mapping[str, Any]) -> None:
-        said = self._said[kind]
-        new = {name: text for name, text in flat_texts(values).items() if said.get(name) != text}
+        written = self._written[kind]
+        new = {name: text for name, text in flat_texts(values).items() if written.get(name) != text}
         if new and self._append({"kind": kind, "time_ms": now_ms(), "values": new}):
-            said.update(new)
+            written.update(new)
 
     def _append(self, record: Record) -> bool:
         if self._handle < 0:
@@ -145,32 +146,32 @@ class Journal:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         line = ("\n" if self._fresh_line else "").encode() + text.encode("utf-8", "backslashreplace") + b"\n"
         try:
-            written = os.write(self._handle, line)  # one call: lines of two writers never mix
+            written = os.write(self._handle, line)  # one call, so that lines of two writers never mix
             if written < len(line) - 1:
                 raise OSError(f"only {written} bytes fitted")
-            self._fresh_line = written < len(line)  # the record is whole, its line's end is not
+            self._fresh_line = written < len(line)  # the record is complete, only its newline is missing
         except OSError as error:
             self._fresh_line = True
-            with suppress(OSError):  # the log may lie on the same full disk
-                self._complain(error)
+            with suppress(OSError):  # the log may be on the same full disk
+                self._report_failure(error)
             self._broken = True
             return False
         self._broken = False
         return True
 
-    def _complain(self, error: OSError) -> None:
+    def _report_failure(self, error: OSError) -> None:
         if not self._broken:
             say(f"journal: cannot write `{self.path}`: {error}; training goes on, these metrics are lost until it works again")
 
 
 def read_journal(path: Path) -> Iterator[Record]:
-    """All whole records in file order; torn lines are skipped. A missing file has none."""
+    """All complete records in file order; torn lines are skipped. A missing file gives none."""
     for record, _ in records_from(path, 0):
         yield record
 
 
 def records_from(path: Path, offset: int) -> Iterator[tuple[Record, int]]:
-    """Whole records from byte `offset` on, each with the offset behind it; ends before a last line that is still being written."""
+    """Complete records from byte `offset` on, each with the offset after it; stops before a line that is still being written."""
     if not path.exists():
         return
     with path.open("rb") as stream:
@@ -183,7 +184,7 @@ def records_from(path: Path, offset: int) -> Iterator[tuple[Record, int]]:
 
 
 def metric_series(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """For each metric its (step, value) points in order of steps; the first write of a step counts, of results the last."""
+    """Metric -> its (step, value) points by step. The first value of a step counts; for evaluation results the last."""
     series: dict[str, dict[int, float]] = {}
     for record in read_journal(path):
         if record["kind"] == "metric":
@@ -195,7 +196,7 @@ def metric_series(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def flat_texts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted name -> text, with secrets masked: values under secret-like names, and credentials inside URLs."""
+    """Flatten nested settings to dotted name -> text. Masks values under secret-like names, and credentials inside URLs."""
     out: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -209,8 +210,8 @@ def flat_texts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return out
 
 
-def boot_time(pid: int) -> float | None:
-    """When process `pid` started (seconds since 1970), None if it is gone or a zombie: tells a process from a later one with its number."""
+def process_start_time(pid: int) -> float | None:
+    """Start time of process `pid` (seconds since 1970); None if it is gone or a zombie. Detects a reused process id."""
     import psutil
 
     try:
@@ -220,21 +221,21 @@ def boot_time(pid: int) -> float | None:
         return None
 
 
-def writer_lives(status: Record | None) -> bool:
-    """Whether the process that wrote RUNNING is alive; on another machine nobody can tell, so it is taken for alive."""
+def writer_alive(status: Record | None) -> bool:
+    """Whether the process that wrote RUNNING is alive; a process on another machine cannot be checked and counts as alive."""
     if status is None or status.get("host") != socket.gethostname():
         return True
-    born = boot_time(status["pid"])
-    return born is not None and born == status.get("boot")
+    started = process_start_time(status["pid"])
+    return started is not None and started == status.get("boot")
 
 
 def last_status(path: Path) -> str | None:
-    """How a run stands: its last status, where RUNNING counts only while its process lives (else FAILED); None before the first."""
-    found = [record for record in read_journal(path) if record["kind"] == "status"]
-    if not found:
+    """The run's last status; RUNNING becomes FAILED if its process is gone; None if there is no status yet."""
+    statuses = [record for record in read_journal(path) if record["kind"] == "status"]
+    if not statuses:
         return None
-    alive = found[-1]["status"] != "RUNNING" or writer_lives(found[-1])
-    return str(found[-1]["status"]) if alive else "FAILED"
+    died = statuses[-1]["status"] == "RUNNING" and not writer_alive(statuses[-1])
+    return "FAILED" if died else str(statuses[-1]["status"])
 
 
 def now_ms() -> int:

@@ -1,4 +1,4 @@
-"""Metrics that cost no host sync per step: they add up on the device and cross to the host once per interval, in one all-reduce."""
+"""Metrics without a host sync per step: sums stay on the device and reach the host once per interval, by one all-reduce."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Kind = Literal["mean", "total", "rate"]
 
 
 class Meter:
-    """Accumulates declared metrics between two `drain`s.
+    """Accumulates declared metrics between two calls of `drain`.
 
     kinds: "mean" is sum of totals / sum of counts over ranks and steps; "total" is the plain sum; "rate" is the sum over ranks per second.
-    The names are declared, not discovered, because every rank must bring the same vector to the all-reduce, whatever its batch held.
+    Names are declared up front because every rank must bring the same vector to the all-reduce, whatever its batch contained.
     """
 
     def __init__(self, kinds: Mapping[str, Kind], device: torch.device | str = "cpu") -> None:
@@ -43,9 +43,9 @@ class Meter:
                 self._host[row][column] += value
 
     def drain(self) -> dict[str, float]:
-        """Values since the last drain, equal on all ranks, and start anew. Collective: every rank must call it at the same step.
+        """Return the values since the last drain, equal on all ranks, and reset. Collective: every rank must call it at the same step.
 
-        A mean that nobody added to (count 0 everywhere) is left out, not reported as 0 or NaN.
+        A mean with count 0 on all ranks is left out, not reported as 0 or NaN.
         """
         self._host[-1] = [time.perf_counter() - self._began, 1.0]
         sums = dist.sum_over_ranks(self._sums + torch.tensor(self._host, dtype=torch.float64).to(self._device, non_blocking=True))

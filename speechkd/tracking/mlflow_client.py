@@ -1,6 +1,6 @@
-"""What is asked of MLflow, within its limits: one run found or made, its points, params, tags, files and end. The one file that imports it.
+"""Thin wrapper around the MLflow client; the only file that imports mlflow. Creates or finds a run and sends data within MLflow's limits.
 
-Its client's own retries are off: whoever sends tries again, and keeps what is not sent yet.
+The client's own retries are switched off: the caller retries and keeps unsent data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCH_METRICS, BATCH_NAMED = 1000, 100  # what one log_batch call of the server 
 NAME_LIMIT, PARAM_LIMIT, TAG_LIMIT, CUT = 250, 500, 5000, "...[cut]"
 REQUEST_S = 8
 RUN_KEY = "speechkd.run_key"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's own word for what is no chat agent
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's own value for experiments that are not chat agents
 SOURCE = {"mlflow.source.name": "speechkd", "mlflow.source.type": "LOCAL"}
 MLFLOW_TAGS = {
     "git": "mlflow.source.git.commit",
@@ -30,15 +30,15 @@ MLFLOW_TAGS = {
     "user": "mlflow.user",
     "description": "mlflow.note.content",
 }
-"""Our tag -> the one that MLflow's pages show as commit, creator and description"""
-_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # sending the same again cannot help
+"""Our tag -> the tag that MLflow's UI shows as commit, creator or description"""
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # permanent: retrying cannot help
 
 Point = tuple[str, float, int, int]
 """Metric, value, time in ms, step"""
 
 
 class MlflowRun:
-    """One run in MLflow. Methods raise what the client raises; what the server refuses for good is said and left out."""
+    """One run in MLflow. Methods raise the client's exceptions; data that the server refuses for good is reported and skipped."""
 
     def __init__(self, client: MlflowClient, run: Run) -> None:
         self.client, self.id = client, str(run.info.run_id)
@@ -46,19 +46,19 @@ class MlflowRun:
         self._params: dict[str, str] = dict(run.data.params)
 
     def reopen(self) -> None:
-        """Show an ended run as running again."""
+        """Set the status of an ended run back to RUNNING."""
         if self._status != "RUNNING":
             self.end("RUNNING", 0)
 
     def end(self, status: str, end_ms: int) -> None:
-        """Set the run's status, and when it ended unless it is RUNNING."""
+        """Set the run's status, and its end time unless the status is RUNNING."""
         if status == "RUNNING":
             self.client.update_run(self.id, status=status)
         else:
             self.client.set_terminated(self.id, status=status, end_time=end_ms)
 
     def send_params(self, values: Mapping[str, str]) -> None:
-        """Add params; one that is there already keeps its value, as MLflow wants it."""
+        """Add params; an existing param keeps its value, since MLflow does not allow changes."""
         from mlflow.entities import Param
 
         params = {_name(name): _cut(value, PARAM_LIMIT) for name, value in values.items()}
@@ -71,15 +71,15 @@ class MlflowRun:
         self._params |= new
 
     def send_tags(self, values: Mapping[str, str]) -> None:
-        """Set tags, those that MLflow has a word of its own for under that word too."""
+        """Set tags, and for those in MLFLOW_TAGS also MLflow's own tag."""
         from mlflow.entities import RunTag
 
-        known = {MLFLOW_TAGS[name]: value for name, value in values.items() if name in MLFLOW_TAGS}
-        for part in _parts([*values.items(), *known.items()], BATCH_NAMED):
+        mlflow_tags = {MLFLOW_TAGS[name]: value for name, value in values.items() if name in MLFLOW_TAGS}
+        for part in _parts([*values.items(), *mlflow_tags.items()], BATCH_NAMED):
             self._log_batch(tags=[RunTag(_name(name), _cut(value, TAG_LIMIT)) for name, value in part])
 
     def send_metrics(self, points: Sequence[Point]) -> None:
-        """Add points. One that is there already is stored once, if its time is the same."""
+        """Add points. A point that is sent twice with the same time is stored once."""
         from mlflow.entities import Metric
 
         for part in _parts(points, BATCH_METRICS):
@@ -93,16 +93,16 @@ class MlflowRun:
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
-            what = f"{len(metrics)} metrics, {len(params)} params, {len(tags)} tags"
-            say(f"mlflow: the server refuses {what}; they stay in the journal: {one_line(error)}")
+            refused = f"{len(metrics)} metrics, {len(params)} params, {len(tags)} tags"
+            say(f"mlflow: the server refuses {refused}; they stay in the journal: {one_line(error)}")
 
     def send_file(self, path: Path, folder: str | None) -> None:
-        """Upload one file into `folder` of the run's artifacts; None: their top."""
+        """Upload one file into `folder` of the run's artifacts; None: the top level."""
         self.client.log_artifact(self.id, str(path), folder)
 
 
 def existing_run(uri: str, run_id: str) -> MlflowRun | None:
-    """The run of that id, or None if it was deleted."""
+    """The run with that id, or None if it was deleted."""
     client = _client(uri)
     from mlflow.exceptions import MlflowException
 
@@ -116,24 +116,24 @@ def existing_run(uri: str, run_id: str) -> MlflowRun | None:
 
 
 def find_or_make_run(uri: str, experiment: str, key: str, name: str, start_ms: int) -> MlflowRun:
-    """The run with our `key`, if a predecessor died after making it and before noting its id; otherwise a new one."""
+    """The run tagged with `key` if one exists (an earlier sender died before it saved the run id), otherwise a new run."""
     client = _client(uri)
-    found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment, _artifact_place(uri, experiment), KIND)
+    existing = client.get_experiment_by_name(experiment)
+    experiment_id = existing.experiment_id if existing else client.create_experiment(experiment, _artifact_place(uri, experiment), KIND)
     runs = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
     made = runs[0] if runs else client.create_run(experiment_id, start_time=start_ms, tags={RUN_KEY: key, **SOURCE}, run_name=name)
     return MlflowRun(client, made)
 
 
 def _artifact_place(uri: str, experiment: str) -> str | None:
-    """Beside a sqlite file (MLflow's default would be the current folder); a server decides for itself."""
+    """Artifact folder next to a sqlite file (MLflow's default would be the current folder); None lets a server decide."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / _name(experiment)).as_uri()
 
 
 def _client(uri: str) -> MlflowClient:
-    """The client, with its own retries off: by default a call to a dead server blocks for four minutes, to a silent one for twenty."""
+    """The client without retries: by default a call blocks for four minutes if the server is down, for twenty if it does not answer."""
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -146,7 +146,7 @@ def _client(uri: str) -> MlflowClient:
 
 
 def _name(name: str) -> str:
-    """A name that MLflow takes: its letters, no empty or parent path parts, 250 characters."""
+    """Make a name valid for MLflow: allowed characters, no empty or parent path parts, at most 250 characters."""
     clean = posixpath.normpath("/" + re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)).strip("/")
     return clean[:NAME_LIMIT].rstrip("/") or "_"
 
@@ -161,6 +161,6 @@ def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def one_line(error: BaseException) -> str:
-    """What a client said, on one line of at most 300 characters."""
+    """An exception's message on one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

@@ -1,4 +1,4 @@
-"""What a run's machine does, under MLflow's own names for it: its pages then set this beside any other project's runs."""
+"""System metrics of a run (CPU, memory, GPU) under MLflow's own metric names, so that its UI can compare projects."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ _PATIENCE_S = 5.0
 
 
 class SystemMeter:
-    """CPU and memory of the host, memory of one process tree, and what `nvidia-smi` says where there is one.
-
-    Of several nodes it sees the one on which it runs.
-    """
+    """Measures CPU and memory of the host, memory of one process tree, and GPUs if `nvidia-smi` exists. Sees only its own node."""
 
     def __init__(self, pid: int) -> None:
         """`pid`: the training process."""
         self.pid = pid
         self._smi = shutil.which("nvidia-smi")
-        psutil.cpu_percent()  # the share since the last call: the first one has nothing to compare with, and says 0
+        psutil.cpu_percent()  # measures since the previous call, so the first call returns 0
 
     def sample(self) -> dict[str, float]:
-        """Name -> value; nothing once the process is gone."""
+        """Metric name -> value; empty once the process is gone."""
         try:
             parent = psutil.Process(self.pid)
             resident = sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)])
-        except psutil.Error:  # it ended between two looks
+        except psutil.Error:  # the process ended meanwhile
             return {}
         memory = psutil.virtual_memory()
         return {
@@ -45,15 +42,15 @@ class SystemMeter:
             return {}
         command = [self._smi, f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
         try:
-            told = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True).stdout
-            return {name: value for line in told.splitlines() for name, value in _gpu(line.split(",")).items()}
-        except (OSError, subprocess.SubprocessError, ValueError):  # a driver that hangs or is gone would be asked in vain each time
+            output = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True).stdout
+            return {name: value for line in output.splitlines() for name, value in _gpu(line.split(",")).items()}
+        except (OSError, subprocess.SubprocessError, ValueError):  # a driver that hangs or is gone: do not try again
             self._smi = None
             return {}
 
 
 def _gpu(cells: list[str]) -> dict[str, float]:
-    """One card's line. Raises ValueError for another number of cells than were asked for."""
+    """The metrics of one GPU, from its line. Raises ValueError for an unexpected number of cells."""
     index, used_percent, used_mib, total_mib, watts = cells
     values = {"utilization_percentage": _number(used_percent), "power_usage_watts": _number(watts)}
     used, total = _number(used_mib), _number(total_mib)
@@ -63,7 +60,7 @@ def _gpu(cells: list[str]) -> dict[str, float]:
 
 
 def _number(cell: str) -> float | None:
-    """A cell's value; None for what a card cannot tell (`[N/A]`)."""
+    """A cell's value; None if the GPU does not report it (`[N/A]`)."""
     try:
         return float(cell)
     except ValueError:

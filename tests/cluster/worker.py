@@ -1,4 +1,4 @@
-"""Ranks for the launcher's tests: `worker.py <what> <folder>`; real processes, a real group, no model."""
+"""Worker ranks for the launcher's tests, `worker.py <what> <folder>`: real processes and a real group, without a model."""
 
 from __future__ import annotations
 

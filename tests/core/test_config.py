@@ -1,4 +1,4 @@
-"""What people write in YAML and on the command line: read as they mean it, or one line that says what is wrong and where."""
+"""YAML and command-line values are read as meant, or refused with one line that says what is wrong and where."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("a: 1\na: 2", "`a` is given twice"), ("a: [", "line 1"), ("? [1]\n: 2", "plain scalar"), ("!!python/object:os.x {}", "YAML")],
 )
-def test_yaml_that_is_none_or_more_than_data_is_refused(text: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_yaml_that_is_none_or_more_than_data_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         parse_yaml(text, "here")
 
 
@@ -69,7 +69,7 @@ def test_a_set_that_leads_nowhere_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({"inner": {"dept": 1}}, r"unknown key `dept`.*did you mean `depth`.*\(r.yaml: inner\)"),
         ({"inner": None}, r"must be a mapping of keys, is empty \(r.yaml: inner\)"),
@@ -78,8 +78,8 @@ def test_a_set_that_leads_nowhere_is_refused(text: str) -> None:
         ({"name": 3, "inner": {"depth": "deep"}}, r"and 1 more"),
     ],
 )
-def test_the_first_problem_is_one_line_with_its_place(data: object, said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_the_first_problem_is_one_line_with_its_place(data: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         build(Outer, data, "r.yaml")
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What is read back from disk: as it was written, or one line that says which file is damaged."""
+"""Files are read back as written, or refused with one line that names the damaged file."""
 
 from __future__ import annotations
 

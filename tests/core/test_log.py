@@ -1,4 +1,4 @@
-"""Progress: a bar for people, plain lines for log files, nothing where nobody asked; the items pass through unchanged."""
+"""Progress: a bar on a terminal, plain lines in log files, nothing when quiet; the items pass through unchanged."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     assert list(log.progress(range(4), "teach", total=4)) == [0, 1, 2, 3]
-    said = capsys.readouterr().err
-    assert "teach" in said and "4/4" in said and "done in" not in said
+    output = capsys.readouterr().err
+    assert "teach" in output and "4/4" in output and "done in" not in output
 
 
 def test_other_ranks_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from speechkd.models.prompt import Prompt
 from tests.data.raw import noise, write
 from tests.e2e.conftest import ROOT
 from tests.models.test_speech_llm import omni_thinker, published_names
-from tests.teachers.hearing_models import LLM, SECONDS, write_speech_llm
+from tests.teachers.speech_models import LLM, SECONDS, write_speech_llm
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64, "final_logit_softcapping": 30.0},

@@ -1,4 +1,4 @@
-"""The page shows what the folder holds, says what it lacks, and nothing in it can run or reach out."""
+"""The run report shows the folder's content, says what is missing, and runs no code and makes no request."""
 
 from __future__ import annotations
 

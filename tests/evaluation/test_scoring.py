@@ -1,4 +1,4 @@
-"""Strict scorers, controls, and the summary that is made of them."""
+"""Strict scorers, controls, and the summary made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about shards shows what was measured, is safe whatever the metadata says, and says what is not there."""
+"""The shards report shows the measurements, stays safe with hostile metadata, and says what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of an implementation: in order, by name, news once."""
+"""Choosing an implementation: in order, by name, and each first use reported once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chunked frozen head against float64 truth: values, gradients, memory, and a weight that is gone by backward (ZeRO-3)."""
+"""The chunked frozen head against float64: values, gradients, memory, and a weight that is gone by backward (ZeRO-3)."""
 
 from __future__ import annotations
 

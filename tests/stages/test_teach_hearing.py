@@ -24,7 +24,7 @@ from speechkd.stages.inputs.sources import make_loader, open_train_sources
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from tests.data.corpus import write_card, write_tones
-from tests.teachers.hearing_models import LLM, write_speech_llm, write_student
+from tests.teachers.speech_models import LLM, write_speech_llm, write_student
 
 ROOT = Path(__file__).parents[2]
 TASK = {"instruction": "Which instrument?", "field": "speaker", "kind": "choice", "choices": ["organ0", "organ1", "organ2"]}

@@ -47,7 +47,7 @@ def test_the_published_teacher_writes_one_caption_a_clip_and_nothing_is_dropped(
     clip = {"transcript": "he came the other day", "gender": "male", "language": "english"}
 
     def turns(role: str) -> list[str]:
-        return [request.turn for request in requests(recipe.prompt, recipe.teachers[role].chosen(tasks), "key", clip)]
+        return [request.turn for request in requests(recipe.prompt, recipe.teachers[role].selected_tasks(tasks), "key", clip)]
 
     assert turns("kd") == ["open-0"] and recipe.prompt.questions() == [""]
     assert [turn for turn in turns("ift") if turn.startswith("task-")], "the labels' questions are there for the ift role"

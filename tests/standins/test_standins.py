@@ -1,4 +1,4 @@
-"""The shipped stand-ins are what their scores say, small, and rebuilt from the card they score the same."""
+"""The shipped stand-ins are small, match their recorded scores, and score the same when rebuilt from the card."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _scores(path: Path, part: str) -> dict[str, float]:
 def test_scores_are_of_the_weights_that_ship() -> None:
     scores = json.loads((STANDINS / "scores.json").read_text(encoding="utf-8"))
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in STANDINS.glob("*/*.safetensors")}
-    said = [scores["llm"]["sha256"], *scores["encoder"]["sha256"].values()]
-    assert set(said) == digests
+    recorded = [scores["llm"]["sha256"], *scores["encoder"]["sha256"].values()]
+    assert set(recorded) == digests
 
 
 def test_they_fit_into_8_mb() -> None:

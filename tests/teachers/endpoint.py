@@ -1,4 +1,4 @@
-"""A small OpenAI-type server on loopback that can misbehave, and a proxy with seeded faults before a real one."""
+"""A small OpenAI-compatible server on loopback that can misbehave, and a proxy that injects seeded faults before a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stands for the package `vllm`, which needs a GPU: the classes that the backend uses, as vLLM documents them, on a real LLM."""
+"""A stand-in for the package `vllm`, which needs a GPU: the documented classes that the backend uses, on a real LLM."""
 
 from __future__ import annotations
 

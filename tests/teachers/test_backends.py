@@ -1,4 +1,4 @@
-"""Every backend of the table: one answer per request, in order, bound to the prompt; the stand-in really reads."""
+"""Every backend of the table gives one answer per request, in order; the stand-in LLM really reads its prompt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vllm": {"model": LLM, "fields": FIELDS, "max_new_tokens": 24, "dtype": "float32"},
 }
 HEARING = {"hf_audio", "snapshot"}
-"""They have tests of their own (test_hearing.py)"""
+"""They have tests of their own (test_speech_llm_teacher.py)"""
 TASKS = {
     "language": Task(instruction="What language is spoken?", field="language", kind="choice"),
     "gender": Task(instruction="Is the speaker male or female?", field="gender", kind="choice"),
@@ -149,6 +149,6 @@ def test_turns_are_a_pure_function_of_the_clip() -> None:
 
 def test_a_teacher_may_answer_some_tasks_only(prompt: Prompt) -> None:
     config = TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["digits", "gender"]})
-    assert list(config.chosen(TASKS)) == ["gender", "digits"]
+    assert list(config.selected_tasks(TASKS)) == ["gender", "digits"]
     with pytest.raises(InputError, match="unknown task `gendre`.*did you mean `gender`"):
-        TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["gendre"]}).chosen(TASKS)
+        TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["gendre"]}).selected_tasks(TASKS)

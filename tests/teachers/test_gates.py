@@ -1,4 +1,4 @@
-"""What is measured of an answer, and what the thresholds drop: each gate on answers that a person would judge the same way."""
+"""Quality gates: the measures of an answer, and what thresholds drop, on answers that any person would judge the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention that a live teacher takes off the flat batch is PL-Distill's w, up to the scale that AwCKA does not see."""
+"""The attention that a live teacher takes from a flat batch equals PL-Distill's w, up to a scale that AwCKA ignores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer per request: the journal through kills at any byte, two writers, failures that are asked again."""
+"""The answer journal keeps one answer per request: kills at any byte, two writers, repeated failures."""
 
 from __future__ import annotations
 

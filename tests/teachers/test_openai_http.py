@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves: nothing lost, nothing doubled, nothing mistaken for another's answer, nothing told."""
+"""The HTTP client against a misbehaving server: no answer lost, doubled or mixed up, and the key never shown."""
 
 from __future__ import annotations
 
@@ -173,9 +173,9 @@ def test_a_slot_asks_on_only_when_its_answer_is_committed(prompt: Prompt) -> Non
     ],
 )
 def test_bad_input_is_one_line(changes: dict[str, Any], parts: list[str], prompt: Prompt) -> None:
-    with scripted(echo, ["tiny", "other"]) as endpoint, pytest.raises(InputError) as said:
+    with scripted(echo, ["tiny", "other"]) as endpoint, pytest.raises(InputError) as caught:
         teacher(endpoint, prompt, **changes)
-    assert all(part in str(said.value) for part in parts) and "\n" not in str(said.value), said.value
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value), caught.value
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_bad_input_is_one_line(changes: dict[str, Any], parts: list[str], prompt
 def test_a_key_in_the_recipe_is_refused_without_repeating_it(changes: dict[str, str]) -> None:
     from speechkd.core.config import build
 
-    with pytest.raises(InputError) as said:
+    with pytest.raises(InputError) as caught:
         build(OpenAIHttpConfig, {"url": "http://host/v1", "model": "m", "fields": [], **changes}, "recipe.yaml")
-    assert CANARY not in str(said.value) and next(iter(changes)) in str(said.value)
+    assert CANARY not in str(caught.value) and next(iter(changes)) in str(caught.value)
 
 
 def test_the_key_is_sent_and_never_told(
@@ -196,7 +196,7 @@ def test_the_key_is_sent_and_never_told(
     """A server that repeats the key in every error, at the most talkative log level: rows, errors and tracebacks hold a mask."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("SPEECHKD_TEST_KEY", CANARY)
-    said: list[str] = []
+    shown: list[str] = []
 
     def answer(body: Any) -> Reply:
         if "Question 0?" in body["messages"][0]["content"]:
@@ -207,17 +207,17 @@ def test_the_key_is_sent_and_never_told(
 
     with scripted(answer, ["tiny"]) as endpoint:
         one = teacher(endpoint, prompt, key_env="SPEECHKD_TEST_KEY", retries=1)
-        said += [repr(a) for a in one.answer(asked(4))]
-        said += [repr(one.config), repr(vars(one)), str(one.config.model_dump())]
+        shown += [repr(a) for a in one.answer(asked(4))]
+        shown += [repr(one.config), repr(vars(one)), str(one.config.model_dump())]
     assert endpoint.calls and all(call.headers["authorization"] == f"Bearer {CANARY}" for call in endpoint.calls)
     with scripted(lambda body: error(401, f"no such key: {CANARY}"), ["tiny"]) as endpoint:
         try:
             teacher(endpoint, prompt, key_env="SPEECHKD_TEST_KEY").answer(asked(1))
         except InputError as problem:
-            said += ["".join(traceback.format_exception(problem))]
-    assert any("refuses the key of `SPEECHKD_TEST_KEY`" in text and "***" in text for text in said)
-    assert "sk-can" not in "".join(said)
-    everything = "\n".join(said) + caplog.text + "".join(capsys.readouterr())
+            shown += ["".join(traceback.format_exception(problem))]
+    assert any("refuses the key of `SPEECHKD_TEST_KEY`" in text and "***" in text for text in shown)
+    assert "sk-can" not in "".join(shown)
+    everything = "\n".join(shown) + caplog.text + "".join(capsys.readouterr())
     assert CANARY not in everything, [line for line in everything.splitlines() if CANARY in line]
 
 
@@ -265,17 +265,17 @@ def test_redirects_are_not_followed(prompt: Prompt) -> None:
 def test_a_server_that_hears_is_sent_the_clip_itself(prompt: Prompt) -> None:
     """Inline, never as an address, where others read metadata; sample for sample; what has no clip is not asked."""
     wave = (np.random.default_rng(0).integers(-9000, 9000, 1600) / 32768).astype(np.float32)
-    heard = Request("c0", "open-0", "What is said?", {"transcript": "a secret"}, clip=Clip(1600, lambda: wave))
+    request = Request("c0", "open-0", "What is said?", {"transcript": "a secret"}, clip=Clip(1600, lambda: wave))
     with scripted(lambda body: chat("a tone"), ["tiny"]) as endpoint:
         one = teacher(endpoint, prompt, audio=True, fields=[])
-        assert one.accepts(heard) and not one.accepts(asked(1)[0]) and not one.accepts(replace(heard, turn="written"))
-        [found] = one.answer([heard])
+        assert one.accepts(request) and not one.accepts(asked(1)[0]) and not one.accepts(replace(request, turn="written"))
+        [found] = one.answer([request])
         [call] = endpoint.calls
     before, sound, *after = call.json()["messages"][0]["content"]
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(sound["input_audio"]["data"])), dtype="float32")
     assert sound["type"] == "input_audio" and sound["input_audio"]["format"] == "wav" and rate == 16_000 and np.array_equal(samples, wave)
-    said = "".join(part["text"] for part in (before, *after))
-    assert said == prompt.message("What is said?", "") and before["text"].endswith("<AUDIO>") and "secret" not in str(call.json())
+    text = "".join(part["text"] for part in (before, *after))
+    assert text == prompt.message("What is said?", "") and before["text"].endswith("<AUDIO>") and "secret" not in str(call.json())
     assert (found.text, found.stop) == ("a tone", "eos")
     for wrong in ({"fields": ["n"]}, {"api": "completions"}, {"signals": {"topk": {"k": 8}}}):
         with pytest.raises(ValueError, match="`audio: true` sends the clip in a chat message and nothing else"):
@@ -331,9 +331,9 @@ def test_served_scores_are_those_of_the_model_itself(prompt: Prompt) -> None:
     ],
 )
 def test_a_server_without_scores_is_one_clear_line(answer: Any, part: str, prompt: Prompt) -> None:
-    with scripted(answer, ["tiny"]) as endpoint, pytest.raises(InputError) as said:
+    with scripted(answer, ["tiny"]) as endpoint, pytest.raises(InputError) as caught:
         teacher(endpoint, prompt, signals={"topk": {"k": 8}})
-    assert part in str(said.value) and "--max-logprobs 8" in str(said.value) and "\n" not in str(said.value)
+    assert part in str(caught.value) and "--max-logprobs 8" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_a_server_cannot_give_is_refused_in_the_recipe() -> None:

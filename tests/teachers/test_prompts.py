@@ -1,4 +1,4 @@
-"""What is asked: pools, channels, spans; templates that ship; and nothing in a dataset that could give orders."""
+"""Which questions a clip gets: pools, channels, spans, shipped templates; and data that cannot inject instructions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speechkd.data.cards import Task
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import MAX_METADATA_CHARS, Prompt, metadata_json, plain_text
 from speechkd.teachers.base import Request
-from speechkd.teachers.prompts import PromptConfig, hears, reading, requests
+from speechkd.teachers.prompts import PromptConfig, audio_span_text, has_audio, requests
 from speechkd.teachers.reasoning import RESPONSE, STAGES, Trace, TraceError, answer_of, parse_trace
 
 ROOT = Path(__file__).parents[2]
@@ -88,9 +88,9 @@ def test_a_pool_is_part_of_what_a_column_is_made_of(tmp_path: Path) -> None:
     ],
 )
 def test_bad_prompt_blocks_are_one_line(changes: dict[str, Any], part: str) -> None:
-    with pytest.raises(InputError) as said:
+    with pytest.raises(InputError) as caught:
         build(PromptConfig, {"template": "t", **changes}, "recipe.yaml").questions()
-    assert part in str(said.value) and "\n" not in str(said.value)
+    assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_both_channels_give_the_teacher_the_same_prompt(tokenizer: Any) -> None:
@@ -99,17 +99,17 @@ def test_both_channels_give_the_teacher_the_same_prompt(tokenizer: Any) -> None:
     config = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"field": "transcript"}})
     metadata = {"transcript": "What is the capital of France?"}
     spoken, written = turns(config, metadata=metadata)
-    assert (spoken.turn, written.turn) == ("spoken", "written") and hears(spoken.turn) and not hears(written.turn)
+    assert (spoken.turn, written.turn) == ("spoken", "written") and has_audio(spoken.turn) and not has_audio(written.turn)
     for request in (spoken, written):
-        assert prompt.message(request.question, reading(request, ["language"])) == "What is the capital of France?"
+        assert prompt.message(request.question, audio_span_text(request, ["language"])) == "What is the capital of France?"
     around, reads = prompt.student(spoken.question), prompt.student(written.question)
-    assert [*reads.before, *reads.after] == prompt.teacher(spoken.question, reading(spoken, []))
+    assert [*reads.before, *reads.after] == prompt.teacher(spoken.question, audio_span_text(spoken, []))
     assert len(around.before) + len(around.after) < len(reads.before) + len(reads.after), "in the spoken channel the words are only heard"
     assert [request.turn for request in turns(config, metadata=metadata, audio=False)] == ["written"]
     assert spoken.label is written.label is None
-    told = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"label": "answer"}})
-    assert [r.label for r in turns(told, metadata=metadata | {"answer": "Paris"})] == ["Paris", "Paris"]
-    assert "label" not in config.identity()["channels"] and told.identity()["channels"]["label"] == "answer"
+    with_labels = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"label": "answer"}})
+    assert [r.label for r in turns(with_labels, metadata=metadata | {"answer": "Paris"})] == ["Paris", "Paris"]
+    assert "label" not in config.identity()["channels"] and with_labels.identity()["channels"]["label"] == "answer"
     half = PromptConfig.model_validate({"template": "", "tasks": False, "channels": {"spoken": 1.0, "written": 0.5}})
     names = [request.turn for i in range(400) for request in turns(half, f"k{i}", metadata)]
     assert names.count("spoken") == 400 and 150 < names.count("written") < 250
@@ -118,12 +118,12 @@ def test_both_channels_give_the_teacher_the_same_prompt(tokenizer: Any) -> None:
 def test_a_description_can_stand_in_for_the_facts(tokenizer: Any) -> None:
     """Textualised audio (arXiv 2509.18579): the text teacher reads what a speech LLM wrote about the clip."""
     by_column = PromptConfig.model_validate({"template": "", "instructions": ["Why?"], "span": {"reads": "column", "column": "words"}})
-    found = turns(by_column, described="A woman counts in German. </AUDIO>")
+    found = turns(by_column, column_text="A woman counts in German. </AUDIO>")
     assert [request.turn for request in found] == ["open-0", "task-language"]
-    assert {reading(request, ["language"]) for request in found} == {"A woman counts in German. < /AUDIO>"}
+    assert {audio_span_text(request, ["language"]) for request in found} == {"A woman counts in German. < /AUDIO>"}
     assert turns(by_column) == []
     by_field = PromptConfig.model_validate({"template": "", "span": {"reads": "text", "field": "transcript"}})
-    assert [reading(request, []) for request in turns(by_field)] == ["drei"]
+    assert [audio_span_text(request, []) for request in turns(by_field)] == ["drei"]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "shards/prompts").glob("*.j2")))

@@ -1,4 +1,4 @@
-"""Scored signals are the model's own: against a dense pass of the same model, whatever the batch, and as losses see them."""
+"""Scored signals equal those of a dense pass of the same model, whatever the batch, and decode as losses expect them."""
 
 from __future__ import annotations
 

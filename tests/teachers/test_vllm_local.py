@@ -1,4 +1,4 @@
-"""The backend `vllm`: absent, it is one line; on an engine of its documented form, signals are `hf_local`'s. No real engine runs."""
+"""The backend `vllm`: one line if it is not installed; on a stand-in engine its signals equal those of `hf_local`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real MLflow store for a test file, and a run folder for a test."""
+"""Fixtures: a real MLflow store per test file, and a run folder per test."""
 
 from __future__ import annotations
 

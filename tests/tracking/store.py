@@ -1,4 +1,4 @@
-"""Looking into a real MLflow store (its sqlite file) without loading MLflow, and what a run's journal says should be in it."""
+"""Reads a real MLflow store (its sqlite file) without MLflow, and computes what a run's journal should have put there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal loses at most the torn line, never doubles a point, and never hides a number that is not finite."""
+"""The journal loses at most the torn line, never stores a point twice, and never hides a number that is not finite."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_step_costs_less_than_a_fifth_of_a_millisecond(path: Path) -> None:
 def test_the_index_gives_back_what_could_not_be_written() -> None:
     index = PointIndex()
     assert index.take("a", 1) and not index.take("a", 1)
-    index.give_back("a", 1)
+    index.release("a", 1)
     assert index.take("a", 1)
 
 

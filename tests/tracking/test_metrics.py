@@ -1,4 +1,4 @@
-"""Means weigh by count over steps and ranks; draining is one collective, one transfer, and starts anew."""
+"""Means are weighted by count over steps and ranks; `drain` is one collective and one transfer, then starts again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sender's process against real MLflow stores and servers: kills, outages, silence lose nothing, and training is not in the way."""
+"""The sender process against real MLflow stores and servers: kills and outages lose nothing, and training never waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sending a journal to a real MLflow store: everything arrives once, with its own time, and the status is the truth."""
+"""Sends a journal to a real MLflow store: everything arrives once, with its own time, and the status is right."""
 
 from __future__ import annotations
 
@@ -77,15 +77,15 @@ def test_changed_params_of_a_resumed_run_are_said_and_do_not_raise(run: Path, st
     assert [line for line in capsys.readouterr().err.splitlines() if "keep their first value: lr" in line]
 
 
-@pytest.mark.parametrize("said", ["FINISHED", "FAILED", "KILLED"])
-def test_status_is_what_the_journal_says(run: Path, store: Store, said: str) -> None:
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_status_is_what_the_journal_says(run: Path, store: Store, status: str) -> None:
     journal = Journal(run / JOURNAL)
     journal.status("RUNNING")
     sync(run, store.uri, "tests")
     assert only_run(store, run)[1] == "RUNNING"  # this process lives
-    journal.status(said)
+    journal.status(status)
     sync(run)
-    assert only_run(store, run)[1] == said
+    assert only_run(store, run)[1] == status
 
 
 def test_a_dead_writer_without_a_last_word_has_failed(run: Path, store: Store) -> None:

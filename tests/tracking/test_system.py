@@ -1,4 +1,4 @@
-"""What is measured of the machine: true from the first sample on, under the names that MLflow's pages know."""
+"""System metrics: correct from the first sample on, under the names that MLflow's UI knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict scorers, one file a kind: an answer that does not parse is counted, never guessed."""
+"""Strict scorers, one file per task kind: an answer that does not parse counts as wrong and is never guessed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from speechkd.core.table import Table
 
 
 class Grade(NamedTuple):
-    """`hits` of `total` units (1 for a choice, reference words for words). Unparsable answers have no hits."""
+    """`hits` of `total` units (one for a choice, each reference word for words); an unparsable answer has no hits."""
 
     hits: int
     total: int

@@ -1,4 +1,4 @@
-"""One of a closed set: right only if the answer, apart from case and a final stop, is exactly one of the choices."""
+"""Scores a multiple-choice answer: it must equal the reference, ignoring case and a final full stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Word accuracy: reference words that the answer has in place (jiwer's alignment), over all reference words."""
+"""Scores word accuracy: reference words that the answer gets right (jiwer's alignment) over all reference words."""
 
 from __future__ import annotations
 

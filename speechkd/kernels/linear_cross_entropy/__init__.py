@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head without its logits."""
+"""Cross-entropy of an LM head without materialised [T, V] logits."""
 
 from __future__ import annotations
 

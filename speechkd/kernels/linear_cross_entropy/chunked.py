@@ -1,4 +1,4 @@
-"""Frozen head, chunk by chunk: d / d logits = softmax - onehot(target), made in the logits' own buffer."""
+"""Chunked cross-entropy of a frozen head: d / d logits = softmax - onehot(target), computed in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The truth: all logits at once, torch's own cross-entropy."""
+"""Reference: all logits at once, torch's cross-entropy."""
 
 from __future__ import annotations
 

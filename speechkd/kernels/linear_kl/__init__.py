@@ -1,4 +1,4 @@
-"""Divergence between two linear heads, the teacher's rebuilt from its hidden states, without the logits of either."""
+"""Divergence between the LM heads of teacher and student, from their hidden states, without materialised [T, V] logits."""
 
 from __future__ import annotations
 

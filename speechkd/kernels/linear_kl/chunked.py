@@ -1,4 +1,4 @@
-"""Frozen head, chunk by chunk: both models' logits of a few rows, the gradient by autograd inside the chunk."""
+"""Chunked divergence of a frozen head: both models' logits for a few rows, gradients by autograd within the chunk."""
 
 from __future__ import annotations
 

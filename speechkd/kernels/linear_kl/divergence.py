@@ -47,7 +47,7 @@ class Divergence:
             raise InputError(f"alpha must be at least 0 and below 1, given {self.alpha}")
 
     def rows(self, student_TV: Tensor, teacher_TU: Tensor) -> Tensor:
-        """D of each row, [T], in nats, wide; the teacher gets no gradient. Raises InputError where vocabularies differ unsaid."""
+        """D of each row, [T], in nats, wide; the teacher gets no gradient. Raises InputError if vocabularies differ without `shared_W`."""
         student_TW, teacher_TW = shared_vocabulary(wide(student_TV), wide(teacher_TU.detach()), self.shared_W)
         logq_TW, logp_TW = self._log_probs(student_TW), self._log_probs(teacher_TW)
         rows_T = self._between(logp_TW, logq_TW)

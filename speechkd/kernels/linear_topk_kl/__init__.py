@@ -1,4 +1,4 @@
-"""Forward KL of a linear head to a stored top-k teacher, without the head's logits."""
+"""Forward KL between a stored top-k teacher and an LM head, without materialised [T, V] logits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def linear_topk_kl(
     tail: str = "bucket",
     softcap: float | None = None,
 ) -> LossOut:
-    """Sum over kept rows of KL(teacher || student) in nats, the teacher known by its K likeliest ids.
+    """Sum over kept rows of KL(teacher || student) in nats, with the teacher given by its K likeliest ids.
 
     Args:
         hidden_TD: hidden states at the predicting positions, [T, D].

@@ -1,4 +1,4 @@
-"""The truth: all logits at once, gradients by autograd."""
+"""Reference: all logits at once, gradients by autograd."""
 
 from __future__ import annotations
 

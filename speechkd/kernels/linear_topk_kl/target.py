@@ -1,4 +1,4 @@
-"""The teacher's side of top-k KL: what a stored row says, made a proper distribution once, for every implementation."""
+"""The teacher's side of top-k KL: turns stored rows into proper distributions, shared by all implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The truth: pad, view, torch's layer norm and linears."""
+"""Reference: pad, view, torch's layer norm and linear layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weighted linear CKA of each utterance of a padded batch."""
+"""Weighted linear CKA, one value per utterance of a padded batch."""
 
 from __future__ import annotations
 

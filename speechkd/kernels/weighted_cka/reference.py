@@ -1,4 +1,4 @@
-"""The truth: centred features, three batched products, no T x T centring matrix.
+"""Reference: centred features, three batched products, no T x T centring matrix.
 
 CKA(X, Y) = <XX', YY'> / (|XX'| |YY'|) = |X'Y|^2 / (|X'X| |Y'Y|), Frobenius, on centred rows (Kornblith et al., arXiv 1905.00414).
 """

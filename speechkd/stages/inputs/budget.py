@@ -17,7 +17,7 @@ from speechkd.recipe import CorpusConfig, Recipe
 from speechkd.stages.inputs.corpora import version_folder
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers.base import Request, TeacherConfig
-from speechkd.teachers.prompts import PromptConfig, reading, requests
+from speechkd.teachers.prompts import PromptConfig, audio_span_text, requests
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ def _budget(role: str, config: TeacherConfig, prompt_config: PromptConfig, promp
     turns = len(counted) * scale
     tokenized = _spread(counted, TOKENIZED)
     fields: list[str] = getattr(config, "fields", [])
-    read = [0.0] if labels or not tokenized else [len(prompt.teacher(r.question, reading(r, fields))) for r in tokenized]
+    read = [0.0] if labels or not tokenized else [len(prompt.teacher(r.question, audio_span_text(r, fields))) for r in tokenized]
     audio_positions = config.positions_per_s() * corpus.mean_seconds
     prompt_tokens = turns * (fmean(read) + audio_positions)
     per_turn, basis = _response_tokens(role, config, corpus, prompt, tokenized)

@@ -21,7 +21,7 @@ from speechkd.core.log import progress
 from speechkd.core.types import Metadata
 from speechkd.data.columns.column import Column
 from speechkd.data.storage.manifest import write_parquet
-from speechkd.evaluation.answers_page import Gate, Worst, write_answers_page
+from speechkd.evaluation.answers_page import Gate, WorstAnswer, write_answers_page
 from speechkd.stages.inputs.corpora import Corpus
 from speechkd.teachers.base import TeacherConfig
 from speechkd.teachers.gates import COMMON_VALUES, MEASURES_VERSION, GateConfig, Measures, ReferenceFacts, dropped, measure, normalised
@@ -192,8 +192,8 @@ def _page_gates(gates: GateConfig, corpus: Corpus, column: Column, table: pa.Tab
         yield Gate(reason, drop, float(np.mean(badness_N)) if len(column) else 0.0, worst)
 
 
-def _worst(corpus: Corpus, column: Column, table: pa.Table, row: int, badness: float) -> Worst:
+def _worst(corpus: Corpus, column: Column, table: pa.Table, row: int, badness: float) -> WorstAnswer:
     turn = column.read(row)
     shard, offset = column.sample_of(row)
     metadata = corpus.shards.table["metadata"][int(corpus.shards.starts[shard]) + offset].as_py()
-    return Worst(column.key_of(row), turn.turn, turn.question, turn.text, metadata, badness)
+    return WorstAnswer(column.key_of(row), turn.turn, turn.question, turn.text, metadata, badness)

@@ -10,7 +10,7 @@ from speechkd.models.collate import Row
 from speechkd.models.prompt import Prompt, Reading, StudentPrompt, plain_text
 from speechkd.recipe import Recipe
 from speechkd.teachers.live_config import column_of
-from speechkd.teachers.prompts import hears
+from speechkd.teachers.prompts import has_audio
 
 NOTHING = Reading(form="nothing")
 
@@ -42,7 +42,7 @@ class RowMaker:
         """
         question, metadata = example.question, example.metadata
         samples_T = example.samples_T
-        if not hears(example.turn):  # a written question: the student reads it and hears nothing
+        if not has_audio(example.turn):  # a written question: the student reads it and hears nothing
             samples_T, around = None, StudentPrompt(self.prompt.read(question, NOTHING, metadata), [])
         elif samples_T is None and self.recipe.train.streams[stream].endswith("/text"):
             around = StudentPrompt(self.prompt.read(question, self.recipe.prompt.text, metadata), [])
@@ -65,7 +65,7 @@ class RowMaker:
 
     def _reads(self, teacher: str, question: str, example: Example, column_texts: Mapping[str, str]) -> list[int]:
         prompt, live = self.teacher_prompts[teacher], self.recipe.live[teacher]
-        if not hears(example.turn):
+        if not has_audio(example.turn):
             return prompt.read(question, NOTHING, example.metadata)
         if column := column_of(live):
             return prompt.teacher(question, plain_text(column_texts[column]))

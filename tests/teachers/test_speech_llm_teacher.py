@@ -1,4 +1,4 @@
-"""Teachers that hear: against transformers' own forward of a Qwen2-Audio, and against the exported student itself."""
+"""Speech-LLM teachers against transformers' own forward of Qwen2-Audio, and against the exported student itself."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from speechkd.models.lora import LoraConfig
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import Answer, Clip, Request
-from speechkd.teachers.hearing import HearingTeacher
-from speechkd.teachers.hf_audio import SpeechLlmEars
-from tests.teachers.hearing_models import LLM, SECONDS, TEMPLATE, write_speech_llm, write_student
+from speechkd.teachers.hf_audio import Qwen2AudioModel
+from speechkd.teachers.speech_llm import SpeechLlmTeacher
+from tests.teachers.speech_models import LLM, SECONDS, TEMPLATE, write_speech_llm, write_student
 
 EVERYTHING = {"topk": {"k": 8, "bits": 32}, "hidden": {"layers": [1, 2], "dtype": "float32"}, "attention": {}}
 
@@ -35,12 +35,12 @@ def prompt() -> Prompt:
     return Prompt(TEMPLATE, load_tokenizer(LLM))
 
 
-def teacher(backend: str, model: str, prompt: Prompt, **changes: Any) -> HearingTeacher:
+def teacher(backend: str, model: str, prompt: Prompt, **changes: Any) -> SpeechLlmTeacher:
     part = TEACHERS.get(backend)
     settings = {"backend": backend, "model": model, "max_new_tokens": 12, "batch_size": 4, **changes}
     settings |= {} if backend == "snapshot" else {"dtype": "float32"}
     made = part(part.Config.model_validate(settings), prompt)
-    assert isinstance(made, HearingTeacher)
+    assert isinstance(made, SpeechLlmTeacher)
     return made
 
 
@@ -114,10 +114,10 @@ def test_signals_of_a_speech_llm_are_its_own_forwards(speech_llm: str, prompt: P
 
 def test_positions_are_known_from_the_length_alone(speech_llm: str) -> None:
     config = TEACHERS.get("hf_audio").Config.model_validate({"backend": "hf_audio", "model": speech_llm, "dtype": "float32"})
-    audio_model = SpeechLlmEars(config, TEMPLATE)  # type: ignore[arg-type]
+    audio_model = Qwen2AudioModel(config, TEMPLATE)  # type: ignore[arg-type]
     lengths = [161, 800, 1_599, 1_600, 1_601, 7_777, 15_999, 16_000, 31_840, 32_000]
-    heard = audio_model.hear([np.ones(samples, np.float32) for samples in lengths])
-    assert [len(audio_QE) for audio_QE in heard] == [audio_model.positions(samples) for samples in lengths]
+    audio = audio_model.encode_audio([np.ones(samples, np.float32) for samples in lengths])
+    assert [len(audio_QE) for audio_QE in audio] == [audio_model.positions(samples) for samples in lengths]
     assert abs(audio_model.positions(16_000) - 25) <= 1
 
 
@@ -154,9 +154,9 @@ def test_an_answer_that_the_student_cannot_spell_is_a_row_with_a_reason(speech_l
 
 
 def test_another_kind_of_model_is_one_line(prompt: Prompt) -> None:
-    with pytest.raises(InputError, match="no processor of a speech LLM at|must be of type qwen2_audio") as said:
+    with pytest.raises(InputError, match="no processor of a speech LLM at|must be of type qwen2_audio") as caught:
         teacher("hf_audio", LLM, prompt)
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=2, targets=["q_proj", "down_proj"], scope="audio")])

@@ -1,7 +1,7 @@
-"""Teachers that hear: the clip is given inline, the answer is greedy, and known answers are scored behind the clip.
+"""Speech-LLM teachers: they get the clip itself, answer greedily, and score given answers.
 
-An `AudioModel` is a speech LLM of transformers (`hf_audio`) or an exported student (`snapshot`). The question stands in the recipe's
-template and the model's own chat template; audio positions stand where another teacher reads metadata and where the student hears.
+An `AudioModel` is a speech LLM of transformers (`hf_audio`) or an exported student (`snapshot`). The prompt is the recipe's template inside
+the model's own chat template. The audio positions take the place of the metadata that a text teacher reads.
 """
 
 from __future__ import annotations
@@ -20,67 +20,68 @@ from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.prompt import Prompt, StudentPrompt, disagreement
 from speechkd.teachers.base import Answer, Clip, Request, batches
 from speechkd.teachers.hf_local import LocalConfig
-from speechkd.teachers.prompts import hears
+from speechkd.teachers.prompts import has_audio
 from speechkd.teachers.scoring import ScoredResponse, Scorer, embedded
 
 
 class AudioModel(Protocol):
-    """A model that hears."""
+    """A language model with an audio front end, as `SpeechLlmTeacher` uses it."""
 
     lm: Any
-    """of transformers: `generate`, embeddings, head"""
+    """transformers' language model: `generate`, embeddings, head"""
     prompt: Prompt
     """the recipe's template in the model's own tokenizer"""
-    window: int
-    """samples of the longest clip that it hears whole"""
+    max_samples: int
+    """longest clip that it hears in full, in samples at 16 kHz"""
 
-    def around(self, question: str) -> StudentPrompt:
-        """Ids around the audio positions."""
+    def prompt_for(self, question: str) -> StudentPrompt:
+        """Token ids before and after the audio positions."""
 
     def positions(self, samples: int) -> int:
-        """Audio positions Q of a clip."""
+        """Number Q of audio positions of a clip of `samples` samples."""
 
-    def hear(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
-        """[Q, E] of each clip: what the language model is given there."""
+    def encode_audio(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
+        """Embeddings [Q, E] of each clip, which the language model gets at the audio positions."""
 
     def lora_scope(self, audio_BS: Tensor) -> AbstractContextManager[None]:
-        """The state in which the language model reads a batch with audio at these positions."""
+        """Context that switches LoRA for a forward pass whose audio positions are `audio_BS` (boolean [B, S])."""
 
 
-class HearingTeacher:
-    """Batched greedy decoding and scoring; batches are a function of the requests given (a shard). Answers turns that are heard."""
+class SpeechLlmTeacher:
+    """Batched greedy decoding and scoring. Batches depend on the given requests (a shard) alone. Answers only turns with audio."""
 
     SIGNALS = frozenset({"response", "topk", "sampled", "hidden", "attention"})
 
     def __init__(self, config: LocalConfig, prompt: Prompt, audio_model: AudioModel) -> None:
-        """`prompt`: the student's. Raises InputError where the two tokenizers have one id for two tokens."""
+        """`prompt`: the student's. Raises InputError where an id means different tokens to student and teacher."""
         self.config, self.prompt, self.audio_model = config, prompt, audio_model
-        own = audio_model.prompt.tokenizer
-        number = disagreement(prompt.tokenizer, own)
+        teacher_tokenizer = audio_model.prompt.tokenizer
+        number = disagreement(prompt.tokenizer, teacher_tokenizer)
         if number is not None:
-            mine, other = (tokenizer.convert_ids_to_tokens(number) for tokenizer in (prompt.tokenizer, own))
+            student_token, teacher_token = (t.convert_ids_to_tokens(number) for t in (prompt.tokenizer, teacher_tokenizer))
             raise InputError(
-                f"teacher `{config.model}` has `{other}` at id {number}, the student has `{mine}`: its answers cannot be stored"
+                f"teacher `{config.model}` has `{teacher_token}` at id {number}, the student has `{student_token}`: "
+                "its answers cannot be stored"
             )
         if audio_model.prompt.end_of_turn != prompt.end_of_turn:
             raise InputError(f"teacher `{config.model}` ends a turn with another token than the student (teachers: model)")
-        self._known = frozenset(prompt.tokenizer.get_vocab().values())
+        self._student_ids = frozenset(prompt.tokenizer.get_vocab().values())
 
     def accepts(self, request: Request) -> bool:
-        """Turns that the student hears, of clips that there are."""
-        return request.clip is not None and hears(request.turn)
+        """Turns in which the student hears a clip, if the request has that clip."""
+        return request.clip is not None and has_audio(request.turn)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests greedily, in request order."""
         answers: dict[int, Answer] = {}
         lengths = [self._length(request) + self.config.max_new_tokens for request in requests]
         for index, request in enumerate(requests):
-            if _clip(request).samples > self.audio_model.window:
-                heard = (
+            if _clip(request).samples > self.audio_model.max_samples:
+                reason = (
                     f"the clip has {_clip(request).samples / SAMPLE_RATE:.1f} s, "
-                    f"this teacher hears {self.audio_model.window / SAMPLE_RATE:.1f} s"
+                    f"this teacher hears {self.audio_model.max_samples / SAMPLE_RATE:.1f} s"
                 )
-                answers[index] = Answer("", [], 0, "error", heard)
+                answers[index] = Answer("", [], 0, "error", reason)
         order = sorted(set(range(len(requests))) - answers.keys(), key=lambda i: (requests[i].turn, lengths[i], requests[i].key))
         for batch in batches(order, lengths, self.config.batch_size, self.config.batch_tokens):
             forced = self._forced([requests[i] for i in batch], [[]] * len(batch))
@@ -92,15 +93,15 @@ class HearingTeacher:
         stop = self.prompt.end_of_turn
         ended = stop in tokens
         kept = tokens[: tokens.index(stop) + 1] if ended else tokens
-        if strange := [token for token in kept if token not in self._known]:
-            said = self.audio_model.prompt.tokenizer.convert_ids_to_tokens(strange[0])
-            return Answer("", [], prompt_tokens, "error", f"the answer has a token that the student lacks: {said}")
+        if strange := [token for token in kept if token not in self._student_ids]:
+            unknown = self.audio_model.prompt.tokenizer.convert_ids_to_tokens(strange[0])
+            return Answer("", [], prompt_tokens, "error", f"the answer has a token that the student lacks: {unknown}")
         return Answer(self.prompt.decode(kept), kept, prompt_tokens, "eos" if ended else "length")
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
-        """Teacher-force the answers behind their clips.
+        """Teacher-force the given answers, each after its clip.
 
-        Raises InputError where an answer's tokens, at their span of the teacher's input, are other text to the teacher than to the student.
+        Raises InputError where teacher and student decode an answer's tokens to different texts.
         """
         lengths = [self._length(request) + len(answer.tokens) for request, answer in zip(requests, answers, strict=True)]
         whole = [i for i, answer in enumerate(answers) if answer.stop != "error" and answer.tokens]
@@ -115,11 +116,12 @@ class HearingTeacher:
         return out
 
     def _check_span(self, item: ScoredResponse) -> None:
-        """The ids that the teacher is given must be the stored answer in its own eyes too."""
-        own, student = (prompt.decode(item.response) for prompt in (self.audio_model.prompt, self.prompt))
-        if own != student:
+        """Raises InputError unless the teacher decodes the stored ids to the same text as the student."""
+        teacher_text, student_text = (prompt.decode(item.response) for prompt in (self.audio_model.prompt, self.prompt))
+        if teacher_text != student_text:
             raise InputError(
-                f"the answer of `{item.name}` is `{student[:60]}` to the student and `{own[:60]}` to teacher `{self.config.model}`"
+                f"the answer of `{item.name}` is `{student_text[:60]}` to the student "
+                f"and `{teacher_text[:60]}` to teacher `{self.config.model}`"
             )
 
     @cached_property
@@ -127,17 +129,19 @@ class HearingTeacher:
         return Scorer(self.audio_model.lm, self.config.signals, self.audio_model.lora_scope)
 
     def _length(self, request: Request) -> int:
-        """Positions of a prompt, audio included."""
-        around = self.audio_model.around(request.question)
+        """Length of a prompt in positions, audio included."""
+        around = self.audio_model.prompt_for(request.question)
         return len(around.before) + self.audio_model.positions(_clip(request).samples) + len(around.after)
 
     def _forced(self, requests: Sequence[Request], responses: Sequence[list[int]]) -> list[ScoredResponse]:
         with torch.inference_mode():
-            heard = self.audio_model.hear([_clip(request).load() for request in requests])
+            audio = self.audio_model.encode_audio([_clip(request).load() for request in requests])
         out = []
-        for request, audio_QE, response in zip(requests, heard, responses, strict=True):
-            around = self.audio_model.around(request.question)
-            assert len(audio_QE) == self.audio_model.positions(_clip(request).samples), "as many audio positions as the clip's length says"
+        for request, audio_QE, response in zip(requests, audio, responses, strict=True):
+            around = self.audio_model.prompt_for(request.question)
+            assert len(audio_QE) == self.audio_model.positions(
+                _clip(request).samples
+            ), "the encoder made another number of positions than the clip's length gives"
             prompt = [*around.before, *[0] * len(audio_QE), *around.after]
             out.append(ScoredResponse(prompt, response, f"{request.key}.{request.turn}", audio_QE, len(around.before)))
         return out

@@ -1,4 +1,4 @@
-"""Tiny models that hear, of the real architectures, with random weights: a Qwen2-Audio and an exported student."""
+"""Tiny speech models of the real architectures with random weights: a Qwen2-Audio and an exported student."""
 
 from __future__ import annotations
 
