@@ -55,8 +55,13 @@ def _text_config(config: Any) -> Any:
     names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act rms_norm_eps"
     kept = {name: getattr(text, name) for name in (*names.split(), "max_position_embeddings", "sliding_window", "use_sliding_window")}
     rope = {"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]}
-    tied = getattr(config, "thinker_config", config).tie_word_embeddings
+    tied = _thinker(config).tie_word_embeddings
     return Qwen2Config(**kept, max_window_layers=text.max_window_layers, rope_parameters=rope, tie_word_embeddings=tied)
+
+
+def _thinker(hf_config: Any) -> Any:
+    """The part of an Omni model that hears and writes; any other model is all of it."""
+    return getattr(hf_config, "thinker_config", hf_config)
 
 
 def encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
@@ -75,7 +80,7 @@ def encoder_from(config: Any, dtype: torch.dtype) -> nn.Module:
     if kind in WAVEFORM:
         module: nn.Module = AutoModel.from_config(without_masks(config), dtype=dtype)
         return module
-    audio = getattr(config, "thinker_config", config).audio_config
+    audio = _thinker(config).audio_config
     from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
     from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 

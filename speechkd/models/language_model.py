@@ -33,11 +33,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.lm: Any = causal_lm.requires_grad_(False)
         self.head = Head(causal_lm.get_output_embeddings().weight)
-        config = causal_lm.config.get_text_config()
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.width: int = config.hidden_size
-        self.vocab_size: int = config.vocab_size
-        self.layers: int = config.num_hidden_layers
+        hf_config = causal_lm.config.get_text_config()
+        self.softcap: float | None = getattr(hf_config, "final_logit_softcapping", None)
+        self.width: int = hf_config.hidden_size
+        self.vocab_size: int = hf_config.vocab_size
+        self.layers: int = hf_config.num_hidden_layers
         self.switch = Switch()
 
     def train(self, mode: bool = True) -> LanguageModel:

@@ -152,7 +152,7 @@ class _Work:
 
     def _asked(self, shard: int) -> list[tuple[Request, str]]:
         """The requests of a shard, the same at every attempt, each with the key of its answer."""
-        fields: list[str] = getattr(self.config, "fields", [])
+        fields = self.config.metadata_fields()
         tasks = self.config.selected_tasks(self.corpus.card.tasks)
         spec_digest, config = self.spec.digest, self.recipe.prompt
         out = []

@@ -38,6 +38,14 @@ class TeacherConfig(Config):
                 raise InputError(unknown_name("task", name, tasks, "teachers: tasks"))
         return {name: task for name, task in tasks.items() if self.tasks is None or name in self.tasks}
 
+    def metadata_fields(self) -> list[str]:
+        """The metadata that the teacher reads as JSON; none for one that hears the clip or reads nothing."""
+        return []
+
+    def answer_limit(self) -> int | None:
+        """Tokens that an answer may have at most; None if the backend has no limit."""
+        return None
+
     def identity(self) -> dict[str, Any]:
         """All settings that the answers depend on, as JSON."""
         return self.model_dump(mode="json", exclude=set(self.OPERATIONAL))

@@ -32,6 +32,10 @@ class LocalConfig(ScoringConfig):
     batch_tokens: int = Field(1 << 18, ge=1)
     """largest number of positions in a batch, including padding and tokens still to be generated: bounds the key-value cache"""
 
+    def answer_limit(self) -> int | None:
+        """As the block says."""
+        return self.max_new_tokens
+
 
 class LoadedConfig(LocalConfig):
     """Configuration of a transformers model. `model`: a folder or a hub id."""
@@ -59,6 +63,10 @@ class ReaderConfig(LoadedConfig):
     """`fields`: metadata fields that the teacher reads, in this order; a clip's missing fields are skipped."""
 
     fields: list[str]
+
+    def metadata_fields(self) -> list[str]:
+        """As the block says."""
+        return self.fields
 
 
 class HfLocalConfig(ReaderConfig):

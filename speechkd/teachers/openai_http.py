@@ -75,6 +75,14 @@ class OpenAIHttpConfig(ScoringConfig):
     patience_s: float = Field(600.0, ge=0)
     """longest outage before the stage stops; run the same command to continue"""
 
+    def metadata_fields(self) -> list[str]:
+        """As the block says."""
+        return self.fields
+
+    def answer_limit(self) -> int | None:
+        """As the block says."""
+        return self.max_new_tokens
+
     def output_width(self) -> int:
         """`vocab_size` if given, otherwise 0."""
         return self.vocab_size or 0

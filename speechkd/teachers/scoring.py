@@ -68,11 +68,11 @@ class Scorer:
         self.model, self.signals, self._lora_scope = model.eval(), signals, lora_scope
         if signals.attention is not None:
             model.set_attn_implementation("eager")  # other implementations return no attention weights
-        config = model.config.get_text_config()
-        self.vocabulary: int = config.vocab_size
-        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        if signals.hidden is not None and signals.hidden.layers[-1] > config.num_hidden_layers:
-            layers, last = signals.hidden.layers, config.num_hidden_layers
+        hf_config = model.config.get_text_config()
+        self.vocabulary: int = hf_config.vocab_size
+        self._softcap: float | None = getattr(hf_config, "final_logit_softcapping", None)
+        if signals.hidden is not None and signals.hidden.layers[-1] > hf_config.num_hidden_layers:
+            layers, last = signals.hidden.layers, hf_config.num_hidden_layers
             raise InputError(f"the teacher has states 0 to {last} (0: embeddings), asked for {layers} (signals.hidden.layers)")
         if signals.topk is not None and signals.topk.k > self.vocabulary:
             raise InputError(f"k must be at most the teacher's {self.vocabulary} ids, is {signals.topk.k} (signals.topk.k)")

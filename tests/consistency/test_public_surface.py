@@ -318,7 +318,6 @@ def test_what_is_unused_is_found(tmp_path: Path) -> None:
     assert "toy.parts.tests_only" not in unused(package, [*package, tests], ["toy.main:verb"], {}), "a caller makes it used"
 
 
-@pytest.mark.xfail(strict=False, reason="the last ones are being removed")
 def test_only_a_loss_looks_inside_its_configuration() -> None:
     """`getattr(config, "k", None)` asks whether a part happens to have a setting: the part should answer for itself."""
     peek = re.compile(r"getattr\((config|loss),")

@@ -58,20 +58,20 @@ def _init_from_export(student: Student, folder: Path) -> None:
         parameters.get(name, parameters.get(f"{home}.base_layer.{last}", tensor)).data.copy_(tensor)
 
 
-def check_init_export(config: StudentConfig) -> None:
+def check_init_export(student: StudentConfig) -> None:
     """Raises InputError for an export that this student cannot start from."""
-    if not config.init_from:
+    if not student.init_from:
         return
-    folder, key = Path(config.init_from), "student.init_from"
+    folder, key = Path(student.init_from), "student.init_from"
     manifest = read_manifest(folder)
     exported, expected = manifest.student, manifest.fingerprints
     if exported.lora is not None:
         raise InputError(f"`{folder}` has LoRA apart from its base: export it with `--merge`, and name its `llm` folder as the LLM ({key})")
-    for part, name, of_export in (("encoder", config.encoder, expected.encoder), ("llm", config.llm, expected.llm)):
+    for part, name, of_export in (("encoder", student.encoder, expected.encoder), ("llm", student.llm, expected.llm)):
         if fingerprint(name) != of_export:
             raise InputError(f"`{folder}` was trained before another {part} than `{name}` ({key})")
     for name in ("projector", "encoder_states", "normalise_layers"):
-        if getattr(exported, name) != getattr(config, name):
+        if getattr(exported, name) != getattr(student, name):
             raise InputError(f"`{folder}` has another `{name}` than `student.{name}`: set that to the export's ({key})")
 
 

@@ -122,7 +122,7 @@ def _budget(role: str, config: TeacherConfig, prompt_config: PromptConfig, promp
     ]
     turns = len(counted) * scale
     tokenized = _spread(counted, TOKENIZED)
-    fields: list[str] = getattr(config, "fields", [])
+    fields = config.metadata_fields()
     read = [0.0] if labels or not tokenized else [len(prompt.teacher(r.question, audio_span_text(r, fields))) for r in tokenized]
     audio_positions = config.positions_per_s() * corpus.mean_seconds
     prompt_tokens = turns * (fmean(read) + audio_positions)
@@ -152,7 +152,7 @@ def _response_tokens(role: str, config: TeacherConfig, corpus: _Samples, prompt:
             return totals["tokens"] / max(totals["examples"], 1), f"as many a turn as column {name} has"
     if config.backend == "label":
         return fmean([len(prompt.answer(request.label or "")) for request in asked] or [0.0]), "labels"
-    limit = getattr(config, "max_new_tokens", None)
+    limit = config.answer_limit()
     if limit is None:
         raise InputError(f"teacher `{role}` does not say how long its answers may be: no budget can be made")
     return float(limit), f"at most: max_new_tokens {limit} a turn"

@@ -90,7 +90,7 @@ def measure_column(role: str, teacher: TeacherConfig, gates: GateConfig, corpus:
 def quality_path(gates: GateConfig, teacher: TeacherConfig, column: Column) -> Path:
     """Where the measures of a column are stored; gates that measure other things have another file."""
     asr = None if gates.asr is None else [gates.asr.hypothesis, gates.asr.reference]
-    measured = digest([MEASURES_VERSION, _fields(teacher), asr, bool(gates.languages)])[:8]
+    measured = digest([MEASURES_VERSION, teacher.metadata_fields(), asr, bool(gates.languages)])[:8]
     return column.root / f"quality-{measured}.parquet"
 
 
@@ -111,14 +111,8 @@ def read_quality(path: Path, column: Column) -> pa.Table | None:
     return table
 
 
-def _fields(teacher: TeacherConfig) -> list[str]:
-    """The metadata fields that a teacher reads."""
-    fields: list[str] = getattr(teacher, "fields", [])
-    return fields
-
-
 def _reference_facts(gates: GateConfig, teacher: TeacherConfig, corpus: Corpus) -> ReferenceFacts:
-    fields = _fields(teacher)
+    fields = teacher.metadata_fields()
     asr = None if gates.asr is None else (gates.asr.hypothesis, gates.asr.reference)
     return ReferenceFacts(
         fields, _classes(corpus, [*fields, *(task.field for task in corpus.card.tasks.values())]), asr, bool(gates.languages)
