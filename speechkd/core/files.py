@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -69,9 +70,12 @@ def publishing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[None]:
-    """Hold the lock file `path` alone; it is freed when the process dies. Raises InputError with `busy` after `wait_s` seconds."""
+    """Hold the lock file `path` alone; it is freed when the process dies.
+
+    Raises InputError with `busy`, and which process on which host holds it, after `wait_s` seconds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    with path.open("a+") as stream:
         end = time.monotonic() + wait_s
         while True:
             try:
@@ -79,8 +83,13 @@ def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= end:
-                    raise InputError(busy) from None
+                    stream.seek(0)
+                    holder = stream.read(200).strip()
+                    raise InputError(f"{busy} ({holder})" if holder else busy) from None
                 time.sleep(0.2)
+        stream.truncate(0)
+        stream.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
+        stream.flush()
         yield
 
 

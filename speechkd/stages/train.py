@@ -13,7 +13,7 @@ from pathlib import Path
 import speechkd
 from speechkd.cluster.local import run_ranks
 from speechkd.core.errors import EXIT_REQUEUE
-from speechkd.core.files import write_json
+from speechkd.core.files import exclusive, write_json
 from speechkd.core.log import say
 from speechkd.engine.checkpoint import latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
@@ -26,8 +26,9 @@ from speechkd.stages.inputs.sources import TrainSource, make_schedule, open_trai
 from speechkd.stages.run_folder import CHECKPOINTS, Resume, prepare_run
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.mlflow_process import start_sender
+from speechkd.train.schedule import Schedule
 
-DATASETS = "datasets.json"
+DATASETS, LAUNCH_LOCK = "datasets.json", ".train.lock"
 SENDER_GRACE_S = 30
 
 
@@ -44,7 +45,13 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     check_method(recipe)
     corpora = [*{id(train_source.corpus): train_source.corpus for train_source in sources}.values()]
     check_clips(corpora, recipe.student.encoder, recipe.train.roles, recipe.evaluation)
-    prepare_run(folder, recipe, schedule.digest, resume)
+    # Held before anything is written: a second training must not touch the first one's journal, nor start ranks that only wait.
+    with exclusive(folder / LAUNCH_LOCK, 0.0, f"another training is at work in `{folder}`"):
+        prepare_run(folder, recipe, schedule.digest, resume)
+        return _launch(folder, recipe, sources, schedule, ranks)
+
+
+def _launch(folder: Path, recipe: Recipe, sources: Sequence[TrainSource], schedule: Schedule, ranks: int) -> int:
     newest = latest(folder / CHECKPOINTS)
     journal = Journal(folder / JOURNAL)
     if newest is not None and read_trainer(newest)["step"] >= schedule.steps:

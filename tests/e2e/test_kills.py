@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from speechkd.tracking.journal import JOURNAL, read_journal
 from tests.e2e.conftest import losses, speechkd, start, wait_for
 
 pytestmark = pytest.mark.system
@@ -87,3 +88,18 @@ def test_a_column_made_twice_has_the_same_bytes(whole: Path, recipe: Callable[[s
     assert speechkd("teach", path).returncode == 0
     names = sorted(tar.name for tar in old.glob("*.tar"))
     assert names and all((old / name).read_bytes() == (column / name).read_bytes() for name in names)
+
+
+def test_a_second_training_is_refused_at_once_and_writes_nothing(whole: Path, recipe: Callable[[str], Path]) -> None:
+    """It starts no ranks, and the first one's journal, which MLflow shows, says what happened to the first."""
+    path = recipe("twice")
+    shutil.copytree(whole.parent / "data", path.parent / "data")
+    run = path.parent / "run"
+    first = start("train", path, "--ranks", 2)
+    wait_for(lambda: max(losses(run), default=0) >= 1 or first.poll() is not None)
+    second = speechkd("train", path, "--ranks", 2, timeout=60)
+    assert second.returncode == 2, second.stderr[-2000:]
+    assert f"another training is at work in `{run}` (pid {first.pid} on host " in second.stderr
+    assert first.wait(timeout=200) == 0
+    states = [record["status"] for record in read_journal(run / JOURNAL) if record["kind"] == "status"]
+    assert states == ["RUNNING", "FINISHED"]
