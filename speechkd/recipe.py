@@ -16,7 +16,7 @@ from speechkd.core.files import digest
 from speechkd.core.table import part_of
 from speechkd.data.columns.signals import SignalsConfig
 from speechkd.data.plan.plan import PlanConfig
-from speechkd.evaluation.task import EvaluationConfig
+from speechkd.evaluation.questions import EvaluationConfig
 from speechkd.losses import LOSSES, LossConfig
 from speechkd.models.projectors import PROJECTORS
 from speechkd.models.student_config import StudentConfig

@@ -1,4 +1,4 @@
-"""Runs the ranks on this machine, by torchrun on loopback; one rank uses the same worker code as many."""
+"""Runs the ranks on this machine with torchrun on loopback. A single rank runs the same way."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_ranks(module_args: Sequence[str], ranks: int, run_folder: Path | None = 
         raise InputError(f"at least one rank is needed, given {ranks}")
     note = run_folder / REQUEUE if run_folder is not None else None
     if note is not None:
-        note.unlink(missing_ok=True)  # a stale note would requeue a finished run
+        note.unlink(missing_ok=True)  # one from an earlier start would requeue a finished run
     torchrun = _Torchrun(_command(module_args, ranks), _environment(ranks, env))
     code = torchrun.wait()
     if code == 0 and note is not None and note.is_file():
@@ -58,7 +58,7 @@ class _Torchrun:
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._received: list[signal.Signals] = []
-        self._old_handlers = {name: signal.signal(name, self._receive) for name in FORWARDED}
+        self._old_handlers = {number: signal.signal(number, self._receive) for number in FORWARDED}
         # in its own session: the terminal's Ctrl-C must not reach torchrun, which would kill the workers in the middle of a step
         self._process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_set_up_child)
         self._sent: set[tuple[signal.Signals, int]] = set()
@@ -74,24 +74,24 @@ class _Torchrun:
                 time.sleep(POLL_S)
             return code
         finally:
-            if self._process.poll() is None:  # an exception of ours
+            if self._process.poll() is None:  # this process raised while torchrun still runs
                 self._process.terminate()
                 self._process.wait()
-            for name, handler in self._old_handlers.items():
-                signal.signal(name, handler)
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler)
 
     def _forward(self) -> None:
         if self._received.count(signal.SIGINT) > 1:
             self._process.terminate()
             return
-        for name in dict.fromkeys(self._received):
+        for received in dict.fromkeys(self._received):
             for worker in self._workers():
                 # Workers start with USR1 ignored, so USR1 waits until the worker has a handler. TERM and INT do not wait: a worker without
                 # a handler dies of them, as intended. Each is sent once, because Python removes handlers while it shuts down.
-                if (name, worker.pid) not in self._sent and (name is not signal.SIGUSR1 or _handles(worker.pid, name)):
-                    self._sent.add((name, worker.pid))
+                if (received, worker.pid) not in self._sent and (received is not signal.SIGUSR1 or _handles(worker.pid, received)):
+                    self._sent.add((received, worker.pid))
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        worker.send_signal(name)
+                        worker.send_signal(received)
 
     def _workers(self) -> list[psutil.Process]:
         try:
@@ -100,13 +100,13 @@ class _Torchrun:
             return []
 
 
-def _handles(pid: int, name: signal.Signals) -> bool:
+def _handles(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal, from Linux's signal mask; assumed true on other systems."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return sys.platform != "linux"
-    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (name - 1) & 1)
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
 
 
 def _set_up_child() -> None:

@@ -1,7 +1,8 @@
-"""Types that all rooms share: the batch, teacher signals, what a loss needs and returns.
+"""Types that all packages share: the batch, teacher signals, what a loss needs and returns.
 
-Shape suffixes, in names and docstrings: B utterance, F encoder frame, Q projected audio position, T supervised text position,
-V vocabulary, U teacher vocabulary, K kept logits, N sampled tokens, L layer, D student width, E teacher width.
+Shape suffixes, in names and docstrings: B example, S position of its sequence, T supervised token, C clip, F encoder frame, Q audio
+position of a clip (the projector's output), A audio position of the batch, V vocabulary, U teacher vocabulary, W ids that both have,
+K kept logits, N sampled tokens or transcript tokens, L layer, D student width, E teacher width.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 Scalar = str | int | float | bool
 Metadata = Mapping[str, Scalar]
-"""A flat JSON object; the field's names: transcript, language, gender, age, emotion, ...; unknown keys are kept."""
+"""A flat JSON object; usual keys: transcript, language, gender, age, emotion; others are kept too."""
 
 
 class LossOut(NamedTuple):
     """A loss as (total, count): device scalars, float32, or float64 when the inputs are. The value is total / count.
 
-    The graph is kept when count is 0: masks multiply, they never select a constant.
+    The graph is kept when count is 0: a loss multiplies by its mask, it never returns a constant instead.
     """
 
     total: Tensor
@@ -40,9 +41,9 @@ class Origin:
     """stored log-probs are already at this temperature"""
 
     def unfit_for(self, student: Origin) -> str | None:
-        """Why signals of this origin cannot teach a student whose tokenizer, output width and loss temperature `student` says, or None.
+        """Why these signals cannot teach a student; None if they can. `student`: its tokenizer, output width and loss temperature.
 
-        A student whose output is wider (more padding) can be taught: the ids beyond are part of the tail.
+        The student's output may be wider (more padding): the ids beyond the teacher's are part of the tail.
         """
         if self.tokenizer != student.tokenizer:
             return "was made with another tokenizer than the student's"

@@ -75,13 +75,13 @@ def _auto(node: Any, where: str) -> str | None:
     return next((found for key, value in pairs if (found := _auto(value, f"{where}.{key}".lstrip(".")))), None)
 
 
-def stage(memory: Mapping[str, Any]) -> int:
+def stage(ds_config: Mapping[str, Any]) -> int:
     """ZeRO stage of a configuration that `read_ds_config` returned."""
-    return int(memory["zero_optimization"]["stage"])
+    return int(ds_config["zero_optimization"]["stage"])
 
 
-def full_ds_config(memory: Mapping[str, Any], optim: OptimValues, accumulate: int, clip: float, precision: Precision) -> dict[str, Any]:
-    """The complete DeepSpeed config: `memory` (from a file) plus the recipe's settings.
+def full_ds_config(ds_config: Mapping[str, Any], optim: OptimValues, accumulate: int, clip: float, precision: Precision) -> dict[str, Any]:
+    """The complete DeepSpeed config: `ds_config` (from a file) plus the recipe's settings.
 
     `accumulate`: micro-batches of one global step on each rank; `clip`: maximal gradient norm, 0 for none; always written because
     DeepSpeed clips at 1.0 if the key is missing. Gradients are summed in float32 whatever the precision of the weights.
@@ -89,7 +89,7 @@ def full_ds_config(memory: Mapping[str, Any], optim: OptimValues, accumulate: in
     if accumulate < 1:
         raise InputError(f"a rank must have at least one micro-batch a step, given {accumulate}")
     return {
-        **memory,
+        **ds_config,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulate,
         "gradient_clipping": float(clip),

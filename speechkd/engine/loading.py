@@ -23,10 +23,10 @@ from speechkd.models.fill import fill, fill_whole
 from speechkd.models.model_folder import local_folder, read_config
 
 
-def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, memory: Mapping[str, Any] | None = None) -> nn.Module:
+def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, ds_config: Mapping[str, Any] | None = None) -> nn.Module:
     """A causal language model in eval mode with its pretrained weights; `dtype` float32 or bfloat16.
 
-    `partitioned`: every rank keeps 1/world of each parameter (needs `init_distributed`; every rank must call it; `memory` is what
+    `partitioned`: every rank keeps 1/world of each parameter (needs `init_distributed`; every rank must call it; `ds_config` is what
     `read_ds_config` returned, for offload and secondary partitions). Otherwise exactly transformers' own load.
     Raises InputError for a missing folder, id or file, DataError for tensors that do not match the architecture.
     """
@@ -39,7 +39,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
 
     folder = local_folder(path_or_id)
     config = read_config(folder)
-    with no_init_weights(), zero_init(memory, dtype, to_be_filled=True):
+    with no_init_weights(), zero_init(ds_config, dtype, to_be_filled=True):
         module = causal_lm_from(config, dtype)
         module.tie_weights()  # type: ignore[operator]
     gc.collect()  # a head that was replaced by a tied one is in a reference cycle
@@ -49,7 +49,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
     return module.eval()
 
 
-def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, memory: Mapping[str, Any] | None = None) -> nn.Module:
+def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, ds_config: Mapping[str, Any] | None = None) -> nn.Module:
     """The speech encoder of a checkpoint (full model, headless model or encoder alone), in eval mode; decoders are never read.
 
     Arguments and errors as for `load_causal_lm`. Waveform encoders (0.1 to 1 B parameters) load whole on each rank and are partitioned when
@@ -63,7 +63,7 @@ def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False,
     from speechkd.engine.zero import partitioned as zero_init
 
     folder = local_folder(path_or_id)
-    with no_init_weights(), zero_init(memory, dtype, to_be_filled=True):
+    with no_init_weights(), zero_init(ds_config, dtype, to_be_filled=True):
         module = encoder_from(read_config(folder), dtype)
     fill(module, encoder_tensors(folder), folder, fill_parameter, full_shape)
     return module.eval()

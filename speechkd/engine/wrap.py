@@ -18,19 +18,25 @@ from speechkd.engine.zero import import_deepspeed, init_distributed, is_partitio
 class Engine:
     """A module whose trainable parameters are optimised by AdamW under DeepSpeed.
 
-    `memory` is what `read_ds_config` returned; `accumulate` is the number of micro-batches of one global step on this rank; `clip` is the
-    maximal gradient norm (0: none). Frozen and already partitioned modules may be inside. Raises InputError if nothing is trainable.
+    `ds_config`: from `read_ds_config`; `accumulate`: number of micro-batches of one global step on this rank; `clip`: maximal gradient
+    norm (0: none). The module may hold frozen and already partitioned parts. Raises InputError if nothing is trainable.
     """
 
     def __init__(
-        self, module: nn.Module, optim: OptimValues, memory: Mapping[str, Any], accumulate: int, clip: float, precision: Precision = "fp32"
+        self,
+        module: nn.Module,
+        optim: OptimValues,
+        ds_config: Mapping[str, Any],
+        accumulate: int,
+        clip: float,
+        precision: Precision = "fp32",
     ) -> None:
         init_distributed()
         trainable = [p for p in module.parameters() if p.requires_grad]
         if not trainable:
             raise InputError("nothing to train: every parameter of the student is frozen")
         self._place(module, torch.bfloat16 if precision == "bf16" else torch.float32)
-        config = full_ds_config(memory, optim, accumulate, clip, precision)
+        config = full_ds_config(ds_config, optim, accumulate, clip, precision)
         self._ds = import_deepspeed().initialize(model=module, model_parameters=trainable, config=config)[0]
         self.skipped = 0
         """number of steps skipped because a gradient was not finite; they change no parameter or moment on any rank"""
@@ -66,13 +72,16 @@ class Engine:
     __call__ = forward
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate the gradient of a loss scaled to `world_size x total / count`: ranks are averaged, micro-batches summed."""
+        """Accumulate the gradient of a micro-batch.
+
+        `loss` is `world_size x total / count`, `count` over the whole global step: DeepSpeed sums micro-batches but averages ranks.
+        """
         self._ds.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> bool:
         """Call once after every micro-batch. After the last one of a global step it clips and updates; True if it updated.
 
-        A gradient that is not finite on any rank skips the update on all ranks (its norm is reduced over ranks); `skipped` counts them.
+        A gradient that is not finite on any rank skips the update on all ranks (its norm is reduced over ranks); `skipped` counts these.
         """
         boundary = self._ds.is_gradient_accumulation_boundary()
         self._ds.step()
@@ -117,7 +126,7 @@ class Engine:
         return int(max((float(s["step"]) for s in states.values() if "step" in s), default=0))
 
     def restore(self, param: nn.Parameter, stored: Mapping[str, Stored]) -> None:
-        """Set this rank's part of Adam's moments and of the float32 weight (key `""`) of `param`; `prepare_restore` comes first."""
+        """Load this rank's part of `param`: Adam's moments, and the float32 weight under key `""`. Call `prepare_restore` first."""
         from deepspeed.utils import (
             safe_set_full_fp32_param,
             safe_set_full_optimizer_state,

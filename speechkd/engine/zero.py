@@ -85,21 +85,21 @@ def local_device() -> torch.device:
 
 
 def partitioned(
-    memory: Mapping[str, Any] | None, dtype: torch.dtype = torch.float32, to_be_filled: bool = False
+    ds_config: Mapping[str, Any] | None, dtype: torch.dtype = torch.float32, to_be_filled: bool = False
 ) -> AbstractContextManager[Any]:
     """Modules made inside are partitioned over all ranks as soon as each submodule's `__init__` returns, with rank 0's initial values.
 
-    `memory` as `read_ds_config` gives it, None for a plain ZeRO-3; a stage below 3 partitions nothing. Tensors keep the dtype that the code
+    `ds_config`: from `read_ds_config`, None for a plain ZeRO-3; a stage below 3 partitions nothing. Tensors keep the dtype that the code
     asks for: DeepSpeed's own override would round rotary frequencies to bf16. `to_be_filled`: every value will be overwritten, so initial
     values do not travel between ranks (for a large model that would be its whole size, for nothing). Needs `init_distributed` first.
     """
-    if memory is not None and memory["zero_optimization"]["stage"] < 3:
+    if ds_config is not None and ds_config["zero_optimization"]["stage"] < 3:
         return contextlib.nullcontext()
     deepspeed = import_deepspeed()
     from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
 
     assert deepspeed.comm.is_initialized(), "init_distributed comes before partitioned modules"
-    zero = memory["zero_optimization"] if memory is not None else {"stage": 3}
+    zero = ds_config["zero_optimization"] if ds_config is not None else {"stage": 3}
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": dict(zero), "bf16": {"enabled": dtype == torch.bfloat16}}
     context: Any = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=[DeepSpeedTensorOverride.device])
     if to_be_filled:

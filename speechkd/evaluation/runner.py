@@ -10,8 +10,8 @@ import numpy as np
 
 from speechkd.core.log import progress
 from speechkd.data.cards import Task
+from speechkd.evaluation.questions import Question
 from speechkd.evaluation.scorers import SCORERS, Grade
-from speechkd.evaluation.task import Question
 from speechkd.models.exported import DistilledStudent
 from speechkd.models.prompt import Reading
 
@@ -33,7 +33,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Share of correct units, number of answers `n`, and how many of them did not parse."""
+    """Share of correct units (choices, or words), number of answers `n`, and how many of them did not parse."""
 
     value: float
     n: int
@@ -76,7 +76,7 @@ def _in_batches(
 
 
 def shuffled(questions: Sequence[Question]) -> dict[tuple[str, str], Question]:
-    """(task, key) of each question -> the question whose audio it gets instead: same task and split, rotated by half."""
+    """(task, key) of each question -> another question of its task and split, half a list further, whose audio it gets instead."""
     out: dict[tuple[str, str], Question] = {}
     groups: dict[tuple[str, str], list[Question]] = {}
     for question in questions:

@@ -1,11 +1,11 @@
 """Input alignment: the last projected positions should be the transcript's token embeddings (DiVA, arXiv 2410.02678; arXiv 2603.07025).
 
     L_IN = (1 / N) sum_{j=1..N} | S_{L-N+j} - E(y_j) |_2
-S: the L projected positions, y: the N transcript tokens, E: the LLM's input embeddings. Aligned at the right end, because a causal
-connector's last positions have seen most. The norm is not squared, as in DiVA's released code.
+S: the L projected audio positions, y: the N transcript tokens, E: the LLM's input embeddings. Aligned at the right end, because a causal
+projector's last positions have seen most. The norm is not squared, as in DiVA's released code.
 
-Reconstructed: what happens to a transcript longer than the projector's output (`overlong`). The mean is over each utterance's tokens,
-then over utterances, as the equation reads.
+Reconstructed (the papers do not say): what happens to a transcript longer than the projector's output (`overlong`). The mean is over each
+utterance's tokens, then over utterances, as the equation reads.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def input_alignment(
     if overlong not in OVERLONG:
         raise InputError(unknown_name("overlong", overlong, OVERLONG))
     if audio_BQE.shape[:2] != audio_mask_BQ.shape or text_BNE.shape[:2] != text_mask_BN.shape or len(audio_BQE) != len(text_BNE):
-        given = [list(t.shape) for t in (audio_BQE, audio_mask_BQ, text_BNE, text_mask_BN)]
-        raise InputError(f"audio, text and their masks must agree in B and length, have shapes {given}")
+        shapes = [list(t.shape) for t in (audio_BQE, audio_mask_BQ, text_BNE, text_mask_BN)]
+        raise InputError(f"audio, text and their masks must agree in B and length, have shapes {shapes}")
     if audio_BQE.shape[2] != text_BNE.shape[2]:
         raise InputError(f"projected audio of width {audio_BQE.shape[2]} cannot be compared with embeddings of width {text_BNE.shape[2]}")
     index_BN = _right_aligned(audio_mask_BQ, text_mask_BN)
@@ -66,7 +66,7 @@ def comparable(audio_mask_BQ: Tensor, text_mask_BN: Tensor, overlong: Overlong) 
 
 
 def _right_aligned(audio_mask_BQ: Tensor, text_mask_BN: Tensor) -> Tensor:
-    """The position [B, N] that stands beside each token; negative for tokens that have none."""
+    """The audio position [B, N] that each token is compared with; negative for tokens that have none."""
     positions_B1, tokens_B1 = audio_mask_BQ.sum(1, keepdim=True), text_mask_BN.sum(1, keepdim=True)
     return positions_B1 - tokens_B1 + torch.arange(text_mask_BN.shape[1], device=text_mask_BN.device)
 

@@ -3,7 +3,7 @@
 N tokens of each position were drawn from q ~ p^s, with weights w_i = count_i p_i / (q_i N), so E[sum_i w_i f(i)] = sum_v p_v f(v):
     L = - sum_i w_i log softmax(z / T)_i,        E[L] = H(p, student), E[dL/dz] = (softmax(z / T) - p) / T
 The value is a cross-entropy: it lies above the KL by the teacher's entropy, which no student changes. Cutting to the K likeliest tokens
-instead has another minimum than the teacher (same paper). Weights are not normalised to 1 when s is not 1, which would cost unbiasedness.
+instead is biased: its minimum is not the teacher (same paper). When s is not 1, weights do not sum to 1: normalising would bias them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from speechkd.kernels.logits import FLOOR, Head, Logits, check_rows, masked_rows
 from speechkd.losses.base import HeadLoss, KernelConfig, Supervision, given
 
 
-def _logs(weights_TN: Tensor) -> Tensor:
-    """Log-weights; an empty slot (weight 0) is an absent outcome."""
+def _log_weights(weights_TN: Tensor) -> Tensor:
+    """Log-weights; FLOOR in an empty slot (weight 0), which the kernel leaves out."""
     weights_TN = wide(weights_TN.detach())
     return weights_TN.clamp(min=1e-30).log().masked_fill(weights_TN <= 0, FLOOR)
 
 
 def _entropy(weights_TN: Tensor, mask_T: Tensor) -> Tensor:
-    """- sum w log w over kept rows: what turns sum w (log w - log q) into the cross-entropy."""
+    """- sum w log w over kept rows: added to sum w (log w - log q), it leaves the cross-entropy - sum w log q."""
     weights_TN = masked_rows(weights_TN, mask_T)
-    return -(wide(weights_TN.detach()) * _logs(weights_TN)).sum()
+    return -(wide(weights_TN.detach()) * _log_weights(weights_TN)).sum()
 
 
 def sampled_ce(
@@ -44,7 +44,7 @@ def sampled_ce(
     """
     check_rows(mask_T, {"weights_TN": weights_TN})
     # The top-k kernel with its tail ignored is sum w (log w - log q), with the gradient wanted here: (sum w) q - w.
-    logw_TN = _logs(masked_rows(weights_TN, mask_T))
+    logw_TN = _log_weights(masked_rows(weights_TN, mask_T))
     out = topk_kl_from(student, ids_TN, logw_TN, mask_T, None, temperature, "ignore", impl)
     return LossOut(out.total + _entropy(weights_TN, mask_T).to(out.total.dtype), out.count)
 

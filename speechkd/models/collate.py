@@ -26,25 +26,26 @@ class Row:
     signals: TeacherSignals = TeacherSignals()
     """of the example's column, one row per response token"""
     stream: int = 0
-    """stream of the example"""
+    """number of the example's stream"""
     language: int = -1
+    """index in the projector's languages; -1: unknown"""
     words: Sequence[int] = ()
     """the transcript's ids, where a loss needs them"""
     reads: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """prompts of live text teachers, by name; a teacher that is not here does not see the example"""
+    """by live text teacher: ids of its prompt; a teacher that is not here does not see the example"""
 
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Rows -> Batch. `features`: clips, samples -> what the encoder is given; `positions`: F -> Q (the projector's contract)."""
+    """Rows -> Batch. `features`: (clips, samples to pad to) -> encoder input; `positions`: frames -> the projector's audio positions."""
 
     features: Callable[[Sequence[np.ndarray], int], Tensor]
     hearing: Hearing
-    """the encoder's: samples -> frames, and back"""
+    """the encoder's arithmetic: samples -> frames, and back"""
     positions: Callable[[int], int]
     sample_rate: int = 16_000
     signals: TeacherSignals = TeacherSignals()
-    """of each signal that batches carry, one row [1, ...] of zeros, used where a batch, or an example in it, has none"""
+    """the signals that batches carry, each as one row [1, ...] of zeros: fills in for an example, or a batch, that has none"""
     attention: bool = False
     """whether batches carry a stored teacher's attention over the clips, `attention_CQ`"""
     views: Sequence[str] = ()
@@ -54,27 +55,27 @@ class Collator:
         """Collate; no rows give an empty micro-batch (dummy clip, dummy token, count 0)."""
         heard = [row for row in rows if row.samples_T is not None]
         clips = [row.samples_T for row in heard if row.samples_T is not None]
-        clips = clips or [np.zeros(1, np.float32)]  # a dummy: the encoder runs on every batch
+        clips = clips or [np.zeros(1, np.float32)]  # a dummy, because the encoder runs on every batch
         frames = [self.hearing.frames(clip.size) for clip in clips]
         window_Q = self.positions(self.hearing.window)
-        spots = [0 if row.samples_T is None else self.positions(self.hearing.frames(row.samples_T.size)) for row in rows]
-        sequences = [[*row.before, *[0] * n, *row.after, *row.response] for row, n in zip(rows, spots, strict=True)]
+        audio_lengths = [0 if row.samples_T is None else self.positions(self.hearing.frames(row.samples_T.size)) for row in rows]
+        sequences = [[*row.before, *[0] * n, *row.after, *row.response] for row, n in zip(rows, audio_lengths, strict=True)]
         ids_BS, mask_BS, response_T = _padded(sequences, [len(row.response) for row in rows])
         length = ids_BS.shape[1]
-        starts = [index * length + len(row.before) for index, row in enumerate(rows)]
-        clip = np.cumsum([n > 0 for n in spots]) - 1
-        audio = [(index, n) for index, n in enumerate(spots) if n]
+        audio_starts = [index * length + len(row.before) for index, row in enumerate(rows)]
+        clip_of_row = np.cumsum([n > 0 for n in audio_lengths]) - 1
+        audio = [(index, n) for index, n in enumerate(audio_lengths) if n]
         supervised = sum(len(row.response) for row in rows)
         signals = TeacherSignals(**{name: _signal(name, zero, rows) for name, zero in self.signals.items()})
         if self.attention:
-            heard_spots = [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None]
-            signals = replace(signals, attention_CQ=_attention(heard, heard_spots, window_Q))
+            heard_lengths = [n for n, row in zip(audio_lengths, rows, strict=True) if row.samples_T is not None]
+            signals = replace(signals, attention_CQ=_attention(heard, heard_lengths, window_Q))
         return Batch(
             features_BMT=self.features(clips, self.hearing.samples(self.hearing.features_of(frames))),
             ids_BS=ids_BS,
             mask_BS=mask_BS,
-            audio_to_A=_joined([torch.arange(n) + starts[index] for index, n in audio]),
-            audio_from_A=_joined([torch.arange(n) + int(clip[index]) * window_Q for index, n in audio]),
+            audio_to_A=_joined([torch.arange(n) + audio_starts[index] for index, n in audio]),
+            audio_from_A=_joined([torch.arange(n) + int(clip_of_row[index]) * window_Q for index, n in audio]),
             response_T=response_T,
             mask_T=torch.full((max(1, supervised),), supervised > 0),
             stream_T=_joined(
@@ -82,7 +83,9 @@ class Collator:
             ),
             first_T=_joined([torch.arange(len(row.response)) == 0 for row in rows if row.response], torch.zeros(1, dtype=torch.bool)),
             stream_A=_joined([torch.full((n,), rows[index].stream) for index, n in audio]),
-            clips=_clip_table(heard, [n for n, row in zip(spots, rows, strict=True) if row.samples_T is not None], window_Q, frames),
+            clips=_clip_table(
+                heard, [n for n, row in zip(audio_lengths, rows, strict=True) if row.samples_T is not None], window_Q, frames
+            ),
             views={name: _view(name, rows) for name in self.views},
             signals=signals,
             examples=len(rows),
@@ -112,7 +115,7 @@ def _padded(sequences: Sequence[Sequence[int]], responses: Sequence[int]) -> tup
     return ids_BS, mask_BS, response_T if len(response_T) else torch.ones(1, dtype=torch.long)
 
 
-def _clip_table(heard: Sequence[Row], spots: Sequence[int], window_Q: int, frames: Sequence[int]) -> ClipTable:
+def _clip_table(heard: Sequence[Row], audio_lengths: Sequence[int], window_Q: int, frames: Sequence[int]) -> ClipTable:
     words = max((len(row.words) for row in heard), default=0)
     words_CN = torch.zeros(max(1, len(heard)), max(1, words), dtype=torch.long)
     mask_CN = torch.zeros_like(words_CN, dtype=torch.bool)
@@ -122,7 +125,7 @@ def _clip_table(heard: Sequence[Row], spots: Sequence[int], window_Q: int, frame
     return ClipTable(
         stream_C=torch.tensor([row.stream for row in heard] or [0]),
         frames_C=torch.tensor(list(frames)),
-        mask_CQ=torch.arange(window_Q)[None] < torch.tensor(list(spots) or [0])[:, None],
+        mask_CQ=torch.arange(window_Q)[None] < torch.tensor(list(audio_lengths) or [0])[:, None],
         language_C=torch.tensor([row.language for row in heard] or [-1]),
         words_CN=words_CN,
         words_mask_CN=mask_CN,
@@ -140,19 +143,19 @@ def _view(name: str, rows: Sequence[Row]) -> View:
     return View(ids_BS=ids_BS, mask_BS=mask_BS, response_T=response_T, to_T=to_T)
 
 
-def _attention(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> Tensor:
-    """[C, Q]; zeros for a clip whose column has none. Raises InputError for a teacher that hears in other steps than the student.
+def _attention(heard: Sequence[Row], audio_lengths: Sequence[int], window_Q: int) -> Tensor:
+    """[C, Q]; zeros for a clip whose column has none. Raises InputError for a teacher whose audio positions are not the student's.
 
-    One position more or less is how they round a clip's end (Qwen2-Audio drops half a step, `linear` keeps it): it has no weight then.
+    A difference of one is only rounding at the clip's end (Qwen2-Audio drops half a step, `linear` keeps it): that position gets weight 0.
     """
     attention_CQ = torch.zeros(max(1, len(heard)), window_Q)
-    for index, (row, count) in enumerate(zip(heard, spots, strict=True)):
+    for index, (row, count) in enumerate(zip(heard, audio_lengths, strict=True)):
         if row.signals.attention_CQ is None:
             continue
         weights_Q = row.signals.attention_CQ[0]
         if abs(len(weights_Q) - count) > 1:
             raise InputError(
-                f"stored attention is over {len(weights_Q)} audio positions of a clip of which the student's projector makes {count}: "
+                f"stored attention covers {len(weights_Q)} audio positions of a clip, the student's projector makes {count} of it: "
                 "teacher and student must hear in equal steps, or set `attention: false`"
             )
         both = min(count, len(weights_Q))
@@ -161,7 +164,7 @@ def _attention(heard: Sequence[Row], spots: Sequence[int], window_Q: int) -> Ten
 
 
 def _signal(name: str, zero: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Rows of all examples under each other, narrower ones (fewer sampled ids) filled up with zeros."""
+    """One signal of all examples, concatenated over tokens; narrower ones (fewer sampled ids) are padded with zeros."""
     found = [(row, dict(row.signals.items())) for row in rows if row.response]
     parts = [signals.get(name, zero.expand(len(row.response), *zero.shape[1:])) for row, signals in found]
     if not parts:

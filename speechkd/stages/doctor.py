@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 
 def doctor() -> int:
-    """Print one line a fact; exit code 1 if something that speechkd needs is missing or too old."""
+    """Print one fact per line; exit code 1 if a package that speechkd needs is missing or too old."""
     import psutil
 
     problems = 0
@@ -21,7 +21,7 @@ def doctor() -> int:
     for text in requires("speechkd") or []:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
+            continue  # for another platform, or for an optional extra
         try:
             found = version(requirement.name)
         except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""`speechkd eval`: asks the exported student about audio, asks the teacher and the controls the same, and grades all answers."""
+"""`speechkd eval`: asks the exported student and the controls about audio, and grades their answers and the teacher's stored ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from speechkd.data.audio.clips import encode_flac
 from speechkd.data.cards import load_card
 from speechkd.data.columns.column import Column
 from speechkd.data.reader import Reader
+from speechkd.evaluation.questions import EvaluationConfig, Question
 from speechkd.evaluation.runner import Prediction, Score, answer_from_audio, answer_from_metadata, chance, grade, shuffled, summarise
-from speechkd.evaluation.task import EvaluationConfig, Question
 from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
 from speechkd.stages.export import export
@@ -34,8 +34,7 @@ SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eva
 def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -> Path:
     """Evaluate the export folder `exported` into `out`: predictions per corpus, summary, samples. Does nothing where inputs are unchanged.
 
-    `regrade` grades the stored answers again without asking anyone. Raises InputError where they answer other questions, or are another
-    export's.
+    `regrade` grades the stored answers again and runs no model. Raises InputError if they are of another export or answer other questions.
     """
     corpora = open_corpora(recipe.data)
     manifest = read_manifest(exported)
@@ -47,7 +46,7 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
     if regrade and earlier != inputs:
         raise InputError(f"nothing to regrade: `{out}` holds no answers of this export to these questions (run `speechkd eval` first)")
     if earlier == inputs and not regrade:
-        say(f"eval: `{out}` is of this export already")
+        say(f"eval: `{out}` is up to date")
         return out
     tasks: dict[str, dict[str, object]] = {}
     rows: list[dict[str, object]] = []
@@ -57,7 +56,7 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
         if not asked:
             say(f"eval: corpus `{corpus.card.name}` has no tasks for the splits {sorted(recipe.evaluation.splits.values())}")
             continue
-        predictions = _read(stored) if regrade else _predict(recipe.evaluation, corpus, columns, asked, exported)
+        predictions = _stored_predictions(stored) if regrade else _predict(recipe.evaluation, corpus, columns, asked, exported)
         if not regrade:
             lines = [
                 json.dumps({"system": system, **asdict(p)}, ensure_ascii=False) for system, given in predictions.items() for p in given
@@ -95,30 +94,33 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
 def _predict(
     config: EvaluationConfig, corpus: Corpus, columns: Sequence[Column], asked: Sequence[Question], exported: Path
 ) -> dict[str, list[Prediction]]:
-    """Every system's answers: student and teacher on all splits; reading, shuffled and untrained on the main split."""
+    """System -> its answers: student and teacher on all splits; reads, shuffled and untrained on the main split.
+
+    Where a corpus has several teacher columns, the last one counts.
+    """
     reader = Reader(corpus.shards)
     other = shuffled(asked)
     main = next(iter(config.splits.values()))
-    first = [q for q in asked if q.split == main]
+    on_main = [q for q in asked if q.split == main]
     limits = (config.max_new_tokens, config.batch_size)
 
     def right_audio(question: Question) -> np.ndarray:
-        return _hear(reader, question)
+        return _audio_of(reader, question)
 
     def wrong_audio(question: Question) -> np.ndarray:
-        return _hear(reader, other[question.task, question.sample.key])
+        return _audio_of(reader, other[question.task, question.sample.key])
 
     student = load_student(exported)
     predictions = {"student": answer_from_audio(student, asked, right_audio, *limits, label="eval student")}
     if config.reads is not None:
-        predictions["reads"] = answer_from_metadata(student, first, config.reads, *limits, label="eval reads")
+        predictions["reads"] = answer_from_metadata(student, on_main, config.reads, *limits, label="eval reads")
     if config.controls:
-        predictions["shuffled"] = answer_from_audio(student, first, wrong_audio, *limits, label="eval shuffled")
+        predictions["shuffled"] = answer_from_audio(student, on_main, wrong_audio, *limits, label="eval shuffled")
         del student  # one language model in memory at a time
         untrained = load_student(exported, weights=False)
-        predictions["untrained"] = answer_from_audio(untrained, first, right_audio, *limits, label="eval untrained")
+        predictions["untrained"] = answer_from_audio(untrained, on_main, right_audio, *limits, label="eval untrained")
     for column in columns:
-        examples = column.examples().select(["key", "turn"]).to_pylist()
+        examples = column.table.select(["key", "turn"]).to_pylist()
         answers = {(example["key"], example["turn"]): row for row, example in enumerate(examples)}
         found = [(q, answers[q.sample.key, q.turn]) for q in asked if (q.sample.key, q.turn) in answers]
         predictions["teacher"] = [
@@ -128,7 +130,7 @@ def _predict(
 
 
 def _teacher_columns(recipe: Recipe, corpora: Sequence[Corpus]) -> list[list[Column]]:
-    """For each corpus its columns of teachers' answers, of the roles that the recipe trains on; columns of labels are left out."""
+    """For each corpus, the published columns of the teachers that the recipe trains on, without those that hold the dataset's labels."""
     roles = [role for role in recipe.train.roles if recipe.teachers[role].backend != "label"]
     if not roles:
         return [[] for _ in corpora]
@@ -137,7 +139,7 @@ def _teacher_columns(recipe: Recipe, corpora: Sequence[Corpus]) -> list[list[Col
     return [[corpus.shards.column(name) for name in names if name in corpus.shards.column_names()] for corpus in corpora]
 
 
-def _hear(reader: Reader, question: Question) -> np.ndarray:
+def _audio_of(reader: Reader, question: Question) -> np.ndarray:
     samples_T = reader.audio(question.sample.row)
     assert samples_T is not None, "questions are asked only about clips"
     return samples_T
@@ -162,11 +164,11 @@ def _summary(
             "unparsable": student.unparsable if student else 0,
         }
         for label, split in others:
-            far = score("student", split)
+            found = score("student", split)
             row |= {
-                label: far.value if far else None,
-                f"{label}_n": far.n if far else 0,
-                f"{label}_unparsable": far.unparsable if far else 0,
+                label: found.value if found else None,
+                f"{label}_n": found.n if found else 0,
+                f"{label}_unparsable": found.unparsable if found else 0,
             }
         for system in ("teacher", "shuffled", "untrained", *(["reads"] if "reads" in predictions else [])):
             found = score(system, main)
@@ -201,13 +203,13 @@ def _samples(
                 "reference": question.reference,
                 "correct": result.hits == result.total,
                 "metadata": dict(question.sample.metadata),
-                "audio": base64.b64encode(encode_flac(_hear(reader, question))).decode(),
+                "audio": base64.b64encode(encode_flac(_audio_of(reader, question))).decode(),
             }
         )
     return rows
 
 
-def _read(path: Path) -> dict[str, list[Prediction]]:
+def _stored_predictions(path: Path) -> dict[str, list[Prediction]]:
     if not path.is_file():
         raise InputError(f"nothing to regrade: no `{path}` (run `speechkd eval` without --regrade first)")
     out: dict[str, list[Prediction]] = {}

@@ -33,14 +33,14 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     Raises InputError for whatever would stop the real run: losses that the teacher cannot feed, ranks that the plan cannot deal out,
     missing configurations. Shards that are not there yet are reported, not refused.
     """
-    memory = read_ds_config(Path(recipe.deepspeed))
+    ds_config = read_ds_config(Path(recipe.deepspeed))
     recipe.plan.per_rank(ranks)
     student = meta_student(recipe.student)
     notes = check_method(recipe, dry=True)
     _print_parameters(recipe.student, student)
     live_counts = live_parameters(recipe.live, recipe.student)
     _print_live(recipe.live, live_counts)
-    _print_memory(student, recipe.student.dtype, sum(live_counts.values()), ranks, stage(memory))
+    _print_memory(student, recipe.student.dtype, sum(live_counts.values()), ranks, stage(ds_config))
     print(
         f"regime      {recipe.train.regime}: " + ", then ".join(f"{p.name} {p.steps} steps of {_mix(p.mix)}" for p in recipe.train.phases)
     )

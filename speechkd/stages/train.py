@@ -38,7 +38,7 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     A finished run is left as it is. Raises InputError for anything that can be known to be wrong before a process starts.
     """
     folder = run_dir or recipe.run_dir
-    read_ds_config(Path(recipe.deepspeed))
+    read_ds_config(Path(recipe.deepspeed))  # refuses a bad file
     sources = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     schedule = make_schedule(recipe, sources)
     schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
@@ -57,7 +57,7 @@ def _launch(folder: Path, recipe: Recipe, sources: Sequence[TrainSource], schedu
     if newest is not None and read_trainer(newest)["step"] >= schedule.steps:
         same_base(read_trainer(newest), newest, recipe.student, recipe.live)
         say(f"train: finished before at step {schedule.steps} ({newest})")
-        if last_status(folder / JOURNAL) != "FINISHED":  # killed between its last checkpoint and its last word
+        if last_status(folder / JOURNAL) != "FINISHED":  # killed after the last checkpoint, before it journalled the end
             journal.status("FINISHED")
         return 0
     journal.status("RUNNING")
@@ -89,7 +89,7 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[
 
 
 def _let_finish(sender: subprocess.Popen[bytes]) -> None:
-    """Wait up to half a minute for the sender, so that MLflow is complete when the command ends; it ends by itself in any case."""
+    """Wait up to SENDER_GRACE_S for the MLflow sender, so that MLflow is complete when the command ends; it exits by itself in any case."""
     try:
         sender.wait(timeout=SENDER_GRACE_S)
     except subprocess.TimeoutExpired:
@@ -107,7 +107,7 @@ def _tags(recipe: Recipe, datasets: dict[str, str]) -> dict[str, str]:
 
 
 def _user() -> str:
-    """Who runs it; in a container without a name for its user, the number."""
+    """User name; the user id in a container that has no name for it."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -119,11 +119,11 @@ def _revision(code: Path) -> dict[str, str]:
     if not shutil.which("git"):
         return {}
 
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], cwd=code, capture_output=True, text=True, check=False)
+    def git(*args: str) -> str | None:
+        done = subprocess.run(["git", *args], cwd=code, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
     revision = git("rev-parse", "HEAD")
-    if not revision or git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed below somebody else's repository
+    if not revision or git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed inside another project's repository
         return {}
     return {"git": revision, "git_dirty": "true" if git("status", "--porcelain", "--", ".") else "false"}

@@ -28,7 +28,7 @@ from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.base_models import frozen_base, same_base
-from speechkd.stages.assembly.distiller import build_method
+from speechkd.stages.assembly.method import build_method
 from speechkd.stages.assembly.student import build_student
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
@@ -62,8 +62,8 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     world = dist.world_size()
     dist.barrier()  # rank 0 holds the run folder's lock
     newest = latest(folder / CHECKPOINTS)
-    memory = read_ds_config(Path(recipe.deepspeed))
-    student = build_student(recipe.student, memory, recipe.seed)
+    ds_config = read_ds_config(Path(recipe.deepspeed))
+    student = build_student(recipe.student, ds_config, recipe.seed)
     with torch_seed(recipe.seed, "losses"):
         distiller = Distiller(student, build_method(recipe, student))
     if newest is not None:
@@ -71,7 +71,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         load_weights(distiller, newest)
     accumulate = recipe.plan.per_rank(world)
     precision: Precision = "bf16" if recipe.student.dtype == "bfloat16" else "fp32"
-    engine = Engine(distiller, recipe.optim, memory, accumulate, recipe.optim.clip, precision)
+    engine = Engine(distiller, recipe.optim, ds_config, accumulate, recipe.optim.clip, precision)
     start = 0
     if newest is not None:
         start = load_moments(engine, newest)
@@ -83,7 +83,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     load = make_loader(recipe, sources, prompt, collator)
 
     def keep(step: int) -> None:
-        _assert_partitioned(engine, memory)
+        _assert_partitioned(engine, ds_config)
         save(engine, folder / CHECKPOINTS, step, state, recipe.train.keep_checkpoints)
         _write_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
 
@@ -117,9 +117,9 @@ def _same_run(trainer: dict[str, object], recipe: Recipe, schedule: Schedule, ch
     same_base(trainer, checkpoint, recipe.student, recipe.live)
 
 
-def _assert_partitioned(engine: Engine, memory: Mapping[str, Any]) -> None:
+def _assert_partitioned(engine: Engine, ds_config: Mapping[str, Any]) -> None:
     """With a persistence threshold of 0, no parameter may be whole on a rank between steps: catches leaks of gathered weights."""
-    zero = memory["zero_optimization"]
+    zero = ds_config["zero_optimization"]
     if zero["stage"] == 3 and zero.get("stage3_param_persistence_threshold") == 0 and dist.world_size() > 1:
         whole = [name for name, available in partition_report(engine.module).items() if available]
         assert not whole, f"whole between steps: {whole[:5]}"

@@ -15,7 +15,7 @@ from speechkd.models.language_model import LanguageModel
 from speechkd.teachers.live import ModelOutputs
 
 Weights = Mapping[int, Tensor]
-"""Head weights, whole, by id of their language model"""
+"""`id()` of a language model -> its head's whole weight"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +27,14 @@ class LossInputs:
     teachers: Mapping[str, ModelOutputs]
     """by name of the live teacher"""
     shared: Mapping[str, Tensor | None]
-    """by live teacher: bool over ids, which its vocabulary shares with the student's; None where they are one vocabulary"""
+    """by live teacher: bool over ids, True where it and the student mean the same token; None where they do for all ids"""
     words_CND: Tensor | None
     """embeddings of the transcripts, where a loss needs them"""
     stored_layers: Sequence[int] = ()
-    """layers whose states the batch's signals carry, in their order"""
+    """layers whose states `batch.signals.hidden_TLE` holds, in its order"""
 
     def models(self) -> list[LanguageModel]:
-        """The language models whose heads losses may need, each once, teachers' first."""
+        """The language models whose heads losses may need, each once; the teachers' come first."""
         found = {id(outputs.llm): outputs.llm for outputs in [*self.teachers.values(), self.student]}
         return list(found.values())
 

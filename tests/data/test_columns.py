@@ -25,7 +25,7 @@ def test_turns_and_tensors_come_back(tones_root: Path) -> None:
     column = shards.column("echo")
     reader = Reader(shards, column)
     expected = [(s.key, turn, s.row) for s in shards.samples() if s.row != 3 for turn in echo_turns(s.key, s.row)]
-    table = column.examples()
+    table = column.table
     assert len(column) == len(table) == len(expected) and column.spec == ECHO
     assert table["key"].to_pylist() == [key for key, _, _ in expected]
     assert table["tokens"].to_pylist() == [len(turn.tokens) for _, turn, _ in expected]
@@ -92,7 +92,7 @@ def test_what_cannot_be_stored_is_refused(copied: Path) -> None:
 
 def test_a_bad_member_is_named(copied: Path) -> None:
     column = open_shards(copied).column("echo")
-    row = column.examples().slice(4, 1).to_pylist()[0]
+    row = column.table.slice(4, 1).to_pylist()[0]
     path = copied / "columns/echo/000001.tar"
     data = bytearray(path.read_bytes())
     data[row["signals_offset"]] ^= 1

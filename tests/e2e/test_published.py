@@ -72,7 +72,7 @@ def both_channels(recipe: Recipe) -> None:
     shards = open_shards(Path(recipe.data.root, "open_orca_spoken/v1"))
     assert all(sample.seconds > 0.5 and sample.metadata["voice"] for sample in shards.samples())
     column = shards.column(next(name for name in shards.column_names() if name.startswith("kd-")))
-    turns = column.examples()["turn"].to_pylist()
+    turns = column.table["turn"].to_pylist()
     assert turns.count("spoken") == len(shards) and 0 < turns.count("written") < len(shards)
     row = read_json(recipe.run_dir / "summary.json")["tasks"]["answer"]
     assert row["teacher"] is not None and row["reads"] is not None and row["student"] is not None

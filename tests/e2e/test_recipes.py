@@ -81,7 +81,7 @@ def test_a_teacher_reads_what_the_start_wrote_about_the_clips(workshop: Path, ex
     recipe = load_recipe(path, [*changes, "name=reads-descriptions", reader])
     (train_source,) = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     row = train_source.plan_source.row(0)
-    answers = {column.key_of(number): column.read(number).text for number in range(len(column.examples()))}
+    answers = {column.key_of(number): column.read(number).text for number in range(len(column.table))}
     assert train_source.words(row) == {column.name: answers[train_source.reader.read(row, hear=False).key]}
     train_several([recipe])
 

@@ -6,9 +6,9 @@ import pytest
 
 from speechkd.data.cards import Task
 from speechkd.data.shards.index import Sample
+from speechkd.evaluation.questions import Question, questions
 from speechkd.evaluation.runner import Prediction, chance, grade, shuffled, summarise
 from speechkd.evaluation.scorers import SCORERS
-from speechkd.evaluation.task import Question, questions
 
 CHOICE = Task(instruction="Which?", field="animal", kind="choice", choices=["cat", "dog"])
 WORDS = Task(instruction="What?", field="words", kind="words", choices=["one", "two", "three"], when={"kind": "digits"})

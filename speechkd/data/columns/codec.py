@@ -3,6 +3,7 @@
 Ids are exact. A row of K distinct ids is stored sorted, in Elias-Fano form: the low bits of each id unchanged, the high bits as one
 bit string whose i-th set bit is at (high part of id i) + i. A row takes at most K (2 + log2(V / K)) bits: 13.2 bits per id for 64 of
 151,936 ids, where fixed width takes 18. Every row of a column has the same length.
+X in a name: the bytes, or the bits, of a row.
 
 Log-probs x = -logp in nats are stored as c = round(n sqrt(x / S)), n = 2^bits - 1, S the row's largest x (float16, rounded up):
     x^ = S (c / n)^2,   |x^ - x| <= sqrt(S x) / n + S / (4 n^2)
@@ -41,7 +42,7 @@ def pack_id_rows(ids_TK: np.ndarray, vocabulary: int) -> np.ndarray:
     low = _low_bits(k, vocabulary)
     ids_TK = ids_TK.astype(np.int64)
     assert ids_TK.size == 0 or (ids_TK.min() >= 0 and ids_TK.max() < vocabulary and (np.diff(ids_TK, axis=1) > 0).all())
-    high = k + ((vocabulary - 1) >> low)
+    high = k + ((vocabulary - 1) >> low)  # length of the high parts' bit string
     bits_TX = np.zeros((T, high + k * low), dtype=np.uint8)
     np.put_along_axis(bits_TX, (ids_TK >> low) + np.arange(k), 1, axis=1)
     bits_TX[:, high:] = ((ids_TK[:, :, None] >> np.arange(low)) & 1).reshape(T, k * low)

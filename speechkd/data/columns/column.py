@@ -1,4 +1,7 @@
-"""Reads a published column: turns and signals by row, each member checked against its digest."""
+"""Reads a published column: a teacher's stored answers (turns) and signals about the samples of base shards.
+
+Every tar member is checked against its digest when it is read.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from speechkd.data.storage.tar import Member, bad_members
 
 
 def open_column(version: Location, base: str, name: str) -> Column:
-    """Open a published column of the base shards in folder `version`, whose digest is `base`.
+    """Open column `name` of the base shards in folder `version`, whose digest is `base`.
 
     Raises InputError if the column belongs to other shards, DataError for a damaged manifest.
     """
@@ -46,7 +49,7 @@ def open_column(version: Location, base: str, name: str) -> Column:
 
 
 class Column:
-    """A published column: one example per (key, turn), with a response and optional signal tensors. Cheap to open and to pickle."""
+    """A published column: one example per (key, turn), with a response and optional signals. Cheap to open and to pickle."""
 
     def __init__(self, version: Location, manifest: dict[str, Any]) -> None:
         """`version`: the folder of the base shards."""
@@ -69,20 +72,16 @@ class Column:
 
     @cached_property
     def table(self) -> pa.Table:
-        """index.parquet: COLUMN_SCHEMA with `shard` and `sample` (row of the base index)."""
+        """All of index.parquet, in order of shard, key, position: COLUMN_SCHEMA plus `shard` and `sample` (row of the base index)."""
         return self.read_index(None)
 
     def read_index(self, names: list[str] | None) -> pa.Table:
-        """Some Parquet columns of index.parquet, checked against the manifest; repeated text as dictionaries."""
+        """Some Parquet columns of index.parquet (None: all), checked against the manifest; `stop` and `turn` as dictionaries."""
         return read_columns(self.files, INDEX, names, ["stop", "turn"])
-
-    def examples(self) -> pa.Table:
-        """One row per example, in order of shard, key, position: COLUMN_SCHEMA, `shard` and `sample` (row of the base index)."""
-        return self.table
 
     @cached_property
     def rows(self) -> ShardRows:
-        """Index rows of single shards."""
+        """The same index, loaded one shard at a time."""
         return ShardRows([entry["examples"] for entry in self.manifest["shards"]], self._shard_rows)
 
     def _shard_rows(self, shard: int) -> pa.Table:
@@ -114,7 +113,7 @@ class Column:
     def signals(self, row: int, names: Collection[str] | None = None) -> TeacherSignals:
         """Signals of example `row`, decoded for the losses; with `names`, only these.
 
-        None of them for a turn that is an error or has no tokens. Raises DataError naming tar and member.
+        Empty for a turn that failed or has no tokens. Raises DataError naming tar and member.
         """
         wanted = self.spec.signals.names if names is None else self.spec.signals.names.intersection(names)
         if not wanted or self._cell(row, "stop") == "error" or not self._cell(row, "tokens"):
@@ -125,7 +124,8 @@ class Column:
             tensors = tensors_in(self._member(row, "signals_", "signals.safetensors"), f"{turn}.", label)
             return decode(self.spec.signals, wanted, tensors, self._cell(row, "tokens"), self.spec.vocab_size)
         except DataError as error:
-            raise error if str(self.root) in str(error) else DataError(f"{label}: turn `{turn}` {error}") from None
+            located = str(self.root) in str(error)  # the error names the file already
+            raise error if located else DataError(f"{label}: turn `{turn}` {error}") from None
 
     def _member(self, row: int, part: str, suffix: str) -> bytes:
         shard, local_row, rows = self.rows.find(row)
@@ -148,7 +148,7 @@ class Column:
             return  # already reported as missing
 
     def _listed(self, shard: int) -> Iterator[tuple[str, Member]]:
-        """Every member of a shard's tar, once each: a member holds several turns, and each turn has a row."""
+        """(label, member) of a shard's tar, once each: the turns of one key share a member, but each has a row."""
         rows, seen = self.rows.of_shard(shard), set()
         for part, suffix in (("", "response.json"), ("signals_", "signals.safetensors")):
             for key, *where in zip(rows["key"], *(rows[f"{part}{what}"] for what in ("offset", "bytes", "sha256")), strict=True):

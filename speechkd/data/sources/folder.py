@@ -92,7 +92,7 @@ class FolderSource:
             fields |= scalars(parse_object(_sidecar(beside), str(beside)))
         if "txt" in config.sidecars and (beside := stem.with_suffix(".txt")).is_file():
             fields["text"] = _sidecar(beside).strip()
-        taken = {}
+        taken = {}  # field -> value, of the fields that are key or split; "" -> "" where none is named
         for key in (config.key_field, config.split_field):
             if key and key not in fields:
                 raise InputError(unknown_name("field", key, fields, name))

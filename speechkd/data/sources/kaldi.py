@@ -18,8 +18,8 @@ from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.sources.rows import read_files
 from speechkd.data.storage.names import clean_name
 
-FIELDS = {"text": "text", "utt2spk": "speaker", "utt2lang": "language", "utt2dur": "", "utt2num_frames": "", "utt2uniq": ""}
-"""utt2* file -> field name (empty: not read); any other utt2<name> is field <name>"""
+FIELDS = {"utt2spk": "speaker", "utt2lang": "language", "utt2dur": "", "utt2num_frames": "", "utt2uniq": ""}
+"""utt2* file -> field name (empty: ignored); any other utt2<name> is field <name>"""
 
 _CHANNELS = {"A": 0, "B": 1}
 
@@ -77,6 +77,7 @@ def _utterances(folder: Path, split: str) -> Iterator[Item]:
 
 
 def _spans(folder: Path, recordings: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(utterance, its payload): whole recordings, or spans of them where the directory has `segments` (end -1: to the recording's end)."""
     if not (folder / "segments").is_file():
         for name, path in recordings.items():
             yield name, {"audio": path}

@@ -4,6 +4,7 @@
     soft:  Q = sum_k pi_k Q^(k)
     hard:  Q = sum_k yST_k Q^(k),  yST = onehot(argmax g) + pi - stopgrad(pi)
     S = W_o Decoder(Q + pos, cross-attend h)
+h: the encoder's states, G: the gate, K languages, L queries each; yST is the straight-through choice.
 In training the true language replaces the gate's choice with probability p_tf (`language_gates.forcing_probability`: 1 to 0 on a cosine).
 The paper: K = 6, L = 256, queries N(0, 0.02^2), decoder weights of Whisper-large-v3 (`init_from`). Reconstructed: the gates' sizes, the
 softmax's temperature, p_tf's exact form and its draw for each clip, and that the decoder keeps DiVA's causal mask. The paper's baseline of
@@ -53,9 +54,9 @@ class QueryBankConfig(DecoderConfig):
 
 
 class QueryBank(nn.Module):
-    """K sets of L queries, a gate, one decoder, one Linear. Every frame given is attended, none dropped or padded: Q = L for any F.
+    """K sets of L queries, a gate, one decoder, one Linear. Attends to every frame it is given: Q = L for any F.
 
-    Gate and decoder run on every batch, also where every clip is forced: the sequence of module calls never depends on the batch.
+    Gate and decoder run on every batch, even if every clip's language is forced: the sequence of module calls never depends on the batch.
     """
 
     Config = QueryBankConfig

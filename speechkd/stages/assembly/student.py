@@ -33,15 +33,15 @@ def meta_student(config: StudentConfig) -> Student:
         return Student(encoder, llm, config)
 
 
-def build_student(config: StudentConfig, memory: Mapping[str, Any], seed: int) -> Student:
+def build_student(config: StudentConfig, ds_config: Mapping[str, Any], seed: int) -> Student:
     """The student on this rank: frozen models partitioned as they load, what trains made from the seed (equal on all ranks).
 
-    `memory`: the DeepSpeed file, as `read_ds_config` returned it.
+    `ds_config`: the DeepSpeed file, as `read_ds_config` returned it.
     """
     dtype = getattr(torch, config.dtype)
-    split = stage(memory) == 3
-    encoder = load_encoder(config.encoder, dtype, split, memory)
-    llm = load_causal_lm(config.llm, dtype, split, memory)
+    partitioned = stage(ds_config) == 3
+    encoder = load_encoder(config.encoder, dtype, partitioned, ds_config)
+    llm = load_causal_lm(config.llm, dtype, partitioned, ds_config)
     with torch_seed(seed, "student"):
         student = Student(encoder, llm, config)
         init_projector(student.projector)

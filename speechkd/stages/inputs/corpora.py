@@ -13,7 +13,7 @@ from speechkd.core.errors import InputError, unknown_name
 from speechkd.data.cards import Card, load_card
 from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.data.storage.store import Location, parse_location
-from speechkd.evaluation.task import EvaluationConfig, Question, questions
+from speechkd.evaluation.questions import EvaluationConfig, Question, questions
 from speechkd.models.exported import load_features
 from speechkd.recipe import CorpusConfig, DataConfig
 

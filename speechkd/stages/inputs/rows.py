@@ -1,4 +1,4 @@
-"""Turns one training example into a row of a batch: the student's input, the live teachers' input, and facts about the clip."""
+"""Turns one training example into a row of a batch: token ids for the student and the live teachers, audio, language, transcript."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from speechkd.teachers.live_config import column_of
 from speechkd.teachers.prompts import has_audio
 
 NOTHING = Reading(form="nothing")
+"""An empty audio span"""
 
 
 def compared_with(losses: Mapping[str, LossConfig], stream: str) -> list[str]:
-    """The live teachers with which some loss compares examples of a stream."""
+    """The live teachers that the losses on a stream use."""
     named = [name for config in losses.values() if config.counts(stream) for name in config.live_teachers().values()]
     return list(dict.fromkeys(named))
 
 
 class RowMaker:
-    """Makes rows from examples. Keeps the token ids of each question: questions repeat."""
+    """Makes rows from examples. Keeps the student's prompt of each question, because questions repeat."""
 
     def __init__(self, recipe: Recipe, prompt: Prompt, teacher_prompts: Mapping[str, Prompt]) -> None:
-        """`teacher_prompts`: the prompt of every live teacher that reads, with its own tokenizer."""
+        """`teacher_prompts`: by name of each live teacher that reads text, the template with its own tokenizer."""
         self.recipe, self.prompt, self.teacher_prompts = recipe, prompt, teacher_prompts
-        self._asked: dict[str, StudentPrompt] = {}
-        self._readers = {
+        self._student_prompts: dict[str, StudentPrompt] = {}
+        self._readers = {  # stream number -> live teachers that read its examples
             number: [name for name in compared_with(recipe.losses, stream) if name in teacher_prompts]
             for number, stream in enumerate(recipe.train.streams)
         }
-        self._words = any("words" in config.needs().student for config in recipe.losses.values())
+        self._needs_words = any("words" in config.needs().student for config in recipe.losses.values())
         self._languages = recipe.student.projector.gate_languages()
 
     def __call__(self, stream: int, example: Example, column_texts: Mapping[str, str] | None = None) -> Row:
@@ -43,27 +44,27 @@ class RowMaker:
         question, metadata = example.question, example.metadata
         samples_T = example.samples_T
         if not has_audio(example.turn):  # a written question: the student reads it and hears nothing
-            samples_T, around = None, StudentPrompt(self.prompt.read(question, NOTHING, metadata), [])
+            samples_T, prompt = None, StudentPrompt(self.prompt.read(question, NOTHING, metadata), [])
         elif samples_T is None and self.recipe.train.streams[stream].endswith("/text"):
-            around = StudentPrompt(self.prompt.read(question, self.recipe.prompt.text, metadata), [])
+            prompt = StudentPrompt(self.prompt.read(question, self.recipe.prompt.text, metadata), [])
         else:
-            if question not in self._asked:
-                self._asked[question] = self.prompt.student(question)
-            around = self._asked[question]
+            if question not in self._student_prompts:
+                self._student_prompts[question] = self.prompt.student(question)
+            prompt = self._student_prompts[question]
         language = str(metadata.get("language", ""))
         return Row(
-            around.before,
-            around.after,
+            prompt.before,
+            prompt.after,
             example.tokens,
             samples_T,
             signals=example.signals,
             stream=stream,
             language=self._languages.index(language) if language in self._languages else -1,
-            words=self.prompt.words(str(metadata.get(self.recipe.prompt.transcript, ""))) if self._words else (),
-            reads={name: self._reads(name, question, example, column_texts or {}) for name in self._readers[stream]},
+            words=self.prompt.words(str(metadata.get(self.recipe.prompt.transcript, ""))) if self._needs_words else (),
+            reads={name: self._teacher_ids(name, question, example, column_texts or {}) for name in self._readers[stream]},
         )
 
-    def _reads(self, teacher: str, question: str, example: Example, column_texts: Mapping[str, str]) -> list[int]:
+    def _teacher_ids(self, teacher: str, question: str, example: Example, column_texts: Mapping[str, str]) -> list[int]:
         prompt, live = self.teacher_prompts[teacher], self.recipe.live[teacher]
         if not has_audio(example.turn):
             return prompt.read(question, NOTHING, example.metadata)

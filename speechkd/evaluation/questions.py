@@ -1,4 +1,4 @@
-"""Evaluation config, and the questions it selects: the card's tasks on clips of the chosen splits."""
+"""The evaluation block of a recipe, and the questions that it selects: a card's tasks on clips of the chosen splits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speechkd.teachers.prompts import SPOKEN, task_applies
 
 
 class EvaluationConfig(Config):
-    """What to evaluate. `splits`: first the main one (new utterances under training conditions), then others."""
+    """What to evaluate. The first of `splits` is the main one (new utterances under training conditions); controls run only on it."""
 
     splits: dict[str, str] = Field(min_length=1)
     """label in the summary -> split name, e.g. {student: test_known, unseen: test_unseen}"""
@@ -35,9 +35,9 @@ class EvaluationConfig(Config):
     """also let the trained student read this in place of the audio, to compare its text ability; unset: skip"""
 
     def identity(self) -> dict[str, Any]:
-        """All settings that the answers depend on, as JSON. Keys added later are omitted when unset, so old digests stay valid."""
-        later = {name for name in ("controls", "reads") if getattr(self, name) == type(self).model_fields[name].get_default()}
-        return self.model_dump(mode="json", exclude=later)
+        """All settings that the answers depend on, as JSON. Keys that came later are left out at their default: old digests stay valid."""
+        unset = {name for name in ("controls", "reads") if getattr(self, name) == type(self).model_fields[name].get_default()}
+        return self.model_dump(mode="json", exclude=unset)
 
 
 @dataclass(frozen=True, slots=True)

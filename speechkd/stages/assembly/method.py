@@ -20,12 +20,12 @@ from speechkd.train.distiller import Method
 
 def build_method(recipe: Recipe, student: Student) -> Method:
     """The recipe's losses and live teachers. Call it before a checkpoint is loaded: a snapshot teacher is a copy of `student` at step 0."""
-    memory = read_ds_config(Path(recipe.deepspeed))
+    ds_config = read_ds_config(Path(recipe.deepspeed))
     dtype = getattr(torch, recipe.student.dtype)
-    split = stage(memory) == 3
+    partitioned = stage(ds_config) == 3
 
     def load_llm(name: str) -> nn.Module:
-        return load_causal_lm(name, dtype, split, memory)
+        return load_causal_lm(name, dtype, partitioned, ds_config)
 
     def load_speech(name: str) -> AudioTeacher:
         return load_audio_teacher(name, student, recipe.student.config_root, load_llm)
