@@ -23,8 +23,9 @@ from speechkd.data.sources.paths import data_root
 from speechkd.data.storage.names import MAX_KEY, is_name
 
 PART = "-part"
-"""Separates the key of a split clip from the part number"""
+"""Stands between key and number where a long clip is split into parts"""
 LONGEST_SPLIT_KEY = MAX_KEY - len(PART) - 4
+"""Leaves room for PART and a part number of four digits"""
 
 
 class Task(Config):
@@ -38,13 +39,14 @@ class Task(Config):
     instruction_field: str = ""
     field: str
     kind: Literal["choice", "words"]
+    """how answers are scored: `choice`: must equal the label; `words`: share of the label's words that are right"""
     choices: list[str] = []
     when: dict[str, Scalar] = {}
 
     @model_validator(mode="after")
     def _asks_something(self) -> Task:
         if bool(self.instruction_field) and bool(self.instruction) or not {"instruction", "instruction_field"} & self.model_fields_set:
-            raise ValueError("a task has either `instruction` or `instruction_field`")
+            raise ValueError("a task has either `instruction` or `instruction_field`, not both or none")
         return self
 
     def question(self, metadata: Metadata) -> str:

@@ -1,7 +1,7 @@
-"""Loads pretrained models partitioned over ranks: no rank ever holds a whole model.
+"""Loads pretrained models, whole or partitioned by ZeRO-3. Of a partitioned model, each rank reads only its own slice.
 
-`from_pretrained` under ZeRO-3 needs more memory than an ordinary load, not less (measured, 1 GB on two ranks: 1.6 times on rank 0, 1.3 on
-rank 1). Here the module is created partitioned and every rank reads only its own slice of every tensor, by byte range (0.57 on both).
+`from_pretrained` under ZeRO-3 does not save memory. Measured for a 1 GB model on two ranks, relative to an ordinary load: 1.6 on rank 0 and
+1.3 on rank 1. Here the module is created partitioned and filled by byte range: 0.57 on both.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
     with no_init_weights(), zero_init(ds_config, dtype, to_be_filled=True):
         module = causal_lm_from(config, dtype)
         module.tie_weights()  # type: ignore[operator]
-    gc.collect()  # a head that was replaced by a tied one is in a reference cycle
+    gc.collect()  # free the head weight that tying replaced: it is in a reference cycle
     _refuse_mixed_precision(module, dtype, folder)
     fill(module, language_model_tensors(folder), folder, fill_parameter, full_shape)
-    _generation_config(module, folder)
+    _load_generation_config(module, folder)
     return module.eval()
 
 
@@ -70,13 +70,13 @@ def load_encoder(path_or_id: str, dtype: torch.dtype, partitioned: bool = False,
 
 
 def _refuse_mixed_precision(module: nn.Module, dtype: torch.dtype, folder: Path) -> None:
-    """Raises InputError for architectures that keep modules in float32: created partitioned, they would silently be rounded."""
+    """Raises InputError for architectures that keep modules in float32: partitioned creation would silently round them."""
     pinned = sorted(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
     if pinned and dtype != torch.float32:
         raise InputError(f"modules {', '.join(pinned)} must stay in float32: load this model with precision fp32 ({folder})")
 
 
-def _generation_config(module: Any, folder: Path) -> None:
+def _load_generation_config(module: Any, folder: Path) -> None:
     from transformers import GenerationConfig
 
     if (folder / "generation_config.json").is_file():
@@ -84,7 +84,10 @@ def _generation_config(module: Any, folder: Path) -> None:
 
 
 def fill_parameter(param: nn.Parameter, stored: Stored) -> None:
-    """Read `stored` into `param`, whole or only this rank's partition. Collective only for partitions that a rank cannot fill alone."""
+    """Read `stored` into `param`: whole, or only this rank's partition if `param` is partitioned.
+
+    A partition that `fill_partition` refuses is gathered and filled by rank 0: a collective, so every rank must make this call.
+    """
     from speechkd.engine.zero import fill_partition, gathered, is_partitioned
 
     with torch.no_grad():

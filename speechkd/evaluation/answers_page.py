@@ -1,4 +1,7 @@
-"""Writes an HTML page with a column's worst answers by each quality gate. All text is escaped; no scripts, no network."""
+"""Writes an HTML page: the worst answers in a column (one teacher's stored answers), by each quality gate.
+
+All text is escaped; no scripts, no network.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from speechkd.core.files import write_text
 
-SHOWN = 1200
+MAX_CHARS = 1200
 """Longer texts are cut to this many characters"""
 
 
@@ -20,15 +23,17 @@ class WorstAnswer:
 
     key: str
     turn: str
+    """which question about the clip, e.g. `open-0` or `task-gender`"""
     question: str
     text: str
     metadata: str
     badness: float
+    """the gate's measure, turned so that higher is worse"""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One gate: how many answers it drops (None: not set in the recipe), the mean of its measure, and its worst answers."""
+    """One gate: how many answers it drops (None: not set in the recipe), the mean badness of all answers, and the worst ones."""
 
     name: str
     drops: int | None
@@ -41,11 +46,11 @@ def write_answers_page(out: Path, column: str, summary: str, gates: Iterable[Gat
     environment = Environment(
         loader=PackageLoader("speechkd.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["shown"] = _shown
+    environment.filters["shown"] = _shortened
     page = environment.get_template("answers.html.j2").render(column=column, summary=summary, gates=list(gates))
     write_text(out, page)
     return out
 
 
-def _shown(text: str) -> str:
-    return text if len(text) <= SHOWN else text[:SHOWN] + " …"
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + " …"

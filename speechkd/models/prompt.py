@@ -1,4 +1,7 @@
-"""Prompts of teacher and student from one template: the teacher reads metadata as JSON where the student hears audio (wong26a 3.1)."""
+"""Builds the prompts of teacher and student from one template.
+
+The teacher reads metadata, usually as JSON, where the student hears audio (wong26a, PMLR 312:61-77, section 3.1).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from speechkd.core.types import Metadata
 _SPAN = "\ue000span\ue001"
 """Stands where the audio goes while a prompt is rendered; private-use characters occur in no text."""
 MAX_METADATA_CHARS = 4000
-_MARK = re.compile(r"([<\[])(?=\S)")
+"""Limit for the text in place of the audio"""
+_SPECIAL_START = re.compile(r"([<\[])(?=\S)")
 
 
 class Reading(Config):
@@ -41,8 +45,8 @@ class StudentPrompt:
 def metadata_json(metadata: Metadata, fields: Iterable[str]) -> str:
     """The flat JSON that stands in the teacher's audio span, with the `fields` that this clip has.
 
-    `<` and `[` are written as JSON escapes (a flat object has them in texts only), so that no value can close the span or spell a
-    special token of the `<...>` and `[...]` kinds that chat models use. Long values are cut, so the result is always whole JSON.
+    `<` and `[` become JSON escapes, so no value can close the span or spell a special token (`<...>` or `[...]`). In a flat object they
+    occur only inside strings. Long values are cut before they are written, so the result is always complete JSON.
     """
     chosen = {name: metadata[name] for name in fields if name in metadata}
     limit = MAX_METADATA_CHARS
@@ -55,12 +59,12 @@ def metadata_json(metadata: Metadata, fields: Iterable[str]) -> str:
 
 
 def plain_text(text: str, limit: int = MAX_METADATA_CHARS) -> str:
-    """Untrusted text made safe for a prompt without quotes: it cannot spell a mark of a chat template, and its length is limited.
+    """Untrusted text, made safe to put into a prompt as it is: it cannot spell a special token, and its length is limited.
 
-    A space follows every `<` and `[` that is followed by something, control and private-use characters become spaces.
+    A `<` or `[` before other text gets a space after it. Control and private-use characters become spaces; line breaks stay.
     """
-    text = "".join(" " if unicodedata.category(sign) in ("Cc", "Co", "Cs") and sign != "\n" else sign for sign in text)
-    text = _MARK.sub(r"\1 ", text).strip()
+    text = "".join(" " if unicodedata.category(char) in ("Cc", "Co", "Cs") and char != "\n" else char for char in text)
+    text = _SPECIAL_START.sub(r"\1 ", text).strip()
     return text if len(text) <= limit else text[:limit] + "…"
 
 
@@ -70,8 +74,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(state.encode()).hexdigest()
 
 
-def disagreement(one: Any, other: Any) -> int | None:
-    """The first id that is one token to a tokenizer and another token to the other; None where all ids that both have agree."""
+def conflicting_id(one: Any, other: Any) -> int | None:
+    """The lowest id that stands for different tokens in two tokenizers; None if all ids that both have agree."""
     mine, theirs = ({number: token for token, number in tokenizer.get_vocab().items()} for tokenizer in (one, other))
     return min((number for number in mine.keys() & theirs.keys() if mine[number] != theirs[number]), default=None)
 
@@ -95,7 +99,7 @@ class Prompt:
         self.end_of_turn = self._end_of_turn()
 
     def message(self, question: str, audio: str) -> str:
-        """The user's message, with `audio` in the span: what a chat endpoint is sent."""
+        """The user's message, with `audio` in the audio span. Chat endpoints get this text."""
         text: str = self._template.render(question=question, audio=audio)
         return text
 
@@ -130,20 +134,20 @@ class Prompt:
         return self._ids(self._chat(question, metadata))
 
     def read(self, question: str, reading: Reading, metadata: Metadata) -> list[int]:
-        """The prompt with a clip's metadata read in the audio span. Plain text cannot spell a chat template's marks."""
+        """The prompt of a model that reads: what `reading` says of `metadata` fills the audio span."""
         if reading.form == "json":
             return self.teacher(question, metadata_json(metadata, reading.fields))
         text = "\n".join(str(metadata[name]) for name in reading.fields if name in metadata) if reading.form == "text" else ""
         return self.teacher(question, plain_text(text))
 
     def words(self, text: str) -> list[int]:
-        """Text as tokens, without special ones: a transcript whose embeddings a projector should find."""
+        """Token ids of a transcript, without special tokens. Losses compare the projector's output with their embeddings."""
         return self._ids(plain_text(text))
 
     def answer(self, text: str, ended: bool = True) -> list[int]:
-        """A known answer as response tokens, ending with the end of turn where it `ended` by itself.
+        """A known answer as response tokens. The end-of-turn token follows, unless the answer was cut (`ended` is false).
 
-        A label, transcript or server may have written the text: special tokens spelt in it are plain text, kept letter by letter.
+        The text comes from a label, transcript or server, so special tokens spelt in it are tokenized as plain text.
         """
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*ids, self.end_of_turn] if ended else ids

@@ -1,4 +1,4 @@
-"""The student model: frozen speech encoder, layer mix, projector, LLM. The mix, the projector and, where configured, LoRA train."""
+"""The student model: frozen speech encoder, layer mix, projector, LLM. Trained are the mix, the projector and, if configured, LoRA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LLM, PROJECTOR = "llm.lm.", "projector."
 
 
 class Heard(NamedTuple):
-    """A batch's clips as LLM inputs, and the logits of the language gate where the projector has one."""
+    """A batch's clips as LLM inputs, and the logits over K languages where the projector has a language gate."""
 
     audio_CQD: Tensor
     gate_CK: Tensor | None
@@ -72,11 +72,11 @@ class Student(nn.Module):
 
     def states(self, batch: Batch, audio_CQD: Tensor, every_layer: bool = False) -> tuple[Tensor, ...]:
         """Hidden states [B, S, D], as `LanguageModel.states`."""
-        with self.llm.switch.set(positions_BS=self._scope(batch)):
+        with self.llm.switch.set(positions_BS=self._lora_positions(batch)):
             return self.llm.states(self.embeddings(batch, audio_CQD), batch.mask_BS, every_layer)
 
-    def _scope(self, batch: Batch) -> Tensor | None:
-        """Where LoRA is active: everywhere (None), or at audio positions only."""
+    def _lora_positions(self, batch: Batch) -> Tensor | None:
+        """bool [B, S], the audio positions, if LoRA acts only there; None: everywhere."""
         if self.lora is None or self.lora.scope == "all":
             return None
         audio_X = torch.zeros(batch.ids_BS.numel(), dtype=torch.bool, device=batch.ids_BS.device)
@@ -92,10 +92,10 @@ class Student(nn.Module):
         """Greedy answers to a batch of prompts (no responses in it), each without its stop token."""
         audio_CQD = self.hear(self.encoder(batch.features_BMT, batch.clips.frames_C), batch).audio_CQD
         embeddings_BSD, mask_BS = _left_padded(self.embeddings(batch, audio_CQD), batch.mask_BS)
-        scope_BS = self._scope(batch)
-        if scope_BS is not None:
-            scope_BS = _left_padded(scope_BS[..., None], batch.mask_BS)[0][..., 0]
-        with self.llm.switch.set(positions_BS=scope_BS):
+        positions_BS = self._lora_positions(batch)
+        if positions_BS is not None:
+            positions_BS = _left_padded(positions_BS[..., None], batch.mask_BS)[0][..., 0]
+        with self.llm.switch.set(positions_BS=positions_BS):
             out_BN = self.llm.lm.generate(
                 inputs_embeds=embeddings_BSD,
                 attention_mask=mask_BS,

@@ -1,4 +1,4 @@
-"""Backend `label`: the dataset's own labels as answers, for instruction fine-tuning (wong26a section 3.2, L_IFT)."""
+"""Backend `label`: the dataset's labels are the answers, for instruction fine-tuning (L_IFT in wong26a, PMLR 312:61-77, section 3.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LabelConfig(TeacherConfig):
 
 
 class LabelTeacher:
-    """Answers task questions with the clip's label, and no open instructions."""
+    """Answers task questions with the clip's label; does not answer open instructions."""
 
     Config = LabelConfig
     SIGNALS = frozenset({"response"})
@@ -34,5 +34,6 @@ class LabelTeacher:
         for request in requests:
             prompt = self.prompt.student(request.question)
             label = request.label or ""
-            out.append(Answer(label, self.prompt.answer(label), len(prompt.before) + len(prompt.after), "eos"))
+            prompt_tokens = len(prompt.before) + len(prompt.after)
+            out.append(Answer(label, self.prompt.answer(label), prompt_tokens, stop="eos"))
         return out

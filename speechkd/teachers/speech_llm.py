@@ -17,7 +17,7 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.models.encoder import SAMPLE_RATE
-from speechkd.models.prompt import Prompt, StudentPrompt, disagreement
+from speechkd.models.prompt import Prompt, StudentPrompt, conflicting_id
 from speechkd.teachers.base import Answer, Clip, Request, batches
 from speechkd.teachers.hf_local import LocalConfig
 from speechkd.teachers.prompts import has_audio
@@ -56,7 +56,7 @@ class SpeechLlmTeacher:
         """`prompt`: the student's. Raises InputError where an id means different tokens to student and teacher."""
         self.config, self.prompt, self.audio_model = config, prompt, audio_model
         teacher_tokenizer = audio_model.prompt.tokenizer
-        number = disagreement(prompt.tokenizer, teacher_tokenizer)
+        number = conflicting_id(prompt.tokenizer, teacher_tokenizer)
         if number is not None:
             student_token, teacher_token = (t.convert_ids_to_tokens(number) for t in (prompt.tokenizer, teacher_tokenizer))
             raise InputError(

@@ -19,8 +19,10 @@ from speechkd.tracking.mlflow_sender import GRACE_S, POLL_S, Sender, sender_lock
 from speechkd.tracking.system import SystemMeter
 
 LOG = "mlflow_sender.log"
-LONGEST_PAUSE_S = 30.0
+LONGEST_PAUSE_S, LONGEST_PAUSE_AT_END_S = 30.0, 4.0
+"""Longest pauses between retries: while training runs, and after it"""
 FIRST_SAMPLE_S, SYSTEM_EVERY_S = 2.0, 15.0
+"""Seconds to the first measurement of GPU, CPU and memory, and between later ones"""
 
 
 def start_sender(run_dir: Path, uri: str, experiment: str) -> subprocess.Popen[bytes]:
@@ -40,7 +42,7 @@ def start_sender(run_dir: Path, uri: str, experiment: str) -> subprocess.Popen[b
 
 
 def follow(run_dir: Path, parent: int, since: int) -> None:
-    """Send new journal records until process `parent` is gone or a final status appears after byte `since`; then finish within 20 s."""
+    """Send new journal records until process `parent` is gone or a final status appears after byte `since`; then finish within GRACE_S."""
     started = process_start_time(parent)
     with sender_lock(run_dir, wait_s=float("inf")):  # an earlier sender may still be sending the end of the interrupted run
         sender, watch = Sender(run_dir), _StatusWatch(run_dir / JOURNAL, since)
@@ -66,7 +68,7 @@ def follow(run_dir: Path, parent: int, since: int) -> None:
                 except Exception as error:  # any error of server, network or client: the journal is safe, so wait and retry
                     if not down:
                         say(f"mlflow: cannot send now, will keep trying: {one_line(error)}")
-                    pause, down = min(2 * pause, LONGEST_PAUSE_S if alive else 4.0), True
+                    pause, down = min(2 * pause, LONGEST_PAUSE_S if alive else LONGEST_PAUSE_AT_END_S), True
                 next_try = time.monotonic() + pause
             if time.monotonic() > deadline:
                 say(f"mlflow: not all could be sent; `speechkd sync {run_dir}` sends the rest")

@@ -142,7 +142,7 @@ def test_questions_about_one_clip_are_held_out_together(corpus: Path) -> None:
         ({"joins": [{**JOINS[0], "on": "spaeker"}]}, "unknown field `spaeker`; .*did you mean `speaker`"),
         ({"joins": [{**JOINS[0], "columns": ["key", "sex"], "take": ["sex"]}]}, "items already have a field `sex`"),
         ({"joins": [{**JOINS[0], "file": "t?.text"}]}, "no file like `.*t\\?.text`"),
-        ({"joins": [{**SPEAKERS, "take": ["age"]}]}, "has 5 cells, the table 3 columns"),
+        ({"joins": [{**SPEAKERS, "take": ["age"]}]}, "the row has 5 cells, the table has 3 columns"),
         ({"licence": ""}, "at least 1 character"),
         ({"source": {**SOURCE, "kind": "cvs"}}, "unknown source `cvs`; .*did you mean `csv`"),
         ({"source": {**SOURCE, "numbers": ["age"]}}, "unknown column `age`; allowed: audio, client, id"),

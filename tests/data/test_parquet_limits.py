@@ -52,7 +52,7 @@ def test_a_text_stored_once_and_used_by_every_row_is_not_multiplied(tmp_path: Pa
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"x.parquet: says 655\d+ bytes of text in \d+ bytes, allowed"):
         read(path)
-    with pytest.raises(InputError, match="x.parquet` says more than .* bytes of text"):
+    with pytest.raises(InputError, match="x.parquet` holds more than .* bytes of text"):
         rows_of(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
 

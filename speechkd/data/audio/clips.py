@@ -27,13 +27,13 @@ HARD_SECONDS, HARD_CHANNELS, MAX_RATE = 4 * 3600.0, 64, 768_000
 MAX_KERNEL = 4_000_000
 """Taps of the resampling kernel: a rate without a common factor with 16,000 (44,101 Hz, say) would need gigabytes"""
 STREAMED = 0x7FFF0000
-"""A WAV header with at least this many bytes was written by a program that did not know the length"""
+"""A WAV header that states at least this many bytes is a placeholder, from a program that did not know the length"""
 FRAMES_AT_ONCE = 1 << 20
 """Frames converted per step"""
 
 
 class NeedsResampler(Exception):
-    """The clip needs resampling, and this process has no torch loaded: its memory limit leaves no room for it (`shards/workers.py`)."""
+    """The clip needs resampling with torch, but this process's memory limit leaves no room to load it (`shards/workers.py`)."""
 
 
 def decode_file(path: Path, span: Span = WHOLE) -> RawClip | Rejected:
@@ -91,8 +91,8 @@ def _decode(stream: io.FileIO | io.BytesIO, span: Span) -> RawClip | Rejected:
             refused = refused_header(count, file.samplerate, file.channels)
             if refused:
                 return Rejected(refused, count / file.samplerate)
-            if container == "WAV" and span.seconds is None and (cut := _cut(file)):
-                return Rejected(cut)
+            if container == "WAV" and span.seconds is None and (truncation := _truncation(file)):
+                return Rejected(truncation)
             file.seek(first)
             samples_TC, held = _samples(file, count)
             if held != count:
@@ -120,7 +120,7 @@ def _samples(file: soundfile.SoundFile, count: int) -> tuple[np.ndarray, int]:
     return samples_TC, held
 
 
-def _cut(file: soundfile.SoundFile) -> str:
+def _truncation(file: soundfile.SoundFile) -> str:
     """Describe the missing part of a truncated WAV, or "". libsndfile reports the frames present; only its log has the header's length."""
     match = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
     if match is None or int(match[1]) <= int(match[2]) or int(match[1]) >= STREAMED:
@@ -129,7 +129,7 @@ def _cut(file: soundfile.SoundFile) -> str:
 
 
 def _frames(total: int, rate: int, span: Span) -> tuple[int, int]:
-    """(first frame, number of frames) of a span; a negative number if it is outside the file."""
+    """(first frame, number of frames) of a span; the number is -1 if the span is outside the file."""
     first = round(span.start * rate)
     count = total - first if span.seconds is None else round(span.seconds * rate)
     if first < 0 or first > total or count < 0 or first + count > total + SPAN_SLACK * rate:

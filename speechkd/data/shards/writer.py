@@ -1,4 +1,4 @@
-"""Writes base shards: a tar, a Parquet index and a receipt per shard; publishes a version from all receipts."""
+"""Writes a dataset's base shards (clips and metadata): a tar, a Parquet index and a receipt each. Publishes a version from all receipts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ BASE_SCHEMA = pa.schema(
         ("metadata", pa.string()),
     ]
 )
-"""Index of a shard, followed there by typed `meta.<name>` columns. The published index has `shard` instead."""
+"""Columns of every index. A shard's own index adds typed `meta.<name>` columns; the published one adds `shard` and `sha256`."""
 
 
 def base_receipts(root: Location, card: Card, digests: Mapping[int, str]) -> Receipts:
@@ -78,7 +78,7 @@ def write_shard(
 ) -> None:
     """Read, encode and write one shard; its receipt comes last. Must run in a fresh process, since sources may keep state.
 
-    `watch` records which item is being read. `fatal`: index in `items` -> reason; these items are rejected unread.
+    `watch` records which item is being read. `fatal`: index in `items` -> reason; these items ended an earlier process and are not read.
     """
     receipts = base_receipts(root, card, {shard: items_digest(card, items)})
     source = open_source(card, card_dir)
@@ -93,14 +93,14 @@ def _write_shard(root: Location, card: Card, shard: int, items: Sequence[Item], 
     tar_name, parquet_name = (f"audio/{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet"))
     with publishing_tar(root / tar_name) as tar:
         for item, clip in zip(items, clips, strict=True):
-            parts = _parts(card, item, clip)
-            if isinstance(parts, Rejected):
-                source = _readable(card.source["kind"], item.payload)
-                entry = {"key": item.key, "shard": shard, "source": source, "reason": parts.reason, "seconds": parts.seconds}
+            samples = _samples(card, item, clip)
+            if isinstance(samples, Rejected):
+                source = _origin(card.source["kind"], item.payload)
+                entry = {"key": item.key, "shard": shard, "source": source, "reason": samples.reason, "seconds": samples.seconds}
                 quarantined.append(entry)
                 continue
             inputs += 1
-            for key, fields, text, samples_T in parts:
+            for key, fields, text, samples_T in samples:
                 rows.append(_add(tar, key, item.split, text, samples_T))
                 metadata.append(fields)
         tar_entry = {"sha256": tar.close(), "bytes": tar.bytes}
@@ -108,20 +108,20 @@ def _write_shard(root: Location, card: Card, shard: int, items: Sequence[Item], 
     for name, values in _typed_columns(metadata):
         table = table.append_column(f"meta.{name}", values)
     files = {tar_name: tar_entry, parquet_name: write_parquet(root / parquet_name, table)}
-    facts = {"samples": len(rows), "seconds": _total(rows), "inputs": inputs, "quarantined": quarantined}
+    facts = {"samples": len(rows), "seconds": _total_seconds(rows), "inputs": inputs, "quarantined": quarantined}
     receipts.write(shard, files, facts)
 
 
-Part = tuple[str, Metadata, bytes, np.ndarray | None]
-"""key, metadata, metadata as stored, samples [T] (None: text-only)"""
+_NewSample = tuple[str, Metadata, bytes, np.ndarray | None]
+"""key, metadata, the same as JSON bytes, waveform [T] (None: text-only)"""
 
 
-def _parts(card: Card, item: Item, clip: RawClip | Rejected | None) -> list[Part] | Rejected:
+def _samples(card: Card, item: Item, clip: RawClip | Rejected | None) -> list[_NewSample] | Rejected:
     """The samples made from an item (several if the card splits over-long clips), or why it is rejected."""
     if isinstance(clip, Rejected):
         return clip
     if clip is None:
-        return _texts([(item.key, item.metadata, None)])
+        return _with_json([(item.key, item.metadata, None)])
     samples_T = normalise(clip, card.audio)
     if isinstance(samples_T, Rejected):
         return samples_T
@@ -135,11 +135,12 @@ def _parts(card: Card, item: Item, clip: RawClip | Rejected | None) -> list[Part
         if len(cut) > 1:
             fields |= {"part": number, "parts": len(cut)}
         out.append((item.key if len(cut) == 1 else f"{item.key}{PART}{number:03d}", fields, piece_T))
-    return _texts(out, samples_T.size / RATE)
+    return _with_json(out, samples_T.size / RATE)
 
 
-def _texts(parts: Sequence[tuple[str, Metadata, np.ndarray | None]], seconds: float = 0.0) -> list[Part] | Rejected:
-    out: list[Part] = []
+def _with_json(parts: Sequence[tuple[str, Metadata, np.ndarray | None]], seconds: float = 0.0) -> list[_NewSample] | Rejected:
+    """Samples with their metadata as JSON bytes, or why it cannot be stored."""
+    out: list[_NewSample] = []
     for key, fields, samples_T in parts:
         try:
             text = json_bytes(fields)
@@ -169,8 +170,8 @@ def _add(tar: TarWriter, key: str, split: str, text: bytes, samples_T: np.ndarra
     }
 
 
-def _readable(kind: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Where a rejected item came from; escaped if it is not valid Unicode."""
+def _origin(kind: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Where a rejected item came from, for the quarantine list; escaped if it is not valid Unicode."""
     source = {"kind": kind, **payload}
     try:
         json_bytes(source)
@@ -198,7 +199,7 @@ def _typed_columns(metadata: Sequence[Metadata]) -> list[tuple[str, pa.Array]]:
     return out
 
 
-def _total(rows: Sequence[dict[str, Any]]) -> float:
+def _total_seconds(rows: Sequence[dict[str, Any]]) -> float:
     return sum(round(row["seconds"] * RATE) for row in rows) / RATE
 
 

@@ -1,4 +1,4 @@
-"""CSV, TSV and other text tables that list audio files or texts."""
+"""Reads CSV, TSV and other text tables that list audio files or texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TableFormat(Config):
     delimiter: str = Field(default="", max_length=1)
     """empty: tab for .tsv and .txt files, comma otherwise; one space: any white space, and the last column takes the rest"""
     quotes: bool = True
-    """false: a quotation mark is an ordinary character (Common Voice)"""
+    """false: a quotation mark is an ordinary character, as in Common Voice"""
     columns: list[str] = []
     """column names, if the first line is not a header"""
     skip_lines: int = Field(default=0, ge=0)
@@ -34,14 +34,14 @@ class TableFormat(Config):
     comment: str = ""
     """lines that begin with this are skipped"""
     pattern: str = ""
-    """regular expression whose named groups are the columns; lines without a match are skipped, and the keys above are ignored"""
+    """regular expression whose named groups are the columns; other lines are skipped; of the keys above only skip_lines applies"""
     numbers: list[str] = []
     """columns to parse as numbers; others stay text"""
 
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        return regular(pattern)
+        return valid_regex(pattern)
 
 
 class CsvConfig(RowConfig, TableFormat):
@@ -75,7 +75,7 @@ class CsvSource:
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
-        """Decode each item's file; a path that leaves the root is rejected, never followed."""
+        """Decode each item's file; a path that leaves `root` is rejected, never followed."""
         return read_files(items, self.audio.find if self.audio else None)
 
 
@@ -86,24 +86,24 @@ def read_table(path: Path, style: TableFormat) -> Iterator[tuple[int, dict[str, 
             for _ in range(style.skip_lines):
                 stream.readline()
             lines = (line for line in stream if not (style.comment and line.startswith(style.comment)))
-            for number, cells, columns in _matches(stream, style.pattern) if style.pattern else _rows(lines, path, style):
+            for number, cells, columns in _pattern_rows(stream, style.pattern) if style.pattern else _rows(lines, path, style):
                 if len(cells) != len(columns):
-                    raise InputError(f"has {len(cells)} cells, the table {len(columns)} columns ({path}, line {number})")
+                    raise InputError(f"the row has {len(cells)} cells, the table has {len(columns)} columns ({path}, line {number})")
                 row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
                 yield number, {name: _number(row, name, f"{path}, line {number}") if name in style.numbers else row[name] for name in row}
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"cannot read `{path}` as a table: {error}") from None
 
 
-def _matches(lines: Iterator[str], pattern: str) -> Iterator[tuple[int, list[str], list[str]]]:
+def _pattern_rows(lines: Iterator[str], pattern: str) -> Iterator[tuple[int, list[str], list[str]]]:
     rule = re.compile(pattern)
     for number, line in enumerate(lines, 1):
         if match := rule.search(line.rstrip("\r\n")):
             yield number, [text or "" for text in match.groupdict().values()], list(rule.groupindex)
 
 
-def regular(pattern: str) -> str:
-    """Validate a card's regular expression. Raises ValueError if it does not compile."""
+def valid_regex(pattern: str) -> str:
+    """A card's regular expression, unchanged. Raises ValueError if it does not compile."""
     try:
         re.compile(pattern)
     except re.error as error:
@@ -125,8 +125,8 @@ def _rows(lines: Iterator[str], path: Path, style: TableFormat) -> Iterator[tupl
             continue
         if not columns:
             columns = [cell.strip() for cell in cells]
-            if twice := next((name for name in columns if columns.count(name) > 1), None):
-                raise InputError(f"column `{twice}` occurs twice ({path})")
+            if duplicate := next((name for name in columns if columns.count(name) > 1), None):
+                raise InputError(f"column `{duplicate}` occurs twice ({path})")
             for name in style.numbers:
                 if name not in columns:
                     raise InputError(unknown_name("column", name, columns, f"{path}: numbers"))
@@ -139,6 +139,7 @@ def _rows(lines: Iterator[str], path: Path, style: TableFormat) -> Iterator[tupl
 def _number(row: dict[str, str], name: str, where: str) -> int | float | str:
     text = row[name]
     try:
-        return "" if not text else float(text) if any(mark in text for mark in ".eEnN") else int(text)
+        # "n" for nan and inf
+        return "" if not text else float(text) if any(char in text for char in ".eEnN") else int(text)
     except ValueError:
         raise InputError(f"`{name}` must be a number, is `{text[:40]}` ({where})") from None

@@ -15,7 +15,7 @@ from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
 from speechkd.data.sources.base import Item
-from speechkd.data.sources.csv_table import TableFormat, read_table, regular
+from speechkd.data.sources.csv_table import TableFormat, read_table, valid_regex
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.sources.rows import parse_object, read_files, read_jsonl, scalars
 from speechkd.data.storage.names import clean_name
@@ -43,7 +43,7 @@ class FolderConfig(AudioPaths):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        return regular(pattern)
+        return valid_regex(pattern)
 
 
 class FolderSource:

@@ -21,6 +21,7 @@ from speechkd.data.sources.rows import RowConfig, counted_key, row_item
 from speechkd.data.storage.parquet_limits import ROOM, allowed, judge, text_bytes, text_columns
 
 LIST_ROWS = 4096
+"""Rows in memory at a time"""
 
 
 class HfDiskConfig(RowConfig):
@@ -60,7 +61,7 @@ class HfDiskSource:
             labels = _class_labels(path)
             for row_number, row in self._rows(path):
                 count = numbers[split] = numbers.get(split, 0) + 1
-                named = {name: _name(labels.get(name), value) for name, value in row.items()}
+                named = {name: _class_name(labels.get(name), value) for name, value in row.items()}
                 item = row_item(named, self.config, count, split, counted_key(count, split, many_splits), f"{path}, row {row_number}")
                 items.append(Item(item.key, item.split, item.metadata, {"file": number, "row": row_number}))
         return sorted(items, key=lambda item: item.key)
@@ -68,7 +69,7 @@ class HfDiskSource:
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.config
         schema = _table(path).schema
-        lists = {name.split(".")[0] for name in config.first_of}
+        lists = {name.split(".")[0] for name in config.first_of}  # the column of `answers.text` is `answers`
         for field in (config.audio_field, config.key_field, config.split_field, *config.columns, *lists):
             if field and "{" not in field and field not in schema.names:
                 raise InputError(unknown_name("column", field, schema.names, str(path)))
@@ -138,20 +139,22 @@ class _Arrow:
 
 
 class _Parquet:
-    """A Parquet file, read with bounded memory: text as dictionaries, structs a few rows at a time, so that a value shared by many rows is
-    not expanded for all of them."""
+    """A Parquet file, read with bounded memory.
+
+    Text stays dictionary-encoded and batches are small, so that a long value shared by many rows is never copied for all of them at once.
+    """
 
     def __init__(self, path: Path) -> None:
         metadata = pq.read_metadata(path)
         judged = judge(path, metadata)
         if judged.problem:
             raise InputError(f"`{path}` {judged.problem}")
-        self._path, self._rows = path, max(1, min(LIST_ROWS, ROOM // judged.dictionary))
+        self._path, self._batch_rows = path, max(1, min(LIST_ROWS, ROOM // judged.dictionary))
         self._file = pq.ParquetFile(path, metadata=metadata, read_dictionary=text_columns(metadata.schema))
         self.schema: pa.Schema = metadata.schema.to_arrow_schema()
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        yield from self._file.iter_batches(self._rows, columns=names)
+        yield from self._file.iter_batches(self._batch_rows, columns=names)
 
     def cells(self, name: str, rows: list[int]) -> Iterator[tuple[int, Any]]:
         """(row, value) for sorted rows; a few rows are in memory at a time."""
@@ -160,7 +163,7 @@ class _Parquet:
             count = self._file.metadata.row_group(group).num_rows
             if wanted := [row for row in rows if start <= row < start + count]:
                 first = start
-                for batch in _bounded(self._path, self._file.iter_batches(self._rows, row_groups=[group], columns=[name])):
+                for batch in _bounded(self._path, self._file.iter_batches(self._batch_rows, row_groups=[group], columns=[name])):
                     for row in wanted:
                         if first <= row < first + batch.num_rows:
                             yield row, batch.column(0)[row - first].as_py()
@@ -174,7 +177,7 @@ def _bounded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
     for batch in batches:
         text += sum(text_bytes(column) for column in batch.columns)
         if text > allowed(size):
-            raise InputError(f"`{path}` says more than {allowed(size)} bytes of text in {size}")
+            raise InputError(f"`{path}` holds more than {allowed(size)} bytes of text, the limit for a file of {size} bytes")
         yield batch
 
 
@@ -228,13 +231,14 @@ def _class_labels(path: Path) -> dict[str, list[str]]:
         raise DataError(f"{path}: its `huggingface` features metadata cannot be read") from None
 
 
-def _name(names: list[str] | None, value: Any) -> Any:
+def _class_name(names: list[str] | None, value: Any) -> Any:
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None  # datasets writes -1 for hidden test labels
 
 
 def _is_plain(kind: pa.DataType) -> bool:
+    """Whether a column can be metadata: text, numbers, booleans, or a struct of them; a struct with `bytes` is audio or an image."""
     if pa.types.is_struct(kind):
         return any(_is_plain(kind.field(i).type) for i in range(kind.num_fields)) and not any(
             kind.field(i).name == "bytes" for i in range(kind.num_fields)

@@ -1,4 +1,4 @@
-"""NeMo manifests of audio files or of tarred datasets. https://docs.nvidia.com/nemo/speech/latest/asr/datasets.html"""
+"""Reads NeMo manifests of audio files or of tarred datasets. https://docs.nvidia.com/nemo/speech/latest/asr/datasets.html"""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from speechkd.data.sources.tarfiles import list_tar, member_payload, read_member
 from speechkd.data.storage.names import clean_name
 
 _SUB = re.compile(r"-sub\d+(?=\.\w+$|$)")
+"""NeMo appends `-sub1`, `-sub2`, ... where several rows of a tarred manifest share one member; the member's name has none"""
 _AUDIO, _OFFSET, _SECONDS, _SHARD = "audio_filepath", "offset", "duration", "shard_id"
 
 
@@ -44,15 +45,15 @@ class NemoSource:
         self.manifests = [(s, paths.files(data_root, n, "source.manifest")) for s, n in paths.by_split(config.manifest, config.split)]
         self.tars = {s: paths.files(data_root, n, "source.tars") for s, n in paths.by_split(config.tars, config.split) if n}
         if self.tars and set(self.tars) != {split for split, _ in self.manifests}:
-            raise InputError(f"manifests and tars must name the same splits, have {sorted(dict(self.manifests))} and {sorted(self.tars)}")
+            raise InputError(f"manifests and tars must name the same splits, given {sorted(dict(self.manifests))} and {sorted(self.tars)}")
         self.audio = None if self.tars else AudioFolder(data_root, config)
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
-        items = [item for split, manifests in self.manifests for item in self._split(split, manifests)]
+        items = [item for split, manifests in self.manifests for item in self._split_items(split, manifests)]
         return sorted(items, key=lambda item: item.key)
 
-    def _split(self, split: str, manifests: list[Path]) -> Iterator[Item]:
+    def _split_items(self, split: str, manifests: list[Path]) -> Iterator[Item]:
         members = self._members(split) if self.tars else {}
         rows = [(f"{path}, line {n}", row) for path in manifests for n, row in read_jsonl(path)]
         names = [self._name(row, where) for where, row in rows]
@@ -74,7 +75,7 @@ class NemoSource:
             yield Item(key, split, scalars({field: value for field, value in row.items() if field not in taken}), payload)
 
     def _members(self, split: str) -> dict[tuple[int | None, str], dict[str, Any]]:
-        """(shard, member name) -> payload, with shard None if only one tar has the name. The shard number is part of the tar's name."""
+        """(shard, member name) -> payload; (None, member name) too, if only one tar has it. A tar's name ends with its shard number."""
         out: dict[tuple[int | None, str], dict[str, Any]] = {}
         tars_with: dict[str, int] = {}
         for path in self.tars[split]:

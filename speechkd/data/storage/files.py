@@ -13,7 +13,10 @@ from speechkd.data.storage.store import Location, Unreachable, UrlPath, sha256_o
 
 
 class Files:
-    """Files of a manifest by name. Names are relative to `version` / `below`, where `below` is "" or "columns/<name>"."""
+    """The files that a manifest lists. Names are relative to `version` / `below`, where `below` is "" or "columns/<name>".
+
+    `entries`: name -> `sha256`, `bytes` and, for a file that an earlier version holds, `in`: that version's name.
+    """
 
     def __init__(self, version: Location, below: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
         self.version, self.below, self.entries = version, below, entries
@@ -22,7 +25,7 @@ class Files:
         return str(self.version / self.below if self.below else self.version)
 
     def where(self, name: str) -> Location:
-        """Location of a file. An entry with `in` is in that version of the same dataset, under the same name."""
+        """Location of a file."""
         entry = self.entries.get(name, {})
         home = self.version.parent / entry["in"] if "in" in entry else self.version
         return home / self.below / name if self.below else home / name

@@ -1,4 +1,4 @@
-"""Divergence between the LM heads of teacher and student, from their hidden states, without materialised [T, V] logits."""
+"""Divergence (KL, JSD, skewed KL) between teacher and student, from their hidden states, without materialised [T, V] logits."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def linear_kl(
     teacher_softcap: float | None = None,
     impl: str = "auto",
 ) -> LossOut:
-    """Sum over kept rows of D(teacher, student) in nats; exact, like `losses.divergences` on the logits of both.
+    """Sum of D(teacher, student) in nats over the rows that `mask_T` keeps, and their count. Exact.
 
     Args:
-        hidden_TD, weight_VD: student; the head's weight gets no gradient from `chunked`, so `auto` takes `reference` if it wants one.
-        teacher_hidden_TE, teacher_weight_UE: teacher, after its final norm; never given a gradient.
+        hidden_TD, weight_VD: student. `chunked` gives the weight no gradient: if it requires one, `auto` takes `reference`.
+        teacher_hidden_TE, teacher_weight_UE: teacher, after its final norm, with width E and U ids. Gets no gradient.
         mask_T: boolean; False rows change neither total nor count and get a zero gradient.
         divergence: forward_kl, reverse_kl, jsd (by beta), skew_kl or skew_reverse_kl (by alpha).
         temperature: divides both sides' logits, after the soft caps.
         t2_scale: multiply by temperature squared.
-        shared_W: see `logits.shared_vocabulary`; needed where V and U differ.
+        shared_W: boolean, ids that both tokenizers share (see `logits.shared_vocabulary`); needed if V and U differ.
         softcap, teacher_softcap: final logit soft-capping of each model.
         impl: auto, reference or chunked.
     Raises:
@@ -55,6 +55,6 @@ def linear_kl(
 
 
 def divergence_from(student: Logits, teacher: Logits, mask_T: Tensor, how: Divergence, impl: str = "auto") -> LossOut:
-    """The same for logits of any form, each a few rows at a time where it is a head. The teacher never gets a gradient."""
+    """Like `linear_kl`, with a `Head` (`chunked` reads it a few rows at a time) or `Plain` logits on either side."""
     student, teacher = student.masked(mask_T, "student"), teacher.masked(mask_T, "teacher")
     return dispatch.pick("linear_kl", impl, _IMPLEMENTATIONS, student)(student, teacher, mask_T, how)

@@ -1,4 +1,4 @@
-"""Forward KL between a stored top-k teacher and an LM head, without materialised [T, V] logits."""
+"""Forward KL from a teacher's stored top-k log-probs to the student's LM head, without materialised [T, V] logits."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def linear_topk_kl(
     tail: str = "bucket",
     softcap: float | None = None,
 ) -> LossOut:
-    """Sum over kept rows of KL(teacher || student) in nats, with the teacher given by its K likeliest ids.
+    """Sum of KL(teacher || student) in nats over the rows that `mask_T` keeps, and their count. The teacher is its K likeliest ids.
 
     Args:
         hidden_TD: hidden states at the predicting positions, [T, D].
-        weight_VD: the head's weight, [V, D]; `chunked` gives it no gradient, so `auto` takes `reference` if it wants one.
-        ids_TK: ids in [0, V), different within a row; a slot with log-prob -inf is empty and its id is not looked at.
+        weight_VD: the head's weight, [V, D]. `chunked` gives it no gradient: if it requires one, `auto` takes `reference`.
+        ids_TK: ids in [0, V), different within a row; a slot with log-prob -inf is empty and its id is ignored.
         logp_TK: natural log-probs over the teacher's whole vocabulary, at the capture temperature.
-        mask_T: boolean; False rows change neither total nor count and get a zero gradient, whatever stands in them.
-        tail_logp_T: log of the teacher's mass outside the K ids; None: what the K ids leave.
+        mask_T: boolean; False rows change neither total nor count and get a zero gradient, even if they hold NaN.
+        tail_logp_T: log of the teacher's mass outside the K ids; None: computed from `logp_TK`.
         temperature: divides the student's logits (after the soft cap); must equal the capture temperature.
         impl: auto, reference or chunked.
         tail: `bucket`: the rest is one more outcome, (K+1)-way KL; `renormalise`: both sides over the K ids only;
             `ignore`: the K terms alone, student over the whole vocabulary (biased, may be negative).
-        softcap: Gemma 2's final logit soft-capping, None without.
+        softcap: Gemma 2's final logit soft-capping; None: no cap.
     Raises:
         InputError: shapes, temperature, tail, soft cap or `impl`.
     """
@@ -61,7 +61,7 @@ def topk_kl_from(
     tail: str,
     impl: str = "auto",
 ) -> LossOut:
-    """The same for logits of any form, a few rows at a time where it is a head."""
+    """Like `linear_topk_kl`, for a `Head` (logits computed a few rows at a time by `chunked`) or `Plain` logits."""
     student, signals = student.masked(mask_T, "student"), {"ids_TK": ids_TK, "logp_TK": logp_TK}
     check_rows(mask_T, signals if tail_logp_T is None else {**signals, "tail_logp_T": tail_logp_T})
     check_temperature(temperature)

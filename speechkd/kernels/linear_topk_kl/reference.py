@@ -1,4 +1,4 @@
-"""Reference: all logits at once, gradients by autograd."""
+"""Reference implementation of `linear_topk_kl`: all logits at once, gradients by autograd."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speechkd.kernels.logits import FLOOR, Logits, sum_rows, wide
 def topk_kl_rows(logits_TV: Tensor, target: Target, temperature: float) -> Tensor:
     """KL of each row, [T], in nats, wide.
 
-    The student's mass outside the K ids is summed over those outside, never taken as 1 - the rest, which loses all digits when small.
+    The student's mass outside the K ids (`rest_T`) is summed over the other ids: 1 - (mass of the K ids) loses all digits when small.
     """
     z_TV = (wide(logits_TV) / temperature).clamp(min=FLOOR)
     z_TK = z_TV.gather(1, target.ids_TK).masked_fill(~target.valid_TK, FLOOR)
@@ -27,5 +27,5 @@ def topk_kl_rows(logits_TV: Tensor, target: Target, temperature: float) -> Tenso
 
 
 def linear_topk_kl(student: Logits, target: Target, mask_T: Tensor, temperature: float) -> LossOut:
-    """See the package; masked-out rows have been zeroed."""
+    """As documented in the package. The caller has zeroed masked-out rows."""
     return sum_rows(topk_kl_rows(student.logits(), target, temperature), mask_T)

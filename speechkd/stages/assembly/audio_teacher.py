@@ -1,4 +1,4 @@
-"""Checks and loads live audio teachers: exported students and whole speech LLMs."""
+"""Checks and loads speech teachers: exported students and whole speech LLMs that run inside the training step and hear the clips."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from speechkd.teachers.live import AudioTeacher
 from speechkd.teachers.live_config import LiveConfig, SpeechConfig
 
 OWN_PROJECTOR = LinearConfig(pool=1)
-"""The projector of a speech LLM: one Linear, no pooling"""
+"""The projector inside every model of SPEECH_LLMS: one Linear, no pooling"""
 
 
 def check_speech(teacher: str, config: LiveConfig, student: StudentConfig) -> None:
@@ -37,10 +37,10 @@ def check_speech(teacher: str, config: LiveConfig, student: StudentConfig) -> No
         return
     manifest = read_manifest(Path(config.model))
     if manifest.student.lora is not None:
-        raise InputError(f"`{config.model}` has LoRA apart from its base: export it with `--merge` (live.{teacher}.model)")
+        raise InputError(f"`{config.model}` has its LoRA in separate weights: export it with `--merge` (live.{teacher}.model)")
     if manifest.fingerprints.encoder != fingerprint(student.encoder):
-        raise InputError(f"`{config.model}` hears through another encoder than the student's `{student.encoder}` (live.{teacher}.model)")
-    _same_positions(teacher, config, student, manifest.student.projector)
+        raise InputError(f"`{config.model}` has a different encoder from the student's `{student.encoder}` (live.{teacher}.model)")
+    _check_positions(teacher, config, student, manifest.student.projector)
 
 
 def _check_speech_llm(teacher: str, config: SpeechConfig, student: StudentConfig) -> None:
@@ -54,23 +54,24 @@ def _check_speech_llm(teacher: str, config: SpeechConfig, student: StudentConfig
             f"`{config.model}` hears through its own encoder, the student through `{student.encoder}`: "
             f"set `student.encoder` to it (live.{teacher}.model)"
         )
-    _same_positions(teacher, config, student, OWN_PROJECTOR)
+    _check_positions(teacher, config, student, OWN_PROJECTOR)
 
 
-def _same_positions(teacher: str, config: SpeechConfig, student: StudentConfig, projector: ProjectorConfig) -> None:
-    """Raises InputError where a clip has another number of audio positions in the teacher than in the student."""
-    blocks = student.projector, projector
-    with torch.device("meta"):
-        ours, theirs = (PROJECTORS.get(block.kind)(block, 8, 8) for block in blocks)
+def _check_positions(teacher: str, config: SpeechConfig, student: StudentConfig, projector: ProjectorConfig) -> None:
+    """Raises InputError if teacher and student give a clip different numbers of audio positions."""
+    with torch.device("meta"):  # the widths (8) do not matter for positions
+        ours, theirs = (PROJECTORS.get(block.kind)(block, 8, 8) for block in (student.projector, projector))
     if any(ours.positions(frames) != theirs.positions(frames) for frames in (1, 50, 99, 1500)):
-        raise InputError(f"`{config.model}` makes another number of audio positions than the student's projector (live.{teacher}.model)")
+        raise InputError(
+            f"`{config.model}` makes a different number of audio positions than the student's projector (live.{teacher}.model)"
+        )
 
 
 def load_audio_teacher(name: str, student: Student, config_root: str | None, load_llm: Callable[[str], nn.Module]) -> AudioTeacher:
-    """A speech teacher on this rank, from an export or a whole speech LLM. It reads the states of the student's encoder."""
+    """Load the speech teacher `name` (export folder or speech LLM) on this rank, without its encoder: the student's is the same."""
     if is_speech_llm(name, config_root):
         whole: Any = load_llm(name)
-        whole.set_attn_implementation("eager")
+        whole.set_attn_implementation("eager")  # other implementations return no attention weights
         config = OWN_PROJECTOR.model_copy(update={"init_from": name})
         linear = LinearProjector(config, student.encoder.width, whole.config.get_text_config().hidden_size)
         init_projector(linear)
@@ -78,7 +79,7 @@ def load_audio_teacher(name: str, student: Student, config_root: str | None, loa
     folder, manifest = Path(name), read_manifest(Path(name))
     exported = manifest.student
     llm: Any = load_llm(llm_of(folder, manifest))
-    llm.set_attn_implementation("eager")  # the others give no attention weights
+    llm.set_attn_implementation("eager")  # as above
     mix = layer_mix(exported.encoder_states, student.encoder.layers, exported.normalise_layers)
     width = llm.config.get_text_config().hidden_size
     projector: Any = PROJECTORS.get(exported.projector.kind)(exported.projector, student.encoder.width, width)

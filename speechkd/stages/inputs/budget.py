@@ -1,4 +1,4 @@
-"""Estimates what a teacher will cost before it runs: samples, turns, tokens, bytes of each signal, hours."""
+"""Estimates what a teacher will cost before it runs: samples, turns (one question and its answer), tokens, bytes of each signal, hours."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from speechkd.teachers.prompts import PromptConfig, audio_span_text, requests
 T = TypeVar("T")
 
 COUNTED = 20_000
-"""Samples whose turns are counted at most; a larger corpus is sampled evenly"""
+"""Most samples whose turns are counted; a larger corpus is sampled evenly"""
 TOKENIZED = 400
-"""Turns whose prompts are tokenized at most"""
+"""Most turns whose prompts are tokenized"""
 RESPONSE_BYTES_PER_TOKEN, RESPONSE_BYTES_PER_TURN = 9, 287
-"""Text and ids; question, names and tar padding. `minibabel` has 334 bytes a turn of 5.2 tokens (mean of 32,254 turns); the 9 is an
-estimate: an id of up to 6 digits, a comma, some letters"""
+"""Per token: an id of up to 6 digits, a comma, some letters (an estimate). Per turn: question, names and tar padding; fits the corpus
+`minibabel`, where 32,254 turns of 5.2 tokens take 334 bytes on average"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Budget:
         return tokens * (self.scored + self.answered) / tokens_per_s / 3600
 
     def lines(self, tokens_per_s: float) -> list[str]:
-        """For people."""
+        """Summary in two lines."""
         per_turn = self.prompt_tokens / max(self.turns, 1)
         size = ", ".join(f"{name} {_size(value)}" for name, value in self.signals.items())
         passes = ("" if not self.scored else ", read twice: answered, then scored") if self.answered else ", scored only"
@@ -71,7 +71,7 @@ class Budget:
 def budgets(recipe: Recipe) -> list[Budget]:
     """The budget of every role of the regime on every corpus.
 
-    Raises InputError where a corpus has neither shards nor raw data here, or the tokenizer cannot be had.
+    Raises InputError where a corpus has neither shards nor raw data here, or the tokenizer cannot be loaded.
     """
     corpora = [_Samples.of(config, recipe.data.root) for config in recipe.data.corpora]
     prompt = open_prompt(recipe.prompt, recipe.student.llm)
@@ -90,7 +90,7 @@ class _Samples:
     card: Card
     shards: ShardSet | None
     count: int
-    some: Sequence[tuple[str, Metadata]]
+    sampled: Sequence[tuple[str, Metadata]]
     """(key, metadata) of at most `COUNTED` of its `count` samples, evenly spread"""
 
     @property
@@ -112,20 +112,20 @@ class _Samples:
 
 
 def _budget(role: str, config: TeacherConfig, prompt_config: PromptConfig, prompt: Prompt, corpus: _Samples) -> Budget:
-    scale = corpus.count / max(len(corpus.some), 1)  # only some of a large corpus is counted
+    scale = corpus.count / max(len(corpus.sampled), 1)  # only some of a large corpus is counted
     labels = config.backend == "label"
     counted = [
         request
-        for key, metadata in corpus.some
+        for key, metadata in corpus.sampled
         for request in requests(prompt_config, corpus.card.tasks, key, metadata)
         if request.label is not None or not labels
     ]
     turns = len(counted) * scale
     tokenized = _spread(counted, TOKENIZED)
     fields = config.metadata_fields()
-    read = [0.0] if labels or not tokenized else [len(prompt.teacher(r.question, audio_span_text(r, fields))) for r in tokenized]
+    prompt_lengths = [0.0] if labels or not tokenized else [len(prompt.teacher(r.question, audio_span_text(r, fields))) for r in tokenized]
     audio_positions = config.positions_per_s() * corpus.mean_seconds
-    prompt_tokens = turns * (fmean(read) + audio_positions)
+    prompt_tokens = turns * (fmean(prompt_lengths) + audio_positions)
     per_turn, basis = _response_tokens(role, config, corpus, prompt, tokenized)
     tokens = turns * per_turn
     stored = config.signals_config()
@@ -154,7 +154,7 @@ def _response_tokens(role: str, config: TeacherConfig, corpus: _Samples, prompt:
         return fmean([len(prompt.answer(request.label or "")) for request in asked] or [0.0]), "labels"
     limit = config.answer_limit()
     if limit is None:
-        raise InputError(f"teacher `{role}` does not say how long its answers may be: no budget can be made")
+        raise InputError(f"teacher `{role}` sets no limit on the length of its answers: its cost cannot be estimated")
     return float(limit), f"at most: max_new_tokens {limit} a turn"
 
 

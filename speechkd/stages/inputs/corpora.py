@@ -20,7 +20,7 @@ from speechkd.recipe import CorpusConfig, DataConfig
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus of a recipe: its block, its card and its published shards."""
+    """A corpus of a recipe: its entry there, its card and its published shards."""
 
     config: CorpusConfig
     card: Card
@@ -39,17 +39,19 @@ def open_corpora(data: DataConfig) -> list[Corpus]:
         card = load_card(Path(config.card))
         folder = version_folder(data.root, card)
         if not (folder / "manifest.json").is_file():
-            todo = f"speechkd shard {config.card} --out {data.root}"
-            raise InputError(f"corpus `{card.name}` has no shards at `{folder}`: run `{todo}`")
+            command = f"speechkd shard {config.card} --out {data.root}"
+            raise InputError(f"corpus `{card.name}` has no shards at `{folder}`: run `{command}`")
         shards = open_shards(folder)
         if shards.card.digest != card.digest:
-            raise InputError(f"`{folder}` was made from another card than `{config.card}`: raise the card's version, or use the old card")
+            raise InputError(
+                f"`{folder}` was made from a card that differs from `{config.card}`: give the card a new `version`, or use the old card"
+            )
         out.append(Corpus(config, card, shards))
     return out
 
 
 def check_clips(corpora: Sequence[Corpus], encoder: str, roles: Sequence[str], evaluation: EvaluationConfig) -> None:
-    """Fail-fast checks on splits, tasks and clip length. `encoder`: the student's; `roles`: the teacher roles that it trains on.
+    """Check splits, tasks and clip lengths before training. `encoder`: the student's; `roles`: the teacher roles that it trains on.
 
     Raises InputError for a training split that its corpus lacks, an evaluation split that no corpus has, a task that a corpus lacks, and
     for clips, trained on or asked about, that are longer than the encoder's window.
@@ -61,14 +63,14 @@ def check_clips(corpora: Sequence[Corpus], encoder: str, roles: Sequence[str], e
     window = load_features(encoder).window_seconds
     for corpus in corpora:
         train = train_splits(corpus, roles)
-        base = corpus.shards.read_index(["seconds", "split"])
-        train_N = pc.is_in(base["split"].cast("string"), value_set=pa.array(train, pa.string())).to_numpy()
-        longest = float(base["seconds"].to_numpy()[train_N].max(initial=0.0))
+        index = corpus.shards.read_index(["seconds", "split"])
+        train_N = pc.is_in(index["split"].cast("string"), value_set=pa.array(train, pa.string())).to_numpy()
+        longest = float(index["seconds"].to_numpy()[train_N].max(initial=0.0))
         longest = max([longest, *(question.sample.seconds for question in evaluation_questions(evaluation, corpus))])
         if longest > window:
             raise InputError(
                 f"corpus `{corpus.card.name}` has clips of {longest:.1f} s; the encoder `{encoder}` hears at most "
-                f"{window:g} s: set audio.max_seconds in its card (and raise its version)"
+                f"{window:g} s: set audio.max_seconds in its card (and give it a new `version`)"
             )
 
 

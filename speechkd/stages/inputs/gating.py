@@ -60,7 +60,7 @@ class GateResult:
         return sum(self.counts.values())
 
     def line(self) -> str:
-        """For people: ``kept 90 of 100 answers; dropped: refusal 8, contradiction 2``."""
+        """Summary, such as ``kept 90 of 100 answers; dropped: refusal 8, contradiction 2``."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.items())
         return f"kept {int(self.keep_N.sum()):,} of {len(self.keep_N):,} answers; dropped: {reasons}"
 
@@ -88,26 +88,26 @@ def measure_column(role: str, teacher: TeacherConfig, gates: GateConfig, corpus:
 
 
 def quality_path(gates: GateConfig, teacher: TeacherConfig, column: Column) -> Path:
-    """Where the measures of a column are stored; gates that measure other things have another file."""
+    """Where the measures of a column are stored. Thresholds do not change the file's name; settings that change what is measured do."""
     asr = None if gates.asr is None else [gates.asr.hypothesis, gates.asr.reference]
     measured = digest([MEASURES_VERSION, teacher.metadata_fields(), asr, bool(gates.languages)])[:8]
     return column.root / f"quality-{measured}.parquet"
 
 
 def read_quality(path: Path, column: Column) -> pa.Table | None:
-    """The measures of a column, or None where there are none or they are of older content. Raises DataError for a damaged file."""
+    """The measures of a column, or None where there are none or they were taken from older content. Raises DataError for a damaged file."""
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
         return None
     except pa.ArrowException as error:
-        raise DataError(f"{path}: {error}; remove it, it is made again") from None
+        raise DataError(f"{path}: {error}; remove it, and `speechkd teach` measures again") from None
     if (table.schema.metadata or {}).get(b"column") != column.digest.encode():
         return None
     index = column.read_index(["key", "turn"])
     same = table.schema.names == SCHEMA.names and all(table[name].to_pylist() == index[name].to_pylist() for name in ("key", "turn"))
     if not same:
-        raise DataError(f"{path}: does not belong to its column; remove it, it is made again")
+        raise DataError(f"{path}: does not belong to its column; remove it, and `speechkd teach` measures again")
     return table
 
 
@@ -120,7 +120,7 @@ def _reference_facts(gates: GateConfig, teacher: TeacherConfig, corpus: Corpus) 
 
 
 def _classes(corpus: Corpus, fields: list[str]) -> dict[str, frozenset[str]]:
-    """field -> its possible values, for fields that hold one of a few: the choices of the card's tasks, else the values that occur."""
+    """field -> its possible values, for fields with 2 to COMMON_VALUES of them: choices of the card's tasks, and values that occur."""
     seen: dict[str, set[str]] = {name: set() for name in fields}
     for task in corpus.card.tasks.values():
         if task.kind == "choice":
@@ -146,31 +146,34 @@ def _measured(corpus: Corpus, column: Column, facts: ReferenceFacts) -> Iterator
         yield {"key": key, "turn": turn, **found._asdict()}
 
 
-def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
+def _measure_arrays(table: pa.Table) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy(zero_copy_only=False) for name in Measures._fields}
 
 
-def _open(table: pa.Table) -> np.ndarray:
+def _is_open(table: pa.Table) -> np.ndarray:
     """bool [N]: whether a row answers an open instruction, not a task."""
     return np.array([turn.startswith("open-") for turn in table["turn"].to_pylist()], dtype=bool)
 
 
 def _gate_result(gates: GateConfig, column: Column, table: pa.Table) -> GateResult:
-    """Apply the gates to the measures in `table`. Failed and cut answers are never trained on, so they count under reasons of their own."""
+    """Apply the gates to the measures in `table`. Failed and cut answers are always dropped, under reasons of their own."""
     stop_N = np.array(column.read_index(["stop"])["stop"].to_pylist(), dtype=object)
     keep_N = np.asarray(stop_N == "eos")
     counts = {"failed": int((stop_N == "error").sum()), "cut": int((stop_N == "length").sum())}
-    for reason, bad_N in dropped(gates, _arrays(table), _open(table)).items():
+    for reason, bad_N in dropped(gates, _measure_arrays(table), _is_open(table)).items():
         counts[reason] = int((keep_N & bad_N).sum())
         keep_N = keep_N & ~bad_N
     return GateResult(keep_N, counts)
 
 
 def _page_gates(gates: GateConfig, corpus: Corpus, column: Column, table: pa.Table) -> Iterator[Gate]:
-    """For the page: how many answers each gate drops, and the worst answers by its measure."""
-    arrays, open_N = _arrays(table), _open(table)
+    """For the page: how many answers each gate drops, and the worst answers by its badness (its measure, turned so that higher is worse).
+
+    A gate without such a measure has badness 1 for the answers that it drops.
+    """
+    arrays, open_N = _measure_arrays(table), _is_open(table)
     drops = dropped(gates, arrays, open_N)
-    orders = {
+    badness = {
         "refusal": arrays["refusal"].astype(float),
         "contradiction": arrays["contradictions"].astype(float),
         "coverage": np.where(open_N, 1.0 - np.nan_to_num(arrays["coverage"], nan=1.0), 0.0),
@@ -178,8 +181,8 @@ def _page_gates(gates: GateConfig, corpus: Corpus, column: Column, table: pa.Tab
         "too long": arrays["words"].astype(float),
         "asr": np.nan_to_num(arrays["wer"], nan=0.0),
     }
-    for reason in [*orders, *(reason for reason in drops if reason not in orders)]:
-        badness_N = orders.get(reason, drops.get(reason, np.zeros(len(column))).astype(float))
+    for reason in [*badness, *(reason for reason in drops if reason not in badness)]:
+        badness_N = badness.get(reason, drops.get(reason, np.zeros(len(column))).astype(float))
         order = np.argsort(-badness_N, kind="stable")[:WORST]
         worst = [_worst(corpus, column, table, int(row), float(badness_N[row])) for row in order if badness_N[row] > 0]
         drop = int(drops[reason].sum()) if reason in drops else None
