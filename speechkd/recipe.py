@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, StringConstraints, ValidationError, model_validator
 
 from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, read_extending
 from speechkd.core.errors import unknown_name
@@ -125,17 +125,17 @@ class Recipe(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_llm(cls, data: Any) -> Any:
+    def _fill_student_llm(cls, data: Any) -> Any:
         """Say in blocks of backend `self` which model that is."""
         teachers, student = (data.get(name) for name in ("teachers", "student")) if isinstance(data, dict) else (None, None)
         if not isinstance(teachers, dict) or not isinstance(student, dict):
             return data
         follows = {"model": student.get("llm"), "dtype": student.get("dtype", StudentConfig.model_fields["dtype"].default)}
-        own = {r: {**follows, **b} for r, b in teachers.items() if isinstance(b, dict) and b.get("backend") == "self"}
-        return {**data, "teachers": {**teachers, **own}}
+        filled = {r: {**follows, **b} for r, b in teachers.items() if isinstance(b, dict) and b.get("backend") == "self"}
+        return {**data, "teachers": {**teachers, **filled}}
 
     @model_validator(mode="after")
-    def _own_llm_is_the_students(self) -> Recipe:
+    def _student_llm_is_the_students(self) -> Recipe:
         for role, config in self.teachers.items():
             if isinstance(config, StudentLlmConfig) and config.model != self.student.llm:
                 raise ValueError(
@@ -187,7 +187,7 @@ class Recipe(Config):
             needs = self.stored_signals(config, role)
             missing = needs - given
             if missing:
-                others = sorted(n for n in LOSSES if not LOSSES.get(n).Config().needs().stored - given)
+                others = sorted(n for n in LOSSES if _fed_by(n, given))
                 declare = f"; it can store {quoted(missing & can)}: set `teachers.{role}.signals`" if missing & can else ""
                 raise ValueError(
                     f"loss `{name}` needs {quoted(missing)}, but teacher `{role}` ({backend}) gives {quoted(given)}{declare}; "
@@ -225,6 +225,15 @@ class Recipe(Config):
     def digest(self) -> str:
         """Digest of what changes the trained student."""
         return digest(self.trained_by())
+
+
+def _fed_by(loss: str, given: frozenset[str]) -> bool:
+    """Whether a loss with its default settings needs nothing that a column with the signals `given` lacks."""
+    try:
+        config = LOSSES.get(loss).Config()
+    except ValidationError:  # it has a key without a default
+        return False
+    return not config.needs().stored - given and config.positions() != "audio"
 
 
 def _gated(projector: str) -> bool:

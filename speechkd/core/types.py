@@ -103,78 +103,76 @@ class Needs(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class View:
-    """The same responses behind another prompt: what a live text teacher reads. Rows [B] are the examples that have such a prompt."""
+    """The same responses behind another prompt, which a live text teacher reads; its keys stand in `Batch`."""
 
     ids_BS: Tensor
-    """int64; token ids, 0 at padding"""
     mask_BS: Tensor
-    """int64; 1 at real positions"""
     response_T: Tensor
-    """int64; flat positions in this view's own [B * S] of its examples' supervised tokens, in the order of the batch"""
     to_T: Tensor
-    """int64; which of the batch's T tokens they are"""
 
 
 @dataclass(slots=True, kw_only=True)
 class ClipTable:
-    """The clips of a batch, one row each. A batch without audio has one dummy clip without a valid position."""
+    """The clips of a batch, one row each; its keys stand in `Batch`."""
 
     stream_C: Tensor
-    """int64; stream of the clip's example"""
     frames_C: Tensor
-    """int64; encoder frames of the clip itself; silence fills the rest of its features"""
     mask_CQ: Tensor
-    """bool; valid projected positions, a prefix of each row"""
     language_C: Tensor
-    """int64; index in the projector's languages, -1 where unknown"""
     words_CN: Tensor
-    """int64; token ids of the transcript, where a loss needs it; 0 beyond its end"""
     words_mask_CN: Tensor
-    """bool; valid transcript tokens"""
 
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """One collated micro-batch, on one device. An empty micro-batch is a dummy clip and a dummy token whose mask is 0.
+    """One collated micro-batch on one device: every key with its shape and type.
 
-    B examples, S positions of an example, T supervised tokens of the batch, A audio positions of the batch, C clips, Q positions of a clip.
-    A stream (`kd`, `kd/text`) is rows, not a pass of its own: examples that hear and examples that read text go through the student
-    together, and losses pick their rows by masks. So the sequence of module calls does not depend on what a batch holds.
+    B examples, S positions of an example, C clips, Q audio positions of a clip, T supervised tokens and A audio positions of the batch.
+    Text and audio share one sequence of S positions per example, padded on the right: prompt | audio | prompt | response. "Flat" means an
+    index into the flattened dimensions.
 
-    Text and audio share one sequence of S positions per example, padded on the right: prompt | audio | prompt | response.
+        features_BMT        float32  log-mels of the clips [C, M, frames], or their waveforms [C, samples]
+        ids_BS              int64    token ids; 0 at audio positions and padding
+        mask_BS             int64    1 at real positions
+        audio_to_A          int64    flat positions in [B, S] that hold audio
+        audio_from_A        int64    flat positions in [C, Q] that they come from
+        response_T          int64    flat positions in [B, S] of the supervised tokens themselves (`losses/positions.py` shifts them)
+        mask_T              bool     False at the dummy token
+        stream_T, stream_A  int64    stream of each supervised token and audio position: its number in the run's list of streams
+        first_T             bool     the first supervised token of its example
+        clips.stream_C      int64    stream of the clip's example
+        clips.frames_C      int64    encoder frames of the clip itself; silence fills the rest of its features
+        clips.mask_CQ       bool     valid projected positions, a prefix of each row
+        clips.language_C    int64    index in the projector's languages, -1 where unknown
+        clips.words_CN      int64    token ids of the transcript, where a loss needs them; 0 beyond its end
+        clips.words_mask_CN bool     valid transcript tokens
+        views[teacher]      .ids_BS, .mask_BS as above, rows are the examples that the live teacher reads; .response_T int64, flat positions
+                            in the view of their supervised tokens; .to_T int64, which of the batch's T tokens they are
+        signals             stored `TeacherSignals`, aligned with T (`attention_CQ` with the clips); zeros where a column has none
+        progress            float    share of the run's steps that are done, for schedules inside the student
+        examples, seconds   int, float  number of real examples, seconds of real audio
+
+    An empty micro-batch is a dummy clip and a dummy token whose mask is False. A stream (`kd`, `kd/text`) is rows, not a pass of its own:
+    examples that hear and examples that read text go through the student together, and losses pick their rows by masks. So the sequence
+    of module calls does not depend on what a batch holds.
     """
 
     features_BMT: Tensor
-    """float32; log-mels of the clips [C, M, T], or their waveforms [C, T]; of a dummy clip where no example has audio"""
     ids_BS: Tensor
-    """int64; token ids, 0 at audio positions and padding"""
     mask_BS: Tensor
-    """int64; 1 at real positions"""
     audio_to_A: Tensor
-    """int64; flat positions in [B * S] that hold audio"""
     audio_from_A: Tensor
-    """int64; flat positions in [C * Q] that they come from"""
     response_T: Tensor
-    """int64; flat positions in [B * S] of the supervised tokens themselves (`losses/positions.py` shifts them)"""
     mask_T: Tensor
-    """bool; False at the dummy token"""
     stream_T: Tensor
-    """int64; stream of each supervised token: its number in the run's list of streams"""
     first_T: Tensor
-    """bool; the first supervised token of its example"""
     stream_A: Tensor
-    """int64; stream of each audio position"""
     clips: ClipTable
     views: Mapping[str, View]
-    """by name of the live teacher that reads the view"""
     progress: float = 0.0
-    """share of the run's steps that are done, for schedules inside the student"""
     signals: TeacherSignals
-    """stored signals, aligned with T (`attention_CQ` with the clips); zeros in rows whose column has none"""
     examples: int
-    """number of real examples"""
     seconds: float
-    """seconds of real audio"""
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on `device`, copied without waiting."""

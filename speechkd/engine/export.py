@@ -184,7 +184,9 @@ PROBE_CLIPS = ("stream_C", "frames_C", "mask_CQ", "language_C", "words_CN", "wor
 
 
 def probe_batch(saved: Mapping[str, Tensor]) -> Batch:
-    """The batch stored beside the probe's logits."""
+    """The batch stored beside the probe's logits. Raises InputError for one that an earlier version wrote."""
+    if missing := [name for name in (*PROBE_TENSORS, *PROBE_CLIPS) if name not in saved]:
+        raise InputError(f"the run's probe lacks `{missing[0]}`: an earlier version wrote it; train and export under another `name`")
     tensors: dict[str, Any] = {name: saved[name] for name in PROBE_TENSORS}
     clips = ClipTable(**{name: saved[name] for name in PROBE_CLIPS})
     return Batch(**tensors, clips=clips, views={}, signals=TeacherSignals(), examples=int(saved["ids_BS"].shape[0]), seconds=0.0)

@@ -30,19 +30,19 @@ _seen: set[tuple[str, str]] = set()
 _news: list[tuple[str, Choice]] = []
 
 
-def anything(given: object) -> str | None:
+def no_obstacle(first_input: object) -> str | None:
     """For implementations that always run."""
     return None
 
 
-def frozen_head(given: object) -> str | None:
+def needs_frozen_head(first_input: object) -> str | None:
     """The chunked form needs a head whose weight needs no gradient: it makes hidden gradients in forward."""
-    if not isinstance(given, Head):
+    if not isinstance(first_input, Head):
         return "it is given logits, not a head"
-    return "the head's weight wants a gradient" if given.weight_VD.requires_grad and torch.is_grad_enabled() else None
+    return "the head's weight wants a gradient" if first_input.weight_VD.requires_grad and torch.is_grad_enabled() else None
 
 
-def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], given: object) -> Choice:
+def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], first_input: object) -> Choice:
     """The implementation to run. `obstacles`: all implementations, best first.
 
     Raises InputError for an unknown name, and if the named implementation cannot run on this input.
@@ -50,22 +50,22 @@ def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], given: object)
     if impl == "auto":
         reasons: list[str] = []
         for name, obstacle in obstacles.items():
-            reason = obstacle(given)
+            reason = obstacle(first_input)
             if reason is None:
                 return Choice(name, tuple(reasons))
             reasons.append(f"not {name}: {reason}")
         raise InputError(f"no implementation of `{op}` can run: {'; '.join(reasons)}")
     if impl not in obstacles:
         raise InputError(unknown_name(f"implementation of `{op}`", impl, ["auto", *obstacles]))
-    reason = obstacles[impl](given)
+    reason = obstacles[impl](first_input)
     if reason is not None:
         raise InputError(f"implementation `{impl}` of `{op}` cannot run: {reason}; allowed: auto, reference")
     return Choice(impl, ())
 
 
-def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], given: object) -> F:
+def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], first_input: object) -> F:
     """The function that `choose` selects; records its first use for `news`. A new implementation is one line in `table`."""
-    choice = choose(op, impl, {name: obstacle for name, (_, obstacle) in table.items()}, given)
+    choice = choose(op, impl, {name: obstacle for name, (_, obstacle) in table.items()}, first_input)
     if (op, choice.name) not in _seen:
         _seen.add((op, choice.name))
         _news.append((op, choice))

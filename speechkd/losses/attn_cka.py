@@ -75,7 +75,8 @@ class Config(TeacherLossConfig):
 def _loss(student: Clips, teacher: Clips | None, facts: ClipFacts, config: Config) -> LossOut:
     projected_CQE = given(teacher.projected_CQD if teacher else None, "attn_cka", "projected")
     mask_CQ = facts.mask_CQ & facts.keep_C.unsqueeze(1)
-    weights_CQ = given(teacher.attention_CQ if teacher else None, "attn_cka", "projected") if config.attention else wide(mask_CQ)
+    attention_CQ = facts.attention_CQ if config.attention == "stored" else teacher.attention_CQ if teacher else None
+    weights_CQ = given(attention_CQ, "attn_cka", "attention") if config.attention else wide(mask_CQ)
     return attn_cka_loss(student.projected_CQD, projected_CQE, weights_CQ, mask_CQ, config.mode or "pre_w")
 
 

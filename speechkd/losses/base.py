@@ -51,11 +51,11 @@ class LossConfig(Config):
         return Needs()
 
     def live_teachers(self) -> dict[str, str]:
-        """Live teachers that the block names: key -> name. The first is the one that the loss compares with."""
+        """Live teachers that the block names: key -> name. The loss compares with the one under `teacher`."""
         return {}
 
-    def check_teachers(self, models: Mapping[str, str]) -> None:
-        """Raises ValueError where the named live teachers do not fit together. `models`: live teacher -> its kind and model."""
+    def check_teachers(self, name: str, models: Mapping[str, str]) -> None:
+        """Raises ValueError, about the loss `name`, where its live teachers do not fit together. `models`: kind and model of each."""
 
     def positions(self) -> Positions:
         """Which rows the loss reads."""
@@ -76,11 +76,14 @@ class LossConfig(Config):
     @property
     def teacher_name(self) -> str:
         """The live teacher that the loss compares with; empty: stored signals, or none."""
-        return next(iter(self.live_teachers().values()), "")
+        return self.live_teachers().get("teacher", "")
 
     @property
     def autograd_through_head(self) -> bool:
-        """Whether backward reads the head's weight again, which under ZeRO-3 is partitioned by then."""
+        """Whether backward reads the head's weight again; then the term copies it, for under ZeRO-3 it is partitioned by that time.
+
+        A loss that calls `Head.logits` outside the kernels, under autograd, must say True.
+        """
         return False
 
 
@@ -111,9 +114,9 @@ class TeacherLossConfig(LossConfig):
     ) -> Needs:
         """`signals` of the live teacher where the block names one, else of the column; `stored` are of the column in any case."""
         wanted = frozenset(signals)
-        if self.teacher:
-            live = wanted | ({"audio"} if self.positions() == "audio" else set())
-            return Needs(stored=frozenset(stored), live=live, student=frozenset({student}))
+        if self.teacher:  # only a teacher that hears has audio positions and clips
+            hears = {"audio"} if self.positions() == "audio" else {"projected"} if student == "projected" else set[str]()
+            return Needs(stored=frozenset(stored), live=wanted | hears, student=frozenset({student}))
         return Needs(stored=wanted.union(stored), student=frozenset({student}), temperature=temperature, k=k)
 
 
@@ -146,16 +149,16 @@ class LayerConfig(PositionsConfig, ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supervision:
-    """What stands at the T rows of a HeadLoss, on the device; a field is None where the teacher gives no such signal."""
+    """What a HeadLoss compares the student with at its T rows, on the device; None where there is no such thing."""
 
     mask_T: Tensor
     """bool; False rows count nothing"""
     targets_T: Tensor | None = None
     """int64; the response token that each position predicts (signal `response`)"""
     signals: TeacherSignals = field(default_factory=TeacherSignals)
-    """stored with the examples, or made of a live teacher's pass in the same form"""
+    """stored with the examples; none at audio positions"""
     teacher: Head | None = None
-    """signal `dense`: the live teacher's final hidden states [T, E] and its head; no gradient"""
+    """the live teacher that the loss names: its final hidden states [T, E] and its head; no gradient"""
     negative: Head | None = None
     """the same of a second pass of the same teacher, for contrastive targets"""
     shared_W: Tensor | None = None
@@ -219,6 +222,8 @@ class ClipFacts:
     """the LLM's embeddings of the transcript's tokens"""
     words_mask_CN: Tensor | None = None
     """bool; valid transcript tokens"""
+    attention_CQ: Tensor | None = None
+    """stored attention of an audio teacher's response to each position"""
 
 
 def _keep_all(facts: ClipFacts, config: Any) -> Tensor:

@@ -42,14 +42,14 @@ class Config(PositionsConfig, KernelConfig):
         """The pass that reads the metadata, and the one that does not."""
         return super().live_teachers() | ({"negative": self.negative} if self.negative else {})
 
-    def check_teachers(self, models: Mapping[str, str]) -> None:
+    def check_teachers(self, name: str, models: Mapping[str, str]) -> None:
         """Raises ValueError unless both passes are there and are of one model."""
         if not self.negative:
-            raise ValueError("needs a second pass: set `negative` to a live teacher that reads nothing")
+            raise ValueError(f"loss `{name}` needs a second pass: set `losses.{name}.negative` to a live teacher that reads nothing")
         if models[self.negative] != models[self.teacher]:
             raise ValueError(
-                f"compares two passes of one model: `negative` (`{self.negative}`: {models[self.negative]}) must be of the same kind and "
-                f"model as `teacher` (`{self.teacher}`: {models[self.teacher]})"
+                f"loss `{name}` compares two passes of one model: `losses.{name}.negative` (`{self.negative}`: {models[self.negative]}) "
+                f"must be of the same kind and model as `losses.{name}.teacher` (`{self.teacher}`: {models[self.teacher]})"
             )
 
 

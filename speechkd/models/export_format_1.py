@@ -29,7 +29,7 @@ class _Manifest1(Config):
     llm: _FrozenModel
     projector: ProjectorBlock
     normalise_layers: bool
-    mix: Literal["all", "weighted_sum", "last"] = "all"
+    mix: Literal["all", "last"] = "all"
     """`all` is today's `encoder_states: weighted_sum`"""
     dtype: Literal["float32", "bfloat16"]
     lora: LoraConfig | None = None
@@ -51,7 +51,7 @@ def from_format_1(data: dict[str, Any], where: str) -> dict[str, Any]:
         "llm": old.llm.name,
         "lora": old.lora,
         "projector": old.projector,
-        "encoder_states": "weighted_sum" if old.mix == "all" else old.mix,
+        "encoder_states": "weighted_sum" if old.mix == "all" else "last",
         "normalise_layers": old.normalise_layers,
         "dtype": old.dtype,
     }

@@ -21,10 +21,15 @@ NOT_THE_STUDENTS = ("data", "teachers", "gates", "deepspeed")
 
 
 def run_recipe(folder: Path) -> Recipe:
-    """The resolved recipe of a run. Raises InputError where the folder has none."""
+    """The resolved recipe of a run. Raises InputError where the folder has none, or one that this version does not read."""
     if not (folder / RECIPE).is_file():
         raise InputError(f"`{folder}` is no run folder: it has no {RECIPE}")
-    return build(Recipe, read_yaml(folder / RECIPE), str(folder / RECIPE))
+    try:
+        return build(Recipe, read_yaml(folder / RECIPE), str(folder / RECIPE))
+    except InputError as error:
+        raise InputError(
+            f"this version does not read the run in `{folder}` ({error}); if an earlier one began it, use another `name`"
+        ) from None
 
 
 def same_recipe(folder: Path, recipe: Recipe, but: Collection[str] = ()) -> None:

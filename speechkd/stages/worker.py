@@ -101,10 +101,10 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         preemption=preemption,
         watchdog=watchdog,
     )
-    fed = feed(schedule, load, dist.rank(), world, start, recipe.train.prefetch, recipe.train.workers)
+    step_batches = feed(schedule, load, dist.rank(), world, start, recipe.train.prefetch, recipe.train.workers)
     with watchdog:
         watchdog.enter(start, "data")
-        outcome = loop.run(progress(fed, "train", total=schedule.steps, start=start, quiet=dist.rank() != 0))
+        outcome = loop.run(progress(step_batches, "train", total=schedule.steps, start=start, quiet=dist.rank() != 0))
     if outcome is Outcome.PREEMPTED and dist.rank() == 0:
         write_json(folder / REQUEUE, {"reason": "preempted", "steps": schedule.steps})
     dist.barrier()

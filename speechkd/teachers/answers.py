@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -83,7 +83,7 @@ class AnswerJournal:
         """Drop cut and failed answers to `keys`, so that they can be asked again. Complete answers are never dropped."""
         self._append(lambda: [{"key": key, "again": True} for key in keys if key in self._answers and self._answers[key].stop != FINISHED])
 
-    def _append(self, records: Any) -> None:
+    def _append(self, records: Callable[[], list[dict[str, Any]]]) -> None:
         new = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

@@ -74,6 +74,10 @@ class TeacherConfig(Config):
         """Width E of the teacher's hidden states; 0 if unknown before the model is loaded."""
         return 0
 
+    def state_depth(self) -> int:
+        """Number of layers that give hidden states; 0 if unknown before the model is loaded."""
+        return 0
+
 
 class ScoringConfig(TeacherConfig):
     """Configuration of a backend that can score given answers."""

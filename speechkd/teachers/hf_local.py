@@ -58,6 +58,11 @@ class LoadedConfig(LocalConfig):
         width: int = text_config(self.model).hidden_size
         return width
 
+    def state_depth(self) -> int:
+        """Layers of the model, from its configuration alone."""
+        depth: int = text_config(self.model).num_hidden_layers
+        return depth
+
 
 class ReaderConfig(LoadedConfig):
     """`fields`: metadata fields that the teacher reads, in this order; a clip's missing fields are skipped."""

@@ -23,6 +23,7 @@ from speechkd.losses.base import Positions
 from speechkd.losses.positions import predicting_positions
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.student import Student, hear, place_audio
+from speechkd.teachers.live_config import LiveConfig, SelfConfig, SnapshotConfig, TextLlmConfig
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,14 +68,14 @@ class ModelOutputs:
 class TextTeacher(nn.Module):
     """A text LLM on the view that was collated for it: the student's own (`own_llm` is None, LoRA off), or another."""
 
-    def __init__(self, name: str, own_llm: nn.Module | None) -> None:
+    def __init__(self, name: str, causal_lm: nn.Module | None) -> None:
         super().__init__()
         self.name = name
-        self.own = None if own_llm is None else LanguageModel(own_llm)
+        self.other_llm = None if causal_lm is None else LanguageModel(causal_lm)
 
     def llm(self, student: Student) -> LanguageModel:
         """The language model that it runs."""
-        return student.llm if self.own is None else self.own
+        return student.llm if self.other_llm is None else self.other_llm
 
     @torch.no_grad()
     def outputs(self, student: Student, batch: Batch, encoded_LCFD: tuple[Tensor, ...], every_layer: bool, attention: bool) -> ModelOutputs:
@@ -89,14 +90,14 @@ class TextTeacher(nn.Module):
 class AudioTeacher(nn.Module):
     """A layer mix and projector of its own on the student's encoder states, before the student's LLM (LoRA off) or another."""
 
-    def __init__(self, mix: nn.Module, projector: nn.Module, own_llm: nn.Module | None) -> None:
+    def __init__(self, mix: nn.Module, projector: nn.Module, causal_lm: nn.Module | None) -> None:
         super().__init__()
         self.mix, self.projector = mix.requires_grad_(False), projector.requires_grad_(False)
-        self.own = None if own_llm is None else LanguageModel(own_llm)
+        self.other_llm = None if causal_lm is None else LanguageModel(causal_lm)
 
     def llm(self, student: Student) -> LanguageModel:
         """The language model that it runs."""
-        return student.llm if self.own is None else self.own
+        return student.llm if self.other_llm is None else self.other_llm
 
     def train(self, mode: bool = True) -> AudioTeacher:
         """Stays in evaluation mode."""
@@ -163,13 +164,13 @@ LiveTeacher = TextTeacher | AudioTeacher
 
 
 def build_live(
-    name: str, config: Any, student: Student, load_llm: Callable[[str], nn.Module], load_speech: Callable[[str], AudioTeacher]
+    name: str, config: LiveConfig, student: Student, load_llm: Callable[[str], nn.Module], load_speech: Callable[[str], AudioTeacher]
 ) -> LiveTeacher:
     """The live teacher of a recipe's block. The student is as it will be at step 0; `load_...` come from the engine, which partitions."""
-    if config.kind == "self":
+    if isinstance(config, SelfConfig):
         return TextTeacher(name, None)
-    if config.kind == "text_llm":
+    if isinstance(config, TextLlmConfig):
         return TextTeacher(name, load_llm(config.model))
-    if config.kind == "snapshot":
+    if isinstance(config, SnapshotConfig):
         return AudioTeacher(copy.deepcopy(student.mix), copy.deepcopy(student.projector), None)
     return load_speech(config.model)

@@ -85,25 +85,20 @@ def check_live(name: str, config: LossConfig, live: Mapping[str, LiveConfig]) ->
     if config.positions() == "audio" and needs.stored:
         what = "the response's tokens" if "response" in needs.stored else "signals stored with the example"
         raise ValueError(f"loss `{name}` cannot be at audio positions: {what} stand at response positions (losses.{name}.at)")
-    for key, teacher in config.live_teachers().items():
-        _check_shown(name, config, needs.live - SHOWS[live[teacher].kind], f"{teacher}` ({live[teacher].kind})")
+    for teacher in config.live_teachers().values():
+        if missing := needs.live - SHOWS[live[teacher].kind]:
+            raise ValueError(_not_shown(name, config, missing, f"live teacher `{teacher}` ({live[teacher].kind})"))
     if config.teacher_name:
-        try:
-            config.check_teachers({teacher: _kind_and_model(block) for teacher, block in live.items()})
-        except ValueError as error:
-            raise ValueError(f"loss `{name}` {error} (losses.{name})") from None
+        config.check_teachers(name, {teacher: _kind_and_model(block) for teacher, block in live.items()})
 
 
-def _check_shown(name: str, config: LossConfig, missing: frozenset[str], teacher: str) -> None:
-    if not missing:
-        return
-    if missing & {"audio", "projected"}:
-        hearing = ", ".join(kind for kind, shown in SHOWS.items() if "audio" in shown)
-        raise ValueError(f"loss `{name}` looks at audio, which live teacher `{teacher} does not hear; kinds that do: {hearing}")
-    signal = min(missing)
-    able = ", ".join(kind for kind, shown in SHOWS.items() if signal in shown)
-    instead = config.WITHOUT.get(signal) or f"kinds that can: {able or 'none'}"
-    raise ValueError(f"loss `{name}` needs `{signal}`, which live teacher `{teacher} cannot show; {instead}")
+def _not_shown(name: str, config: LossConfig, missing: frozenset[str], teacher: str) -> str:
+    """One line: what the teacher cannot show, and what can be done."""
+    signal = "audio" if missing & {"audio", "projected"} else min(missing)
+    able = ", ".join(kind for kind, shown in SHOWS.items() if signal in shown) or "none"
+    if signal == "audio":
+        return f"loss `{name}` looks at audio, which {teacher} does not hear; kinds that do: {able}"
+    return f"loss `{name}` needs `{signal}`, which {teacher} cannot show; {config.WITHOUT.get(signal) or f'kinds that can: {able}'}"
 
 
 def column_of(config: LiveConfig) -> str:

@@ -53,6 +53,11 @@ class SnapshotTeacherConfig(LocalConfig):
         width: int = self._llm().hidden_size
         return width
 
+    def state_depth(self) -> int:
+        """Layers of the student's language model."""
+        depth: int = self._llm().num_hidden_layers
+        return depth
+
     def _llm(self) -> Any:
         folder = Path(self.model)
         return text_config(llm_of(folder, read_manifest(folder)))

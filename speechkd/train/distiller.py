@@ -15,8 +15,8 @@ from speechkd.losses.positions import predicting_positions
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.student import Student
 from speechkd.teachers.live import LiveTeacher, ModelOutputs, TextTeacher
-from speechkd.train.loss_inputs import LossInputs, Weights
-from speechkd.train.loss_terms import Depth, build_term
+from speechkd.train.loss_inputs import HeadWeights, LossInputs
+from speechkd.train.loss_terms import LlmShape, build_term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +56,21 @@ class Distiller(nn.Module):
         self.teachers = nn.ModuleDict(dict(method.teachers))
         self._shared = {name: method.shared.get(name) for name in method.teachers}
         self._stored_layers = method.stored.layers if method.stored is not None else ()
-        depths = {name: _depth(teacher.llm(student)) for name, teacher in method.teachers.items()}
+        shapes = {name: _shape(teacher.llm(student)) for name, teacher in method.teachers.items()}
         if method.stored is not None:
-            depths[""] = Depth(layers=method.stored.depth, width=method.stored.width)
-        self.terms = [build_term(name, config, method.streams, _depth(student.llm), depths) for name, config in self.losses.items()]
+            shapes[""] = LlmShape(depth=method.stored.depth, width=method.stored.width)
+        self.terms = [build_term(name, config, method.streams, _shape(student.llm), shapes) for name, config in self.losses.items()]
         self.parts = nn.ModuleDict({term.name: term.part for term in self.terms if term.part is not None})
         for name, shared_W in self._shared.items():
             if shared_W is not None:
                 self.register_buffer(f"_shared_{name}", shared_W, False)
         needs = {name: config.needs() for name, config in self.losses.items()}
-        self._every_layer, self._attention = (self._asked(signal) for signal in ("hidden", "attention"))
+        self._every_layer, self._attention = (self._teachers_that_show(signal) for signal in ("hidden", "attention"))
         self._student_layers = any("hidden" in need.student for need in needs.values())
         self._words = any("words" in need.student for need in needs.values())
 
-    def _asked(self, signal: str) -> set[str]:
-        """Live teachers of which some loss needs a signal."""
+    def _teachers_that_show(self, signal: str) -> set[str]:
+        """Live teachers from which some loss needs a signal."""
         asking = (config for config in self.losses.values() if signal in config.needs().live)
         return {teacher for config in asking for teacher in config.live_teachers().values()}
 
@@ -110,7 +110,7 @@ class Distiller(nn.Module):
             gate_CK=heard.gate_CK,
         )
 
-    def _inside_heads(self, inputs: LossInputs, models: list[LanguageModel], weights: Weights, out: dict[str, LossOut]) -> None:
+    def _inside_heads(self, inputs: LossInputs, models: list[LanguageModel], weights: HeadWeights, out: dict[str, LossOut]) -> None:
         """All losses into `out`, with every model's head whole: one model's head inside the other's.
 
         Nothing goes in or out as the head's own argument or result: its backward would gather a weight that no loss needs any more.
@@ -130,7 +130,7 @@ class Distiller(nn.Module):
         """Rows or clips that count, per loss, from the batch alone: [losses], float64."""
         return torch.stack([term.count(batch) for term in self.terms])
 
-    def weights(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         """The recipe's weight of each loss."""
         return {name: config.weight for name, config in self.losses.items()}
 
@@ -139,5 +139,5 @@ class Distiller(nn.Module):
         return [name for name, teacher in self.teachers.items() if isinstance(teacher, TextTeacher)]
 
 
-def _depth(llm: LanguageModel) -> Depth:
-    return Depth(layers=llm.layers, width=llm.width)
+def _shape(llm: LanguageModel) -> LlmShape:
+    return LlmShape(depth=llm.layers, width=llm.width)

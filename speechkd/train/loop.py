@@ -102,7 +102,7 @@ class Loop:
 
     def _loss(self, out: dict[str, LossOut], counts: Tensor) -> Tensor:
         """Sum of w_i * total_i / count_i over the step's global counts; 0 / 0 (no such example in the step) is 0."""
-        weights = self.distiller.weights()
+        weights = self.distiller.loss_weights()
         parts = [
             weights[name] * loss.total / count.clamp_min(1.0).to(loss.total.dtype)
             for (name, loss), count in zip(out.items(), counts, strict=True)
@@ -139,7 +139,7 @@ class Loop:
         """Move the interval's sums off the device once, add them over ranks, and write them to the journal."""
         values = meter.drain()
         values["train/data_wait_ratio"] /= dist.world_size()
-        values["train/loss"] = sum(weight * values.get(f"train/loss_{name}", 0.0) for name, weight in self.distiller.weights().items())
+        values["train/loss"] = sum(weight * values.get(f"train/loss_{name}", 0.0) for name, weight in self.distiller.loss_weights().items())
         values["train/lr"] = learning_rate(self.optim, done - 1, self.steps)
         values["train/grad_norm"] = self.engine.grad_norm()
         values["train/skipped_steps"] = self.engine.skipped

@@ -14,7 +14,7 @@ from speechkd.losses.positions import predicted_tokens, predicting_positions
 from speechkd.models.language_model import LanguageModel
 from speechkd.teachers.live import ModelOutputs
 
-Weights = Mapping[int, Tensor]
+HeadWeights = Mapping[int, Tensor]
 """`id()` of a language model -> its head's whole weight"""
 
 
@@ -50,6 +50,6 @@ class LossInputs:
         return batch.response_T // batch.ids_BS.shape[1]
 
     @staticmethod
-    def head(outputs: ModelOutputs, positions: Positions, rows: int, weights: Weights) -> Head:
+    def head(outputs: ModelOutputs, positions: Positions, rows: int, weights: HeadWeights) -> Head:
         """Final states of a model at the rows of a loss, with its head."""
         return Head(outputs.final(positions, rows), weights[id(outputs.llm)], outputs.llm.softcap)

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +21,14 @@ from speechkd.kernels.logits import Head
 from speechkd.losses import LOSSES, ClipLoss, HeadLoss, LayerLoss, LossConfig, Supervision
 from speechkd.losses.base import ClipFacts, Clips, LayerConfig, Layers, given
 from speechkd.teachers.live import ModelOutputs
-from speechkd.train.loss_inputs import LossInputs, Weights
+from speechkd.train.loss_inputs import HeadWeights, LossInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Depth:
-    """Layers of a language model, and their width."""
+class LlmShape:
+    """Number of layers of a language model, and their width."""
 
-    layers: int
+    depth: int
     width: int
 
 
@@ -48,7 +47,7 @@ class LossTerm(ABC):
         """How many rows or clips of a batch count, float64, from the batch alone."""
 
     @abstractmethod
-    def __call__(self, inputs: LossInputs, weights: Weights) -> LossOut:
+    def __call__(self, inputs: LossInputs, weights: HeadWeights) -> LossOut:
         """The loss, inside the heads whose `weights` are whole."""
 
     def in_streams(self, stream_X: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ class LossTerm(ABC):
         mask_T = batch.mask_T & self.in_streams(batch.stream_T)
         return mask_T & batch.first_T if positions == "prompt_end" else mask_T
 
-    def _weights(self, weights: Weights) -> Weights:
+    def _head_weights(self, weights: HeadWeights) -> HeadWeights:
         """Copies where backward will read the weights again: under ZeRO-3 the originals are partitioned by then."""
         return {key: weight.detach().clone() for key, weight in weights.items()} if self.config.autograd_through_head else weights
 
@@ -81,48 +80,49 @@ class HeadTerm(LossTerm):
         """Rows that count."""
         return self._rows(batch).sum(dtype=torch.float64)
 
-    def __call__(self, inputs: LossInputs, weights: Weights) -> LossOut:
+    def __call__(self, inputs: LossInputs, weights: HeadWeights) -> LossOut:
         """The loss at its rows."""
-        weights, positions, mask_T = self._weights(weights), self.config.positions(), self._rows(inputs.batch)
+        weights, positions, mask_T = self._head_weights(weights), self.config.positions(), self._rows(inputs.batch)
 
         def head(outputs: ModelOutputs) -> Head:
             return inputs.head(outputs, positions, len(mask_T), weights)
 
-        supervision = Supervision(mask_T=mask_T) if positions == "audio" else Supervision(mask_T=mask_T, targets_T=inputs.targets())
-        teachers = [head(inputs.teachers[name]).frozen() for name in self.config.live_teachers().values()]
+        supervision = Supervision(mask_T=mask_T)
+        if positions != "audio":
+            supervision = replace(supervision, targets_T=inputs.targets(), signals=inputs.batch.signals)
+        teachers = {key: head(inputs.teachers[name]).frozen() for key, name in self.config.live_teachers().items()}
         if teachers:
-            negative = teachers[1] if len(teachers) > 1 else None
             shared_W = inputs.shared[self.config.teacher_name]
-            supervision = replace(supervision, teacher=teachers[0], negative=negative, shared_W=shared_W)
-        elif positions != "audio":
-            supervision = replace(supervision, signals=inputs.batch.signals)
+            supervision = replace(supervision, teacher=teachers["teacher"], negative=teachers.get("negative"), shared_W=shared_W)
         return self._loss(head(inputs.student), supervision, self.config)
 
 
 class LayerTerm(LossTerm):
-    """A `LayerLoss`: pairs of hidden layers. `student` and `teacher` are the models' depths, of which the pairs are made."""
+    """A `LayerLoss`: pairs of hidden layers. `student` and `teacher` are the shapes of both models."""
 
     config: LayerConfig
 
-    def __init__(self, name: str, config: LayerConfig, streams: Sequence[str], loss: LayerLoss, student: Depth, teacher: Depth) -> None:
+    def __init__(
+        self, name: str, config: LayerConfig, streams: Sequence[str], loss: LayerLoss, student: LlmShape, teacher: LlmShape
+    ) -> None:
         super().__init__(name, config, streams)
         self._loss = loss.loss
-        self.pairs = config.pairs(student.layers, teacher.layers)
+        self.pairs = config.pairs(student.depth, teacher.depth)
         self.part = None if loss.part is None else loss.part(config, len(self.pairs), student.width, teacher.width)
 
     def count(self, batch: Batch) -> Tensor:
         """Rows that count."""
         return self._rows(batch).sum(dtype=torch.float64)
 
-    def __call__(self, inputs: LossInputs, weights: Weights) -> LossOut:
+    def __call__(self, inputs: LossInputs, weights: HeadWeights) -> LossOut:
         """The loss at its rows, all pairs of layers."""
-        weights, mask_T = self._weights(weights), self._rows(inputs.batch)
+        weights, mask_T = self._head_weights(weights), self._rows(inputs.batch)
         student = self._layers(inputs, inputs.student, [i for i, _ in self.pairs], len(mask_T), weights)
         numbers, name = [g for _, g in self.pairs], self.config.teacher_name
         teacher = self._layers(inputs, inputs.teachers[name], numbers, len(mask_T), weights) if name else self._stored(inputs, numbers)
         return self._loss(student, teacher, mask_T, inputs.shared.get(name), self.config, self.part)
 
-    def _layers(self, inputs: LossInputs, outputs: ModelOutputs, numbers: Sequence[int], rows: int, weights: Weights) -> Layers:
+    def _layers(self, inputs: LossInputs, outputs: ModelOutputs, numbers: Sequence[int], rows: int, weights: HeadWeights) -> Layers:
         positions, llm = self.config.positions(), outputs.llm
         states = [outputs.layer(number, positions, rows) for number in numbers]
         lens: list[Head] = []
@@ -151,13 +151,11 @@ class ClipTerm(LossTerm):
         """Clips that count."""
         return self._facts(batch).keep_C.sum(dtype=torch.float64)
 
-    def __call__(self, inputs: LossInputs, weights: Weights) -> LossOut:
+    def __call__(self, inputs: LossInputs, weights: HeadWeights) -> LossOut:
         """The loss over its clips."""
-        facts = replace(self._facts(inputs.batch), words_CND=inputs.words_CND)
+        facts = replace(self._facts(inputs.batch), words_CND=inputs.words_CND, attention_CQ=inputs.batch.signals.attention_CQ)
         name = self.config.teacher_name
         teacher = _clips(inputs.teachers[name]) if name else None
-        if teacher is not None and "attention" in self.config.needs().stored:
-            teacher = replace(teacher, attention_CQ=inputs.batch.signals.attention_CQ)
         return self._loss(_clips(inputs.student), teacher, facts, self.config)
 
     def _facts(self, batch: Batch) -> ClipFacts:
@@ -176,9 +174,9 @@ def _clips(outputs: ModelOutputs) -> Clips:
     return Clips(projected_CQD=outputs.audio_CQE, attention_CQ=outputs.attention_CQ, gate_CK=outputs.gate_CK)
 
 
-def build_term(name: str, config: LossConfig, streams: Sequence[str], student: Depth, teachers: Mapping[str, Depth]) -> LossTerm:
-    """The term of a recipe's loss. `teachers`: depth of each live teacher, and, by the empty name, of the one whose states are stored."""
-    loss: Any = LOSSES.get(config.kind)
+def build_term(name: str, config: LossConfig, streams: Sequence[str], student: LlmShape, teachers: Mapping[str, LlmShape]) -> LossTerm:
+    """The term of a recipe's loss. `teachers`: shape of each live teacher, and, by the empty name, of the one whose states are stored."""
+    loss = LOSSES.get(config.kind)
     if isinstance(loss, HeadLoss):
         return HeadTerm(name, config, streams, loss)
     if isinstance(loss, ClipLoss):

@@ -129,7 +129,7 @@ def main() -> None:
     """Print the tables; with `--write`, keep them in RESULTS.md."""
     began, folder = time.time(), Path(tempfile.mkdtemp(prefix="bench-"))
     try:
-        said = compare(folder)
+        report = compare(folder)
     finally:
         shutil.rmtree(folder)
     load = os.getloadavg()
@@ -138,9 +138,9 @@ def main() -> None:
         f"`make bench`, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores ({platform.machine()}), load average at the end {load[0]:.1f}, "
         f"{time.time() - began:.0f} s; medians of {ROUNDS} interleaved rounds. {peers}."
     )
-    print(head, said, sep="\n\n")
+    print(head, report, sep="\n\n")
     if "--write" in sys.argv:
-        (HERE / "RESULTS.md").write_text(f"# Reading, beside other loaders\n\n{head}\n\n{said}", encoding="utf-8")
+        (HERE / "RESULTS.md").write_text(f"# Reading, beside other loaders\n\n{head}\n\n{report}", encoding="utf-8")
 
 
 if __name__ == "__main__":

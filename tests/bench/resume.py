@@ -175,11 +175,11 @@ if __name__ == "__main__":
         resume(Path(sys.argv[2]), float(sys.argv[3]))
     else:
         given = [word for word in sys.argv[1:] if word != "--write"]
-        said = table(int(given[0]) if given else 10_000_000, Path(given[1]) if given[1:] else None)
+        report = table(int(given[0]) if given else 10_000_000, Path(given[1]) if given[1:] else None)
         head = (
             f"`python -m tests.bench.resume`, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores ({platform.machine()}), load average "
             f"{os.getloadavg()[0]:.1f}; medians of three fresh processes, from opened interpreter and imported packages (290 MiB) on."
         )
-        print(head, said, sep="\n\n")
+        print(head, report, sep="\n\n")
         if "--write" in sys.argv:
-            (Path(__file__).parent / "RESUME.md").write_text(f"# Resuming in a large plan\n\n{head}\n\n{said}", encoding="utf-8")
+            (Path(__file__).parent / "RESUME.md").write_text(f"# Resuming in a large plan\n\n{head}\n\n{report}", encoding="utf-8")

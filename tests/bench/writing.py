@@ -35,11 +35,11 @@ def timed(words: Sequence[str]) -> tuple[float, float]:
     began = time.perf_counter()
     child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert child.stderr is not None
-    said = child.stderr.read().decode()
+    errors = child.stderr.read().decode()
     _, status, spent = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {said[-2000:]}")
+        raise RuntimeError(f"{' '.join(words)}: {errors[-2000:]}")
     return time.perf_counter() - began, spent.ru_utime + spent.ru_stime
 
 

@@ -101,6 +101,8 @@ def test_papers_name_files_that_exist_or_are_planned() -> None:
     text = (ROOT / "PAPERS.md").read_text(encoding="utf-8")
     files = re.findall(r"`((?:speechkd|pipelines)/[^`]+)`", text)
     assert files and not [name for name in files if not (ROOT / name).exists()]
+    names = {path.name for path in [*ROOT.glob("speechkd/**/*.py"), *ROOT.glob("speechkd/**/*.j2"), *ROOT.glob("pipelines/**/*.*")]}
+    assert not [name for name in re.findall(r"`([\w-]+\.py)`", text) if name not in names]
 
 
 def test_yaml_in_documents_is_yaml() -> None:

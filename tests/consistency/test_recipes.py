@@ -58,11 +58,11 @@ def test_every_regime_of_a_recipe_is_whole(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=short)
 def test_every_objective_and_regime_is_trained_by_a_test(path: Path) -> None:
     """On two ranks (tests/e2e). Regimes that a file takes from the one that it extends are trained there."""
-    own, whole = read_yaml(path), recipe_data(path)
+    written, whole = read_yaml(path), recipe_data(path)
     changes = [shlex.split(change) for name, change in EVERY if name == path.name] or [[], *OTHERS[path.stem]]
     runs = [recipe_data(path, change) for change in changes]
     assert {*whole.get("objectives", {})} <= {run.get("objective", "") for run in runs}
-    assert {*own.get("train", {}).get("regimes", {})} <= {run["train"]["regime"] for run in runs}
+    assert {*written.get("train", {}).get("regimes", {})} <= {run["train"]["regime"] for run in runs}
 
 
 def test_names_are_given_once() -> None:

@@ -36,9 +36,9 @@ def test_check_names_the_new_key(key: str, tmp_path: Path, capsys: pytest.Captur
     monkeypatch.setattr("sys.argv", ["speechkd", "check", str(path)])
     with pytest.raises(SystemExit) as leaving:
         cli.main()
-    said = capsys.readouterr().err.strip()
-    assert leaving.value.code == 2 and said.count("\n") == 0, said
-    assert answer in said and str(path) in said, said
+    message = capsys.readouterr().err.strip()
+    assert leaving.value.code == 2 and message.count("\n") == 0, message
+    assert answer in message and str(path) in message, message
 
 
 def test_every_renamed_key_is_tried_here() -> None:

@@ -58,9 +58,9 @@ def run(case: Case, without: str) -> dict[str, Any]:
     engine = Engine(distiller, OPTIM, MEMORY, 1, 0.0)
     weights, facts = None, {"gradient": 0.0, "scale": 0.0, "wrong": [], "whole": [], "apart": 0.0, "counts": []}
     for step in range(2):
-        own, together = batches(distiller, case, step, without)
+        per_rank, together = batches(distiller, case, step, without)
         wanted, counts, wrong = whole(case, weights, together)
-        batch = own[dist.rank()]
+        batch = per_rank[dist.rank()]
         out: Any = engine(batch)
         engine.backward(loss_of(distiller, out, counts) * dist.world_size())
         for name, grad in gradients(engine).items():

@@ -101,4 +101,4 @@ def test_differences_are_named_as_a_set_would_name_them() -> None:
         ("part.new", None, 5),
     ]
     assert not list(differences(one, one)) and list(differences([{"a": 1}], [])) == [("", [{"a": 1}], [])]
-    assert not list(differences(apply_sets(one, [f"{key}={there}" for key, _, there in differences(one, other)]), other))
+    assert not list(differences(apply_sets(one, [f"{key}={wanted}" for key, _, wanted in differences(one, other)]), other))

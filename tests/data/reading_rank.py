@@ -25,11 +25,11 @@ def main() -> None:
     schedule = Schedule([Segment(Phase(name="only", steps=steps, mix={}), plan, [0, 1])])
 
     def load(refs: Sequence[ExampleRef]) -> str:
-        said = []
+        lines = []
         for example in [reader.read(ref.row) for ref in refs]:
             heard = b"" if example.samples_T is None else example.samples_T.tobytes()
-            said.append(f"{example.key}.{example.turn}:{hashlib.sha256(heard).hexdigest()[:8]}:{len(example.tokens)}")
-        return ",".join(said)
+            lines.append(f"{example.key}.{example.turn}:{hashlib.sha256(heard).hexdigest()[:8]}:{len(example.tokens)}")
+        return ",".join(lines)
 
     for fed in feed(schedule, load, rank, world, start, 2, workers):  # type: ignore[arg-type]
         print(" ".join(f"[{batch}]" for batch in fed.batches), flush=True)

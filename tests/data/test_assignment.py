@@ -62,14 +62,14 @@ def test_a_changed_or_removed_item_renews_its_shard_alone(tmp_path: Path) -> Non
     new = shard(write_card(tmp_path, rows, quarantine_rate=0.5, version="v2", grows="v1"), tmp_path / "out", quiet=True)
     shards = open_shards(new)
     assert shards.manifest["input"] == 12 == len(shards) + shards.manifest["quarantined"] and len(shards) == 11
-    own = {path.name for path in (new / "audio").glob("*.tar")}
+    written = {path.name for path in (new / "audio").glob("*.tar")}
     lines = [json.loads(line) for line in (new / "quarantine.jsonl").read_bytes().splitlines()]
     assert [line["key"] for line in lines] == ["bad"]
     home = {sample.key: sample.shard for sample in shards.samples()}
     was = {sample.key: sample.shard for sample in open_shards(old).samples()}
     assert home == {key: number for key, number in was.items() if key != "c05"}
-    assert own == {f"{was[key]:06d}.tar" for key in ("bad", "c00", "c05") if key in was}
-    assert ColumnWriter(shards, ECHO).missing() == sorted(int(name[:6]) for name in own)
+    assert written == {f"{was[key]:06d}.tar" for key in ("bad", "c00", "c05") if key in was}
+    assert ColumnWriter(shards, ECHO).missing() == sorted(int(name[:6]) for name in written)
     assert list(shards.verify()) == []
 
 

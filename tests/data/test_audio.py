@@ -49,5 +49,5 @@ def test_a_wav_that_was_cut_is_rejected_and_one_from_a_pipe_is_not(tmp_path: Pat
     for clip in (decode_file(path), decode_bytes(whole[:16_044])):
         assert isinstance(clip, Rejected) and clip.reason == "header says 32000 bytes of audio, holds 16000"
     assert isinstance(decode_file(path, Span(0.1, 0.2)), RawClip)  # a part that is there
-    for said in (0xFFFFFFFF, 0x7FFFFFFF - 36):
-        assert isinstance(decode_bytes(whole[:40] + said.to_bytes(4, "little") + whole[44:]), RawClip)
+    for claimed in (0xFFFFFFFF, 0x7FFFFFFF - 36):
+        assert isinstance(decode_bytes(whole[:40] + claimed.to_bytes(4, "little") + whole[44:]), RawClip)

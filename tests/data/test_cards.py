@@ -190,17 +190,17 @@ def test_the_data_root_is_the_users_and_no_part_of_the_card(
     with pytest.raises(MissingData, match=f"no folder `{elsewhere}/wavs`: put the corpus's data there, or set SPEECHKD_DATA"):
         open_source(load_card(path), elsewhere)
     monkeypatch.setenv("SPEECHKD_DATA", str(corpus))
-    there = shards_of(elsewhere, SOURCE)
+    sharded = shards_of(elsewhere, SOURCE)
     monkeypatch.delenv("SPEECHKD_DATA")
-    assert there.manifest == shards_of(corpus, SOURCE).manifest
+    assert sharded.manifest == shards_of(corpus, SOURCE).manifest
 
 
 def test_check_says_what_is_there_and_what_is_missing(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (corpus / "wavs/b.wav").write_bytes(b"broken")
     assert check(card_file(corpus, SOURCE)) == 0
-    said = capsys.readouterr().out
-    assert "3 items: train 3; fields: client 3, sex 3, speaker 3" in said and "first 3 items: 2 samples, 0.6 s, 1 rejected" in said
-    assert "rejected `b`: is neither FLAC nor WAV" in said
+    output = capsys.readouterr().out
+    assert "3 items: train 3; fields: client 3, sex 3, speaker 3" in output and "first 3 items: 2 samples, 0.6 s, 1 rejected" in output
+    assert "rejected `b`: is neither FLAC nor WAV" in output
     (corpus / "list.csv").unlink()
     assert check(corpus / "card.yaml") == 0
     assert "card ok: raw/v1, source csv, tasks none\nits data is not here yet: no file " in capsys.readouterr().out

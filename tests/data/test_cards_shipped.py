@@ -218,9 +218,9 @@ def test_a_card_is_good_without_its_data(path: Path, tmp_path: Path, monkeypatch
 
 def test_every_task_asks_for_what_its_card_gives() -> None:
     """Fields of tasks are names that the card maps, keeps constant or lists among its values, or the source's own."""
-    own = {"caption", "answer", "question", "context", "transcript", "emotion", "language", "gender", "rate"}
+    standard = {"caption", "answer", "question", "context", "transcript", "emotion", "language", "gender", "rate"}
     for path in CARDS:
         card = load_card(path)
-        known = own | set(card.fields.values()) | set(card.constants) | set(card.values) | set(card.combine)
+        known = standard | set(card.fields.values()) | set(card.constants) | set(card.values) | set(card.combine)
         for task in card.tasks.values():
             assert task.field in known and (task.instruction_field or "question") in known, path

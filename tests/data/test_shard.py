@@ -73,9 +73,9 @@ def test_hf_datasets_reads_them_too(tones_root: Path, monkeypatch: pytest.Monkey
 
     shards = open_shards(tones_root)
     text = {name: Value("string") for name in ("__key__", "__url__")}
-    clip, said = Value("binary"), {"hertz": Value("float64"), "speaker": Value("string")}
+    clip, attributes = Value("binary"), {"hertz": Value("float64"), "speaker": Value("string")}
     tars = [str(tones_root / f"audio/00000{number}.tar") for number in range(3)]
-    features = Features({**text, "flac": clip, "json": said})
+    features = Features({**text, "flac": clip, "json": attributes})
     read = list(load_dataset("webdataset", data_files={"train": tars}, split="train", streaming=True, features=features))
     assert [row["__key__"] for row in read] == [sample.key for sample in shards.samples()]
     reader = Reader(shards)
@@ -98,8 +98,8 @@ def test_a_version_is_counted_when_it_is_published_and_when_it_is_there(tmp_path
     card = write_card(tmp_path, [*write_tones(tmp_path, 3), {"id": "x", "audio": "gone.wav"}], quarantine_rate=0.5)
     for _ in range(2):
         shard(card, tmp_path / "out", workers=1)
-        said = capsys.readouterr().err.splitlines()
-        assert said[-1] == "shard: tones/v1 is published: 3 samples, 1 of 4 items in quarantine"
+        attributes = capsys.readouterr().err.splitlines()
+        assert attributes[-1] == "shard: tones/v1 is published: 3 samples, 1 of 4 items in quarantine"
 
 
 def test_a_finished_version_is_left_alone_without_listing(tones_root: Path, tones_card: Path) -> None:

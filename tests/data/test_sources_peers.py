@@ -30,11 +30,11 @@ def cuts(tmp_path: Path) -> Any:
     made = []
     for i, recording in enumerate(recordings):
         words = [(f"s{i}{j}", 0.5 * j, {"text": f"word {i}{j}", "speaker": f"p{j}", "language": "en"}) for j in (1, 0)]
-        spoken = [SupervisionSegment(name, recording.id, start, 0.4, **said) for name, start, said in words]
+        spoken = [SupervisionSegment(name, recording.id, start, 0.4, **attributes) for name, start, attributes in words]
         custom = {"snr": 3.5, "tags": [1]}
         made.append(MonoCut(f"whole-{i}", 0, recording.duration, 0, supervisions=spoken, recording=recording, custom=custom))
-        said = SupervisionSegment(f"t{i}", recording.id, 0, 0.7, channel=1, text="part", gender="f", custom={"emotion": "sad"})
-        made.append(MonoCut(f"part/{i}.x", 0.1234 + i / 7, 0.7311, 1, supervisions=[said], recording=recording))
+        attributes = SupervisionSegment(f"t{i}", recording.id, 0, 0.7, channel=1, text="part", gender="f", custom={"emotion": "sad"})
+        made.append(MonoCut(f"part/{i}.x", 0.1234 + i / 7, 0.7311, 1, supervisions=[attributes], recording=recording))
     return CutSet.from_cuts(made)
 
 

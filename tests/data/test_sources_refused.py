@@ -41,9 +41,9 @@ def test_a_pipe_in_wav_scp_is_one_line_and_exit_2(
     monkeypatch.setattr(sys, "argv", ["speechkd", "check", str(card)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and said.count("\n") == 1 and not (tmp_path / "run").exists()
-    assert "`u1` is a command, not a file: pipes in wav.scp are never run" in said
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and message.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert "`u1` is a command, not a file: pipes in wav.scp are never run" in message
 
 
 OUTSIDE = ["../secret.wav", "/etc/passwd", "link.wav", "linked/secret.wav", "a/../../secret.wav", "loop.wav", "", "\0.wav", "good.wav/x"]

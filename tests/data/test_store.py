@@ -46,15 +46,15 @@ def served(copied: Path) -> Iterator[FileServer]:
 
 
 def test_an_http_folder_gives_the_same_samples_and_fetches_each_file_once(served: FileServer, copied: Path, own_cache: Path) -> None:
-    here, there = open_shards(copied), open_shards(served.url)
-    assert there.digest == here.digest and there.column_names() == ["echo"] and there.card == here.card
-    for reader in (Reader(there, there.column("echo")), Reader(open_shards(served.url), open_shards(served.url).column("echo"))):
+    here, remote = open_shards(copied), open_shards(served.url)
+    assert remote.digest == here.digest and remote.column_names() == ["echo"] and remote.card == here.card
+    for reader in (Reader(remote, remote.column("echo")), Reader(open_shards(served.url), open_shards(served.url).column("echo"))):
         ours = Reader(here, here.column("echo"))
         for row in range(len(here.column("echo"))):
             assert repr(reader.read(row)) == repr(ours.read(row))
     assert {name: count for name, count in served.gets.items() if name.endswith((".tar", ".parquet")) and count > 2} == {}
     assert served.gets["000001.tar"] == 2, "one of the base, one of the column"
-    assert list(there.verify()) == []
+    assert list(remote.verify()) == []
     for tar, suffix in (("audio/000002.tar", "flac"), ("columns/echo/000001.tar", "response.json")):
         with tarfile.open(copied / tar) as members:
             spot = next(member for member in members if member.name.endswith(suffix))
@@ -67,7 +67,7 @@ def test_an_http_folder_gives_the_same_samples_and_fetches_each_file_once(served
             f"{tar}: member `{spot.name}` {wrong}",
         ]
     with pytest.raises(InputError, match="read-only"):
-        create(there.root / "x", b"")
+        create(remote.root / "x", b"")
 
 
 def test_what_arrives_broken_is_fetched_again_and_never_used(served: FileServer, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_a_full_disk_publishes_nothing_by_halves(tmp_path: Path) -> None:
         assert not (root / "manifest.json").exists()
         for receipt in (root / "receipts").glob("0*.json"):
             files = json.loads(receipt.read_text())["files"]
-            assert all(sha256_bytes((root / name).read_bytes()) == said["sha256"] for name, said in files.items())
+            assert all(sha256_bytes((root / name).read_bytes()) == entry["sha256"] for name, entry in files.items())
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
         assert list(open_shards(shard(card, small, quiet=True)).verify()) == []
     finally:

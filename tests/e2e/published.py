@@ -31,9 +31,9 @@ def write_llm(folder: Path, kind: str, layers: int = 2, padding: int = 0, width:
 
     tokenizer = AutoTokenizer.from_pretrained(LLM)
     sizes = {"hidden_size": width, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2}
-    own = {"vocab_size": len(tokenizer) + padding, "initializer_range": 0.2, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+    settings = {"vocab_size": len(tokenizer) + padding, "initializer_range": 0.2, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
     torch.manual_seed(1)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **own, **FAMILIES[kind])).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **settings, **FAMILIES[kind])).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -22,9 +22,9 @@ def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     assert leaving.value.code == code
-    said = capsys.readouterr().err.strip()
-    assert "Traceback" not in said and said.count("\n") == 0, said
-    return said
+    message = capsys.readouterr().err.strip()
+    assert "Traceback" not in message and message.count("\n") == 0, message
+    return message
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def _says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     ],
 )
 def test_a_wrong_recipe(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    said = _says(capsys, monkeypatch, "train", RECIPE, *words)
-    assert all(part in said for part in parts), said
+    message = _says(capsys, monkeypatch, "train", RECIPE, *words)
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize(
@@ -66,39 +66,39 @@ def test_a_wrong_recipe(words: list[str], parts: list[str], capsys: pytest.Captu
     ],
 )
 def test_a_wrong_call(words: list[object], parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    said = _says(capsys, monkeypatch, *words)
-    assert all(part in said for part in parts), said
+    message = _says(capsys, monkeypatch, *words)
+    assert all(part in message for part in parts), message
 
 
 def test_what_training_would_refuse_is_refused_before_the_teacher_works(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = ("--set", f"data.root={tmp_path / 'data'}", "--set", f"runs={tmp_path / 'runs'}")
-    said = _says(capsys, monkeypatch, "run", RECIPE, *places, "--ranks", "3")
-    assert "3 ranks" in said and "nearest: 2" in said
-    said = _says(capsys, monkeypatch, "run", RECIPE, *places, "--set", "student.lora={targets: [q_prj]}")
-    assert "q_prj" in said and "did you mean `q_proj`" in said
+    message = _says(capsys, monkeypatch, "run", RECIPE, *places, "--ranks", "3")
+    assert "3 ranks" in message and "nearest: 2" in message
+    message = _says(capsys, monkeypatch, "run", RECIPE, *places, "--set", "student.lora={targets: [q_prj]}")
+    assert "q_prj" in message and "did you mean `q_proj`" in message
     assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mlflow.json").write_text('{"tracking_uri": ', encoding="utf-8")
-    said = _says(capsys, monkeypatch, "sync", tmp_path, code=1)
-    assert "mlflow.json" in said and "not readable as JSON" in said
+    message = _says(capsys, monkeypatch, "sync", tmp_path, code=1)
+    assert "mlflow.json" in message and "not readable as JSON" in message
 
 
 def test_a_wrong_card(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     card = {"name": "mine", "version": "v1", "licence": "CC0", "source": {"kind": "espeek"}}
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(card), encoding="utf-8")
-    said = _says(capsys, monkeypatch, "shard", path, "--out", tmp_path / "data")
-    assert "espeek" in said and "did you mean `espeak`" in said and str(path) in said
+    message = _says(capsys, monkeypatch, "shard", path, "--out", tmp_path / "data")
+    assert "espeek" in message and "did you mean `espeak`" in message and str(path) in message
     card["source"] = {"kind": "jsonl", "file": "rows.jsonl", "root": "sounds"}
     path.write_text(yaml.safe_dump(card), encoding="utf-8")
-    said = _says(capsys, monkeypatch, "shard", path, "--out", tmp_path / "data")
-    assert str(tmp_path / "sounds") in said and "source.root" in said
-    said = _says(capsys, monkeypatch, "check", ROOT / "shards/cards/minibable.yaml")
-    assert "did you mean" in said and "minibabel.yaml" in said
+    message = _says(capsys, monkeypatch, "shard", path, "--out", tmp_path / "data")
+    assert str(tmp_path / "sounds") in message and "source.root" in message
+    message = _says(capsys, monkeypatch, "check", ROOT / "shards/cards/minibable.yaml")
+    assert "did you mean" in message and "minibabel.yaml" in message
 
 
 def test_a_rank_count_that_the_plan_cannot_deal_out(workshop: Path) -> None:
@@ -111,25 +111,25 @@ def test_a_rank_count_that_the_plan_cannot_deal_out(workshop: Path) -> None:
 def test_a_damaged_export(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     sound = next((ROOT / "tests").rglob("*.py"))
     folder = tmp_path / "export"
-    said = _says(capsys, monkeypatch, "ask", exported, tmp_path / "no.wav", "What?")
-    assert "no.wav" in said
-    said = _says(capsys, monkeypatch, "ask", exported, sound, "What?")
-    assert "neither FLAC nor WAV" in said
+    message = _says(capsys, monkeypatch, "ask", exported, tmp_path / "no.wav", "What?")
+    assert "no.wav" in message
+    message = _says(capsys, monkeypatch, "ask", exported, sound, "What?")
+    assert "neither FLAC nor WAV" in message
     clip = tmp_path / "clip.wav"
     _write_wav(clip)
-    said = _says(capsys, monkeypatch, "ask", tmp_path, clip, "What?")
-    assert "is no export" in said
+    message = _says(capsys, monkeypatch, "ask", tmp_path, clip, "What?")
+    assert "is no export" in message
     shutil.copytree(exported, folder)
     (folder / "projector.safetensors").unlink()
-    said = _says(capsys, monkeypatch, "ask", folder, clip, "What?")
-    assert "projector.safetensors" in said and str(folder) in said
+    message = _says(capsys, monkeypatch, "ask", folder, clip, "What?")
+    assert "projector.safetensors" in message and str(folder) in message
     shutil.rmtree(folder)
     shutil.copytree(exported, folder)
     manifest = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     manifest["files"]["../outside"] = "0"
     (folder / "export.json").write_text(json.dumps(manifest), encoding="utf-8")
-    said = _says(capsys, monkeypatch, "ask", folder, clip, "What?")
-    assert "outside" in said
+    message = _says(capsys, monkeypatch, "ask", folder, clip, "What?")
+    assert "outside" in message
 
 
 def _write_wav(path: Path) -> None:

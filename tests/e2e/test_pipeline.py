@@ -122,12 +122,12 @@ def test_a_run_is_asked_about_a_corpus_that_it_never_trained_on(workshop: Path, 
     (workshop / "far.yaml").write_text(yaml.safe_dump(card, allow_unicode=True, sort_keys=False), encoding="utf-8")
     assert speechkd("shard", workshop / "far.yaml", "--out", workshop / "data").returncode == 0
     run = exported.parent
-    told = (run / JOURNAL).read_text(encoding="utf-8")
+    journal_text = (run / JOURNAL).read_text(encoding="utf-8")
     asked = ("--set", f"data.corpora=[{{card: {workshop / 'far.yaml'}}}]", "--set", "evaluation.splits={student: test_known}")
     done = speechkd("eval", workshop / "recipe.yaml", "--set", "name=short", "--set", "train.regimes.kd.0.steps=3", *asked)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((run / "eval/far/summary.json").read_text(encoding="utf-8"))["tasks"]["language"]["n"] == 6
-    assert not (run / "eval/summary.json").exists() and (run / JOURNAL).read_text(encoding="utf-8") == told
+    assert not (run / "eval/summary.json").exists() and (run / JOURNAL).read_text(encoding="utf-8") == journal_text
 
 
 def test_another_corpus_with_other_fields_trains_as_is(workshop: Path, tmp_path: Path) -> None:

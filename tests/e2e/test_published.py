@@ -76,8 +76,10 @@ def both_channels(recipe: Recipe) -> None:
     assert turns.count("spoken") == len(shards) and 0 < turns.count("written") < len(shards)
     row = read_json(recipe.run_dir / "summary.json")["tasks"]["answer"]
     assert row["teacher"] is not None and row["reads"] is not None and row["student"] is not None
-    said = [json.loads(line) for line in (recipe.run_dir / "eval/predictions-open_orca_spoken.jsonl").read_text().splitlines()]
-    assert {line["system"] for line in said} >= {"student", "reads", "teacher", "shuffled"} and all(line["question"] == "" for line in said)
+    predictions = [json.loads(line) for line in (recipe.run_dir / "eval/predictions-open_orca_spoken.jsonl").read_text().splitlines()]
+    assert {line["system"] for line in predictions} >= {"student", "reads", "teacher", "shuffled"} and all(
+        line["question"] == "" for line in predictions
+    )
 
 
 @pytest.mark.torture

@@ -27,23 +27,23 @@ VARIANTS = [
 def small(workshop: Path, exported: Path, name: str) -> Path:
     """The recipe on the workshop's corpus, four steps a phase."""
     recipe = yaml.safe_load((workshop / "recipe.yaml").read_text(encoding="utf-8"))
-    own = yaml.safe_load((ROOT / "pipelines" / name).read_text(encoding="utf-8"))
-    parent = own.pop("extends", None)
+    written = yaml.safe_load((ROOT / "pipelines" / name).read_text(encoding="utf-8"))
+    parent = written.pop("extends", None)
     if parent:
         base = yaml.safe_load((ROOT / "pipelines" / parent).read_text(encoding="utf-8"))
-        own["losses"] = base["losses"] | own["losses"]
-        own["train"] = {"regimes": base["train"]["regimes"] | own.get("train", {}).get("regimes", {})} | {
-            "regime": own.get("train", {}).get("regime", base["train"]["regime"])
+        written["losses"] = base["losses"] | written["losses"]
+        written["train"] = {"regimes": base["train"]["regimes"] | written.get("train", {}).get("regimes", {})} | {
+            "regime": written.get("train", {}).get("regime", base["train"]["regime"])
         }
-    regimes = {regime: [{**phase, "steps": 4} for phase in phases] for regime, phases in own["train"]["regimes"].items()}
-    if "prompt" in own:
-        recipe["prompt"] |= own["prompt"]
-    recipe |= {key: own[key] for key in ("live", "objective", "objectives", "losses", "paper") if key in own}
-    recipe["student"] |= own.get("student", {})
-    for role, block in own.get("teachers", {}).items():
+    regimes = {regime: [{**phase, "steps": 4} for phase in phases] for regime, phases in written["train"]["regimes"].items()}
+    if "prompt" in written:
+        recipe["prompt"] |= written["prompt"]
+    recipe |= {key: written[key] for key in ("live", "objective", "objectives", "losses", "paper") if key in written}
+    recipe["student"] |= written.get("student", {})
+    for role, block in written.get("teachers", {}).items():
         if "signals" in block:
             recipe["teachers"][role]["signals"] = block["signals"]
-    recipe["train"] |= {"regime": own["train"]["regime"], "regimes": regimes, "checkpoint_every": 4}
+    recipe["train"] |= {"regime": written["train"]["regime"], "regimes": regimes, "checkpoint_every": 4}
     if "languages" in recipe["student"]["projector"]:
         recipe["student"]["projector"]["languages"] = recipe["student"]["projector"]["languages"][:2]
     if "hearer" in recipe.get("live", {}):

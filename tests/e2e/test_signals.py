@@ -56,9 +56,9 @@ def refusal(folder: Path, *sets: str) -> str:
     with pytest.raises(InputError) as refused:
         recipe = load_recipe(folder / "recipe.yaml", [*SIGNALS, *sets])
         open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
-    said = str(refused.value)
-    assert "\n" not in said
-    return said
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
 
 
 def test_two_ranks_train_on_stored_signals(taught: Path) -> None:
@@ -126,22 +126,24 @@ def test_a_column_for_another_student_or_base_is_refused(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], pattern: str
 ) -> None:
     monkeypatch.chdir(ROOT)
-    said = refusal(republished(taught, tmp_path, change))
-    assert re.search(pattern, said), said
+    message = refusal(republished(taught, tmp_path, change))
+    assert re.search(pattern, message), message
 
 
 def test_the_plan_knows_what_signals_weigh(taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its bytes of top-k are the stored ones, without the names around them."""
     monkeypatch.chdir(ROOT)
     assert plan(load_recipe(taught / "recipe.yaml", SIGNALS), 2, 500.0) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     shards = open_shards(version(taught))
     (column,) = [shards.column(name) for name in shards.column_names()]
     totals = column.manifest["totals"]
-    assert f"{totals['examples']:,} turns" in said and f"{totals['tokens']:,} response tokens" in said and "at 500 tokens/s" in said
+    assert (
+        f"{totals['examples']:,} turns" in message and f"{totals['tokens']:,} response tokens" in message and "at 500 tokens/s" in message
+    )
     topk = column.spec.signals.topk
-    assert topk is not None and f"topk {topk.row_bytes(column.spec.vocab_size) * totals['tokens'] / 1024:.1f} KiB" in said
+    assert topk is not None and f"topk {topk.row_bytes(column.spec.vocab_size) * totals['tokens'] / 1024:.1f} KiB" in message
     capsys.readouterr()
     assert plan(load_recipe(taught / "recipe.yaml", [*SIGNALS, f"data.root={taught / 'nowhere'}"]), 2) == 0
-    said = capsys.readouterr().out
-    assert f"{len(shards):,} samples" in said and "at most: max_new_tokens 40 a turn" in said and "data        not ready" in said
+    message = capsys.readouterr().out
+    assert f"{len(shards):,} samples" in message and "at most: max_new_tokens 40 a turn" in message and "data        not ready" in message

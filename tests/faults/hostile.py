@@ -46,7 +46,7 @@ def artefacts(shards: Path) -> Iterator[tuple[str, Use]]:
 
         return made(use, lambda folder: (folder / "clips" / name).write_bytes(make()))
 
-    def own(use: Use) -> Use:
+    def alone(use: Use) -> Use:
         """A function of its own for each artefact: MADE is found by it."""
         return lambda folder: use(folder)
 
@@ -76,9 +76,9 @@ def artefacts(shards: Path) -> Iterator[tuple[str, Use]]:
 
         yield f"shards: {name}", made(use, prepare)
     for name, make in TARS.items() if "webdataset" in SOURCES else ():
-        yield f"tar: {name}", made(own(use_tar), lambda folder, make=make: (folder / "x.tar").write_bytes(make()))  # type: ignore[misc]
+        yield f"tar: {name}", made(alone(use_tar), lambda folder, make=make: (folder / "x.tar").write_bytes(make()))  # type: ignore[misc]
     for name, write in PARQUETS.items() if "hf_disk" in SOURCES else ():
-        yield f"parquet: {name}", made(own(use_parquet), lambda folder, write=write: write(folder / "x.parquet"))  # type: ignore[misc]
+        yield f"parquet: {name}", made(alone(use_parquet), lambda folder, write=write: write(folder / "x.parquet"))  # type: ignore[misc]
     for line in KALDI if "kaldi" in SOURCES else ():
         yield f"kaldi: {line}", lambda folder, line=line: use_kaldi(folder, line + "\n")  # type: ignore[misc]
 
@@ -110,26 +110,26 @@ def watched(name: str, use: Use, folder: Path) -> dict[str, Any]:
         with open("/proc/self/statm", encoding="ascii") as stream:
             before = int(stream.read().split()[1]) * resource.getpagesize()
         began = time.process_time() + children_s()
-        told: list[str] = []
+        reported: list[str] = []
         try:
-            told = use(folder)
+            reported = use(folder)
             outcome = "used"
         except (InputError, DataError, OSError) as error:
-            outcome, told = "refused", [str(error)]
+            outcome, reported = "refused", [str(error)]
         except BaseException as error:  # noqa: B036  (any other is a finding)
-            outcome, told = "crashed", [f"{type(error).__name__}: {error}"]
+            outcome, reported = "crashed", [f"{type(error).__name__}: {error}"]
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
-        said = {"outcome": outcome, "told": told[:20], "seconds": time.process_time() + children_s() - began, "grown": peak - before}
-        os.write(write, json.dumps(said).encode()[:60_000])
+        result = {"outcome": outcome, "told": reported[:20], "seconds": time.process_time() + children_s() - began, "grown": peak - before}
+        os.write(write, json.dumps(result).encode()[:60_000])
         os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as stream:
         data = stream.read()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    said = json.loads(data) if data else {"outcome": f"died with {status}", "told": [], "seconds": 0.0, "grown": 0}
+    result = json.loads(data) if data else {"outcome": f"died with {status}", "told": [], "seconds": 0.0, "grown": 0}
     events = (folder / "events").read_text().splitlines() if (folder / "events").exists() else []
     executed = [str(path) for path in [folder / "executed", Path("executed")] if path.exists()]
-    return {"name": name, **said, "events": events + executed}
+    return {"name": name, **result, "events": events + executed}
 
 
 def children_s() -> float:

@@ -70,8 +70,8 @@ TARS: dict[str, Callable[[], bytes]] = {
 def use_tar(folder: Path) -> list[str]:
     card = write_card(folder, [], quarantine_rate=1.0, fields={}, source={"kind": "webdataset", "tars": "x.tar"})
     root = shard(card, folder / "out", workers=1, quiet=True)
-    told = [json.loads(line)["reason"] for line in (root / "quarantine.jsonl").read_text().splitlines()]
-    return told or [f"stored {len(open_shards(root))} samples"]
+    reasons = [json.loads(line)["reason"] for line in (root / "quarantine.jsonl").read_text().splitlines()]
+    return reasons or [f"stored {len(open_shards(root))} samples"]
 
 
 def repeated(rows: int, size: int) -> pa.Table:
@@ -104,5 +104,5 @@ PARQUETS: dict[str, Callable[[Path], Any]] = {
 def use_parquet(folder: Path) -> list[str]:
     source = {"kind": "hf_disk", "path": "x.parquet", "audio_field": "", "key_field": "id"}
     root = shard(write_card(folder, [], quarantine_rate=1.0, fields={}, source=source), folder / "out", workers=1, quiet=True)
-    told = [json.loads(line)["reason"] for line in (root / "quarantine.jsonl").read_text().splitlines()]
-    return told or [f"stored {len(open_shards(root))} samples"]
+    reasons = [json.loads(line)["reason"] for line in (root / "quarantine.jsonl").read_text().splitlines()]
+    return reasons or [f"stored {len(open_shards(root))} samples"]

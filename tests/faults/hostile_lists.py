@@ -52,9 +52,9 @@ def use_rows(folder: Path, text: str) -> list[str]:
     card = write_card(folder, [], quarantine_rate=1.0, fields={})
     (folder / "rows.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
     root = Path(str(shard(card, folder / "out", workers=1, quiet=True)))
-    told = [json.loads(line)["reason"] for line in (root / "quarantine.jsonl").read_text().splitlines()]
-    assert told or len(open_shards(root)), "neither stored nor rejected"
-    return told or [f"stored {len(open_shards(root))} samples: {open_shards(root).samples()[0].seconds} s"]
+    reasons = [json.loads(line)["reason"] for line in (root / "quarantine.jsonl").read_text().splitlines()]
+    assert reasons or len(open_shards(root)), "neither stored nor rejected"
+    return reasons or [f"stored {len(open_shards(root))} samples: {open_shards(root).samples()[0].seconds} s"]
 
 
 def use_card(folder: Path, text: str) -> list[str]:

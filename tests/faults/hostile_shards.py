@@ -27,7 +27,7 @@ def use_shards(folder: Path) -> list[str]:
     """`check`, then read everything."""
     root = folder / "shards"
     shards = open_shards(root)
-    told = list(shards.verify())
+    problems = list(shards.verify())
     reader = Reader(shards, shards.column("echo")) if "echo" in shards.column_names() else Reader(shards)
     for row in range(len(shards)):
         reader.metadata(row)
@@ -35,7 +35,7 @@ def use_shards(folder: Path) -> list[str]:
     if reader.column:
         for row in range(len(reader.column)):
             reader.read(row)
-    return told
+    return problems
 
 
 def resign(root: Path, change: Callable[[dict[str, Any]], None], files: bool = False) -> None:
@@ -100,11 +100,11 @@ def text_bomb(root: Path, rows: int, size: int) -> None:
         pq.write_table(table, root / name, compression="zstd", dictionary_pagesize_limit=1 << 30)
     shutil.rmtree(root / "columns")
 
-    def said(manifest: dict[str, Any]) -> None:
+    def truncate(manifest: dict[str, Any]) -> None:
         manifest["totals"]["samples"] = manifest["shards"][0]["samples"] = rows
         del manifest["shards"][1:]
 
-    resign(root, said, files=True)
+    resign(root, truncate, files=True)
 
 
 def replace_member(parquet: Path, tar: Path, prefix: str, data: bytes) -> None:

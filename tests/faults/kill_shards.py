@@ -149,5 +149,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     torch.set_num_threads(1)
     pa.array([0])
-    said = kill_loop(given.card, given.out, given.points, given.seed) if given.what == "kills" else partitions(given.card, given.out)
-    print(json.dumps(said))
+    result = kill_loop(given.card, given.out, given.points, given.seed) if given.what == "kills" else partitions(given.card, given.out)
+    print(json.dumps(result))

@@ -64,8 +64,8 @@ def run(card: Path, out: Path, how: signal.Signals | None = None) -> subprocess.
     stage = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if how:
         os.kill(at_work(stage, out), how)
-    said, errors = stage.communicate(timeout=300)
-    return subprocess.CompletedProcess(words, stage.returncode, said, errors)
+    output, errors = stage.communicate(timeout=300)
+    return subprocess.CompletedProcess(words, stage.returncode, output, errors)
 
 
 def test_a_decoder_that_crashes_costs_one_clip(card: Path, tmp_path: Path) -> None:

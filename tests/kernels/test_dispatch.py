@@ -9,13 +9,13 @@ from speechkd.core.errors import InputError
 from speechkd.kernels import dispatch
 
 X = torch.zeros(1, 1)
-FAST_FIRST = {"fast": lambda given: "no such device here", "plain": dispatch.anything}
+FAST_FIRST = {"fast": lambda given: "no such device here", "plain": dispatch.no_obstacle}
 
 
 def test_auto_takes_the_first_that_can_and_knows_why_not_the_others() -> None:
     choice = dispatch.choose("op", "auto", FAST_FIRST, X)
     assert choice == ("plain", ("not fast: no such device here",))
-    assert dispatch.choose("op", "auto", {"fast": dispatch.anything, **{"plain": dispatch.anything}}, X).name == "fast"
+    assert dispatch.choose("op", "auto", {"fast": dispatch.no_obstacle, **{"plain": dispatch.no_obstacle}}, X).name == "fast"
 
 
 def test_a_name_is_obeyed_or_refused_never_replaced() -> None:
@@ -33,7 +33,7 @@ def test_the_choice_is_news_once_and_nobody_who_does_not_ask_hears_it(
 ) -> None:
     monkeypatch.setattr(dispatch, "_seen", set())
     monkeypatch.setattr(dispatch, "_news", [])
-    table = {"fast": (max, FAST_FIRST["fast"]), "plain": (min, dispatch.anything)}
+    table = {"fast": (max, FAST_FIRST["fast"]), "plain": (min, dispatch.no_obstacle)}
     for _ in range(3):
         assert dispatch.pick("op", "auto", table, X) is min
     [(op, choice)] = dispatch.news()

@@ -186,10 +186,10 @@ def contrastive_row(x: Array, g: Given, b: int, t: int) -> float:
 
 
 def linear_contrastive_row(x: Array, g: Given, b: int, t: int) -> float:
-    head, own, shared = array(TEACHER_HEAD), array(HEAD) @ x, array(SHARED).astype(bool)
+    head, ours, shared = array(TEACHER_HEAD), array(HEAD) @ x, array(SHARED).astype(bool)
     pos, neg = head @ array(g.hidden[b, t]), head @ array(g.other_hidden[b, t])
     target = (pos + 1.5 * (pos - neg))[:V][shared]
-    return 0.7 * kl(softmax(target / 2), softmax(own[shared] / 2)) + 0.3 * ce(own, int(g.targets[b, t]))
+    return 0.7 * kl(softmax(target / 2), softmax(ours[shared] / 2)) + 0.3 * ce(ours, int(g.targets[b, t]))
 
 
 def audio_row(x: Array, g: Given, b: int, t: int) -> float:
@@ -211,10 +211,10 @@ def owner(x: Tensor) -> Tensor:
 
 
 def lens(x: Tensor, g: Given, impl: str) -> LossOut:
-    own, other, shared = heads(x)
+    ours, other, shared = heads(x)
     teacher = [flat(g.hidden), flat(g.other_hidden)]
     how = Divergence(name="jsd", shared_W=shared)
-    return logit_lens([Head(h, own) for h in two_layers(x)], [Head(h, other) for h in teacher], flat(g.mask), how, impl=impl)
+    return logit_lens([Head(h, ours) for h in two_layers(x)], [Head(h, other) for h in teacher], flat(g.mask), how, impl=impl)
 
 
 def distance_of(name: str, a: Array, b: Array) -> float:
@@ -410,19 +410,19 @@ def topk_cases() -> dict[str, Case]:
 
 def head_cases(impl: str) -> dict[str, Case]:
     def cross(x: Tensor, g: Given) -> LossOut:
-        own, other, shared = heads(x)
-        student, teacher = Head(flat(x), own), Head(flat(g.hidden), other)
+        ours, other, shared = heads(x)
+        student, teacher = Head(flat(x), ours), Head(flat(g.hidden), other)
         return cross_modal_kd(student, teacher, flat(g.targets), flat(g.mask), CrossModal(impl=impl), shared)
 
     def contrast(x: Tensor, g: Given) -> LossOut:
-        own, other, shared = heads(x)
+        ours, other, shared = heads(x)
         positive, negative = Head(flat(g.hidden), other), Head(flat(g.other_hidden), other)
         config = Contrastive(alpha=1.5, impl=impl)
-        return contrastive_kd(Head(flat(x), own), positive, negative, flat(g.targets), flat(g.mask), config, shared)
+        return contrastive_kd(Head(flat(x), ours), positive, negative, flat(g.targets), flat(g.mask), config, shared)
 
     def audio(x: Tensor, g: Given) -> LossOut:
-        own, other, shared = heads(x)
-        return audio_kl(Head(flat(x), own), Head(flat(g.hidden), other), flat(g.mask), AudioKl(impl=impl), shared)
+        ours, other, shared = heads(x)
+        return audio_kl(Head(flat(x), ours), Head(flat(g.hidden), other), flat(g.mask), AudioKl(impl=impl), shared)
 
     return {
         f"linear_cross_modal-{impl}": Case((B, S, D), cross, per_row(linear_cross_modal_row)),

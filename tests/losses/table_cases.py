@@ -173,8 +173,8 @@ def table_cases() -> dict[str, Case]:
 
 def table_case(name: str, variant: Variant, impl: str) -> Case:
     part = LOSSES.get(name)
-    own: dict[str, Any] = {"impl": impl} if "impl" in part.Config.model_fields else {}
-    config = part.Config(**own, **variant.keys)
+    impl_key: dict[str, Any] = {"impl": impl} if "impl" in part.Config.model_fields else {}
+    config = part.Config(**impl_key, **variant.keys)
     width = 2 * D if isinstance(part, LayerLoss) else D
     shape = (B, D) if name == "language_id" else (B, S, width)
     return Case(shape, lambda x, g: run(part, x, g, config, variant.own_width), variant.truth)

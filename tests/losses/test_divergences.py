@@ -51,8 +51,8 @@ def test_ends_of_beta_and_alpha() -> None:
 
 def test_jsd_is_symmetric_and_bounded() -> None:
     student, teacher = pair(2)
-    there, back = d.jsd(student, teacher, ALL), d.jsd(teacher, student, ALL)
-    torch.testing.assert_close(there.total, back.total)
+    one_way, back = d.jsd(student, teacher, ALL), d.jsd(teacher, student, ALL)
+    torch.testing.assert_close(one_way.total, back.total)
     far = d.jsd(50 * student, -50 * student, ALL)
     assert 0.6 < far.total / far.count <= 0.6931472
 

@@ -65,8 +65,8 @@ def test_states_are_those_of_the_clip_alone(saved: tuple[Path, Any]) -> None:
         with torch.no_grad():
             alone = model(padded, output_hidden_states=True)
         assert alone.last_hidden_state.shape[1] == frames
-        for ours, own in zip(states, (*alone.hidden_states[:-1], alone.last_hidden_state), strict=True):
-            torch.testing.assert_close(ours[index, :frames], own[0], atol=2e-5, rtol=1e-5)
+        for ours, expected in zip(states, (*alone.hidden_states[:-1], alone.last_hidden_state), strict=True):
+            torch.testing.assert_close(ours[index, :frames], expected[0], atol=2e-5, rtol=1e-5)
             assert not ours[index, frames:].any()
 
 

@@ -45,8 +45,8 @@ def test_states_and_logits_are_the_models_own(saved: tuple[Path, Any]) -> None:
         whole = model(ids, attention_mask=mask, output_hidden_states=True)
         states = ours.states(ours.embed(ids), mask, every_layer=True)
         assert len(states) == ours.layers + 1 == 4
-        for mine, own in zip(states, whole.hidden_states, strict=True):
-            torch.testing.assert_close(mine[mask.bool()], own[mask.bool()], atol=1e-5, rtol=1e-5)
+        for mine, expected in zip(states, whole.hidden_states, strict=True):
+            torch.testing.assert_close(mine[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ours.states(ours.embed(ids), mask)[0][mask.bool()], states[-1][mask.bool()])
         torch.testing.assert_close(ours.logits(states[-1][mask.bool()]), whole.logits[mask.bool()].float(), atol=1e-4, rtol=1e-5)
         lens = ours.final_norm(states[1][mask.bool()])

@@ -143,10 +143,10 @@ def test_every_variant_can_be_planned(run: ModuleType, paper: str, tmp_path: Pat
     """The dry run of the file as it ships; what stands on a run that is not there yet is loaded, and the run itself planned."""
     mini = run.load(paper)
     run.plan(run.Bench(mini, tmp_path, paper, 1, 2))
-    said = capsys.readouterr()
-    assert [line for line in said.err.splitlines() if line.startswith("── ")] == [
+    message = capsys.readouterr()
+    assert [line for line in message.err.splitlines() if line.startswith("── ")] == [
         *(f"── needs {name}" for name, need in mini.needs.items() if need.recipe),
         *(f"── {variant}" for variant in mini.variants),
     ]
-    planned = said.out.count("regime      ")
+    planned = message.out.count("regime      ")
     assert planned == len([n for n in mini.needs.values() if n.recipe]) + (0 if mini.needs else len(mini.variants))

@@ -46,9 +46,9 @@ def recipe(runs: Path, *sets: str) -> Recipe:
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A run folder as training leaves it, before its first checkpoint."""
-    own = recipe(tmp_path)
-    prepare_run(own.run_dir, own, "plan", "auto")
-    return own.run_dir
+    first = recipe(tmp_path)
+    prepare_run(first.run_dir, first, "plan", "auto")
+    return first.run_dir
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -97,16 +97,16 @@ def test_the_verbs_refuse_it_in_one_line(
     monkeypatch.setattr("sys.argv", ["speechkd", *verb, "--set", f"runs={trained.parent}", "--set", "train.regime=mix"])
     with pytest.raises(SystemExit) as leaving:
         cli.main()
-    said = capsys.readouterr().err.strip()
-    assert leaving.value.code == 2 and said.count("\n") == 0 and '`train.regime` is `"mix"`, there `"kd"`' in said, said
+    message = capsys.readouterr().err.strip()
+    assert leaving.value.code == 2 and message.count("\n") == 0 and '`train.regime` is `"mix"`, there `"kd"`' in message, message
 
 
 def test_a_template_that_changed_since_training_is_not_exported(tmp_path: Path) -> None:
     template = tmp_path / "prompt.j2"
     template.write_text(Path(recipe(tmp_path).prompt.template).read_text(encoding="utf-8"), encoding="utf-8")
-    own = recipe(tmp_path, f"prompt.template={template}")
-    trained_with = {"prompt": sha256_bytes(_prompt(own.prompt, own.student.llm, {}, tmp_path).encode())}
-    assert _prompt(own.prompt, own.student.llm, trained_with, tmp_path) == _prompt(own.prompt, own.student.llm, {}, tmp_path)
+    first = recipe(tmp_path, f"prompt.template={template}")
+    trained_with = {"prompt": sha256_bytes(_prompt(first.prompt, first.student.llm, {}, tmp_path).encode())}
+    assert _prompt(first.prompt, first.student.llm, trained_with, tmp_path) == _prompt(first.prompt, first.student.llm, {}, tmp_path)
     template.write_text("{{ question }} please " + template.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(InputError, match="prompt.j2` has changed since"):
-        _prompt(own.prompt, own.student.llm, trained_with, tmp_path)
+        _prompt(first.prompt, first.student.llm, trained_with, tmp_path)

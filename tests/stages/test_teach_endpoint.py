@@ -140,9 +140,9 @@ def test_bad_input(
         monkeypatch.setattr("sys.argv", ["speechkd", "teach", str(path)])
         with pytest.raises(SystemExit) as leaving:
             cli.main()
-    said = capsys.readouterr().err.strip()
-    assert leaving.value.code == 2 and said.count("\n") == 0 and all(part in said for part in parts), said
-    assert CANARY not in said
+    message = capsys.readouterr().err.strip()
+    assert leaving.value.code == 2 and message.count("\n") == 0 and all(part in message for part in parts), message
+    assert CANARY not in message
 
 
 def test_gates_drop_by_recipe_and_say_what(recipe: Make, capsys: pytest.CaptureFixture[str]) -> None:

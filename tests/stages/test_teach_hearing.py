@@ -144,14 +144,14 @@ def test_known_answers_are_taken_only_from_where_they_fit(room: Path) -> None:
 def test_the_students_own_llm_is_what_the_student_says(room: Path) -> None:
     """`self` names no model, follows the student, and says what `hf_local` on that model says."""
     local = taught(recipe(room, READS))
-    own = {name: value for name, value in READS.items() if name not in ("model", "dtype")} | {"backend": "self"}
-    made = recipe(room, own)
+    student_keys = {name: value for name, value in READS.items() if name not in ("model", "dtype")} | {"backend": "self"}
+    made = recipe(room, student_keys)
     column = taught(made)
     assert column.name.startswith("kd-self-") and column.spec.teacher["model"] == LLM and column.spec.teacher["dtype"] == "float32"
     assert column.spec.teacher["fingerprint"] == local.spec.teacher["fingerprint"]
     assert [column.read(row) for row in range(len(column))] == [local.read(row) for row in range(len(local))] and len(column) == 20
     with pytest.raises(InputError, match="teacher `kd` .self. is the student's own LLM .* not `elsewhere`"):
-        recipe(room, own | {"model": "elsewhere"})
+        recipe(room, student_keys | {"model": "elsewhere"})
 
 
 def test_an_export_teaches_what_it_hears(shards: ShardSet, room: Path, tmp_path: Path) -> None:

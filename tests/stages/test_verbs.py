@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_doctor_finds_everything_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor() == 0
-    said = capsys.readouterr().out
-    assert "torch" in said and "deepspeed" in said and "needs" not in said
+    message = capsys.readouterr().out
+    assert "torch" in message and "deepspeed" in message and "needs" not in message
 
 
 def test_the_published_setting_is_planned_from_configuration_files_alone(
@@ -29,9 +29,9 @@ def test_the_published_setting_is_planned_from_configuration_files_alone(
 
     monkeypatch.chdir(ROOT)
     assert plan(load_recipe(Path("pipelines/wong26a.yaml")), 16) == 0
-    said = capsys.readouterr().out
-    assert "9,241,705,984 parameters" in said and "636,968,960 parameters" in said
-    assert "145,827,584 trained" in said and "240000 x 16 micro-batches" in said and "GiB a rank on 16 ranks" in said
+    message = capsys.readouterr().out
+    assert "9,241,705,984 parameters" in message and "636,968,960 parameters" in message
+    assert "145,827,584 trained" in message and "240000 x 16 micro-batches" in message and "GiB a rank on 16 ranks" in message
 
 
 def test_the_published_teacher_writes_one_caption_a_clip_and_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

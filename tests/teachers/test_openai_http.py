@@ -221,7 +221,7 @@ def test_the_key_is_sent_and_never_told(
     assert CANARY not in everything, [line for line in everything.splitlines() if CANARY in line]
 
 
-def told(work: Callable[[], object]) -> str:
+def refusal_of(work: Callable[[], object]) -> str:
     """The traceback of `work`, with every exception that led to its last one."""
     with pytest.raises(Exception) as raised:
         work()
@@ -236,7 +236,7 @@ def test_the_key_is_in_no_traceback(prompt: Prompt, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SPEECHKD_TEST_KEY", CANARY)
     keyed = {"key_env": "SPEECHKD_TEST_KEY", "patience_s": 0.1, "retries": 0}
     with scripted(lambda body: error(401, f"no such key: {CANARY}"), ["tiny"]) as endpoint:
-        refused = told(lambda: teacher(endpoint, prompt, **keyed).answer(asked(1)))
+        refused = refusal_of(lambda: teacher(endpoint, prompt, **keyed).answer(asked(1)))
         assert endpoint.calls[-1].headers["authorization"] == f"Bearer {CANARY}"
     with scripted(lambda body: chat(f"your key is {CANARY}"), ["tiny"]) as endpoint, monkeypatch.context() as broken:
         one = teacher(endpoint, prompt, **keyed)
@@ -245,10 +245,10 @@ def test_the_key_is_in_no_traceback(prompt: Prompt, monkeypatch: pytest.MonkeyPa
             raise RuntimeError(f"cannot tokenize {text!r}")
 
         broken.setattr(prompt, "answer", fault)
-        faulty = told(lambda: one.answer(asked(1)))
-    away = told(lambda: one.answer(asked(1)))
+        faulty = refusal_of(lambda: one.answer(asked(1)))
+    away = refusal_of(lambda: one.answer(asked(1)))
     monkeypatch.setenv("SPEECHKD_TEST_KEY", f"{CANARY}\nX-Other: 1")
-    broken_key = told(lambda: teacher(endpoint, prompt, **keyed))
+    broken_key = refusal_of(lambda: teacher(endpoint, prompt, **keyed))
     assert "401" in refused and "your key is ***" in faulty and "RuntimeError" in faulty
     assert "ConnectionError" in away and "line break" in broken_key
     assert all("Traceback" in text and "sk-can" not in text for text in (refused, faulty, away, broken_key))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from speechkd.core.errors import InputError
+from speechkd.core.types import TeacherSignals
 from speechkd.data.columns.signals import HiddenStore, SampledStore, SignalsConfig, TopKStore, decode
+from speechkd.kernels.logits import Plain
 from speechkd.losses.divergences import forward_kl
 from speechkd.losses.sampled_kd import sampled_ce
 from speechkd.losses.topk_kd import topk_kl
@@ -47,7 +49,7 @@ def dense(model: Any, item: ScoredResponse) -> tuple[Tensor, list[Tensor]]:
     return out.logits[0, rows].float(), [state[0, rows] for state in out.hidden_states]
 
 
-def stored(model: Any, signals: SignalsConfig, items: list[ScoredResponse]) -> list[dict[str, Tensor]]:
+def stored(model: Any, signals: SignalsConfig, items: list[ScoredResponse]) -> list[TeacherSignals]:
     """Scored, encoded, decoded."""
     scored = Scorer(model, signals).score(items)
     return [decode(signals, signals.names, s, len(item.response), V) for s, item in zip(scored, items, strict=True)]
@@ -107,7 +109,7 @@ def test_signals_do_not_depend_on_the_batch(model: Any) -> None:
     items = some(6)
     together = stored(model, everything, items)
     alone = [out for item in items for out in stored(model, everything, [item])]
-    assert [set(out) for out in alone] == [{"ids_TK", "logp_TK", "tail_logp_T", "sampled_ids_TN", "sampled_weights_TN", "hidden_TLE"}] * 6
+    assert [{name for name, _ in out.items()} for out in alone] == [{"ids_TK", "logp_TK", "tail_logp_T", "sampled_ids_TN", "sampled_weights_TN", "hidden_TLE"}] * 6
     for item, one, other in zip(items, together, alone, strict=True):
         states = dense(model, item)[1]
         assert torch.equal(one.ids_TK, other.ids_TK) and torch.equal(one.sampled_ids_TN, other.sampled_ids_TN)
@@ -135,7 +137,7 @@ def test_drawn_teachers_are_unbiased(proposal: float) -> None:
     weights_TV = torch.zeros(seeds, 40, dtype=torch.float64).scatter_add_(1, ids_TN, ratio_TN.double() / how.draws)
     kept = weights_TV.topk(how.draws, 1)
     student_TV = torch.randn(40, generator=g, dtype=torch.float64).expand(seeds, -1).clone().requires_grad_()
-    out = sampled_ce(student_TV, kept.indices, kept.values, torch.ones(seeds, dtype=torch.bool))
+    out = sampled_ce(Plain(student_TV), kept.indices, kept.values, torch.ones(seeds, dtype=torch.bool))
     (grad_TV,) = torch.autograd.grad(out.total, student_TV)
     p_V, q_V, from_V = logits_V.softmax(0), student_TV[0].detach().softmax(0), logits_V.mul(proposal).softmax(0)
     count = how.draws * seeds

@@ -11,7 +11,6 @@ import torch
 
 from speechkd.core.errors import InputError
 from speechkd.data.columns.signals import SignalsConfig, decode
-from speechkd.losses.attn_cka import audio_attention
 from speechkd.models.exported import load_student, load_tokenizer
 from speechkd.models.lora import LoraConfig
 from speechkd.models.prompt import Prompt
@@ -19,6 +18,7 @@ from speechkd.teachers import TEACHERS
 from speechkd.teachers.base import Answer, Clip, Request
 from speechkd.teachers.hf_audio import Qwen2AudioModel
 from speechkd.teachers.speech_llm import SpeechLlmTeacher
+from tests.losses.equations import audio_attention
 from tests.teachers.speech_models import LLM, SECONDS, TEMPLATE, write_speech_llm, write_student
 
 EVERYTHING = {"topk": {"k": 8, "bits": 32}, "hidden": {"layers": [1, 2], "dtype": "float32"}, "attention": {}}

@@ -96,7 +96,7 @@ def main(out: Path) -> None:
     steps = [step for step, _ in series["train/loss"]]
     mass = [series["teacher/topk_mass"][0][1], sum(kept) / len(kept)]
     tags = {name: value for record in read_journal(out / JOURNAL) if record["kind"] == "tag" for name, value in record["values"].items()}
-    told = {
+    facts = {
         "asked": sorted(set(asked.places)),
         "outcome": outcome.value,
         "saved": saved,
@@ -106,7 +106,7 @@ def main(out: Path) -> None:
         "names": sorted(series),
         "acts": watchdog.acts,
     }
-    (out / "told.json").write_text(json.dumps(told))
+    (out / "facts.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

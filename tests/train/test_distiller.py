@@ -181,17 +181,17 @@ def test_attention_weights_are_those_of_the_response_over_the_audio() -> None:
     audio = hearing.projector(hearing.mix(encoded))
     from speechkd.models.student import place_audio
 
-    embedded = place_audio(hearing.own.embed(batch.ids_BS), batch, audio)
+    embedded = place_audio(hearing.other_llm.embed(batch.ids_BS), batch, audio)
     positions = (batch.mask_BS.cumsum(1) - 1).clamp_min(0)
     with torch.no_grad():
-        out = hearing.own.lm.base_model(
+        out = hearing.other_llm.lm.base_model(
             inputs_embeds=embedded, attention_mask=batch.mask_BS, position_ids=positions, use_cache=False, output_attentions=True
         )
     last_BSS, S = out.attentions[-1].mean(1), batch.ids_BS.shape[1]
     Q = batch.clips.mask_CQ.shape[1]
     wanted: Tensor = torch.zeros_like(seen.attention_CQ)
     for to, come in zip(batch.audio_to_A.tolist(), batch.audio_from_A.tolist(), strict=True):
-        own = [r % S for r in batch.response_T.tolist() if r // S == to // S]
-        wanted[come // Q, come % Q] = sum(last_BSS[to // S, r, to % S] for r in own)
+        other_llm = [r % S for r in batch.response_T.tolist() if r // S == to // S]
+        wanted[come // Q, come % Q] = sum(last_BSS[to // S, r, to % S] for r in other_llm)
     torch.testing.assert_close(seen.attention_CQ, wanted)
     assert predicting_positions(batch.response_T).shape == batch.response_T.shape

@@ -29,20 +29,20 @@ def alone(body: str, limit_s: float) -> tuple[int, str]:
 def test_a_rank_that_hangs_ends_the_run_and_says_where(capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     assert run_ranks([STALLING, str(LIMIT_S), "4"], 2) == EXIT_FAILED
-    took, said = time.monotonic() - began, capfd.readouterr().err
+    took, message = time.monotonic() - began, capfd.readouterr().err
     assert took < 300, "it would hang for ever"
     line = r"error on rank (\d): it has stalled: (`\w+` of step \d+) has taken \d+ s, more than train\.stall_s \(8 s\)"
-    stalled = dict(re.findall(line, said))
-    assert set(stalled.items()) <= {("0", "`all_reduce` of step 4"), ("1", "`data` of step 4")} and stalled, said
+    stalled = dict(re.findall(line, message))
+    assert set(stalled.items()) <= {("0", "`all_reduce` of step 4"), ("1", "`data` of step 4")} and stalled, message
     frames = {"0": "in sum_over_ranks", "1": "in read_next"}
-    assert all(frames[rank] in said for rank in stalled) and "all ranks were ended" in said, said
+    assert all(frames[rank] in message for rank in stalled) and "all ranks were ended" in message, message
 
 
 def test_a_rank_that_holds_the_interpreter_is_ended_too() -> None:
-    code, said = alone("dog.enter(7, 'data'); re.match(r'(a+)+$', 'a' * 64 + 'b')", 4)
-    assert code == EXIT_FAILED and "Timeout" in said and "re/__init__.py" in said and "left" not in said
+    code, message = alone("dog.enter(7, 'data'); re.match(r'(a+)+$', 'a' * 64 + 'b')", 4)
+    assert code == EXIT_FAILED and "Timeout" in message and "re/__init__.py" in message and "left" not in message
 
 
 def test_many_short_acts_are_no_stall_and_before_the_first_nothing_is() -> None:
-    code, said = alone("time.sleep(4.5)\n    for step in range(10): dog.enter(step, 'data'); time.sleep(0.5)", 4)
-    assert (code, said) == (0, "left\n")
+    code, message = alone("time.sleep(4.5)\n    for step in range(10): dog.enter(step, 'data'); time.sleep(0.5)", 4)
+    assert (code, message) == (0, "left\n")

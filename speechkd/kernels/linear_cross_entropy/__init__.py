@@ -12,8 +12,8 @@ from speechkd.kernels.linear_cross_entropy import chunked, reference
 from speechkd.kernels.logits import Head, Logits, check_rows, masked_rows
 
 _IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
-    "chunked": (chunked.linear_cross_entropy, dispatch.frozen_head),
-    "reference": (reference.linear_cross_entropy, dispatch.anything),
+    "chunked": (chunked.linear_cross_entropy, dispatch.needs_frozen_head),
+    "reference": (reference.linear_cross_entropy, dispatch.no_obstacle),
 }
 
 

@@ -13,8 +13,8 @@ from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.logits import Head, Logits
 
 _IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
-    "chunked": (chunked.linear_kl, dispatch.frozen_head),
-    "reference": (reference.linear_kl, dispatch.anything),
+    "chunked": (chunked.linear_kl, dispatch.needs_frozen_head),
+    "reference": (reference.linear_kl, dispatch.no_obstacle),
 }
 
 

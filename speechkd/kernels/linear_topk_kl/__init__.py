@@ -13,8 +13,8 @@ from speechkd.kernels.linear_topk_kl.target import teacher_target
 from speechkd.kernels.logits import Head, Logits, check_rows, check_temperature
 
 _IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
-    "chunked": (chunked.linear_topk_kl, dispatch.frozen_head),
-    "reference": (reference.linear_topk_kl, dispatch.anything),
+    "chunked": (chunked.linear_topk_kl, dispatch.needs_frozen_head),
+    "reference": (reference.linear_topk_kl, dispatch.no_obstacle),
 }
 
 

@@ -8,7 +8,7 @@ from speechkd.core.errors import InputError
 from speechkd.kernels import dispatch
 from speechkd.kernels.stack_norm_mlp import reference
 
-_IMPLEMENTATIONS = {"reference": (reference.stack_norm_mlp, dispatch.anything)}
+_IMPLEMENTATIONS = {"reference": (reference.stack_norm_mlp, dispatch.no_obstacle)}
 
 
 def stack_norm_mlp(

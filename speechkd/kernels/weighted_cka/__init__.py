@@ -10,7 +10,7 @@ from speechkd.kernels.weighted_cka import reference
 
 MODES = ("pre_w", "pre_sqrt_w", "weighted_hsic")
 
-_IMPLEMENTATIONS = {"reference": (reference.weighted_cka, dispatch.anything)}
+_IMPLEMENTATIONS = {"reference": (reference.weighted_cka, dispatch.no_obstacle)}
 
 
 def weighted_cka(

@@ -35,7 +35,9 @@ def same_base(trainer: dict[str, Any], checkpoint: Path, student: StudentConfig,
 def _name(part: str, student: StudentConfig, live: Mapping[str, LiveConfig]) -> str:
     """The model that the recipe names for a part of the base."""
     teacher = live.get(part.removeprefix("live teacher "))
-    return str(getattr(teacher, "model", None) or getattr(student, part))
+    if isinstance(teacher, (TextLlmConfig, SpeechConfig)):
+        return teacher.model
+    return str({"encoder": student.encoder, "llm": student.llm, "init_from": student.init_from}[part])
 
 
 def _other_bases(student: StudentConfig, live: Mapping[str, LiveConfig]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from speechkd.core.errors import InputError
 from speechkd.losses import LossConfig
-from speechkd.models.model_folder import text_config
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.model_facts import student_depth
 from speechkd.train.distiller import StoredStates
@@ -21,8 +20,7 @@ def stored_states(recipe: Recipe, loss: str, config: LossConfig) -> StoredStates
             continue
         teacher, store = recipe.teachers[role], recipe.teachers[role].signals_config().hidden
         assert store is not None, "a recipe's losses have the signals that they need"
-        layers = text_config(str(getattr(teacher, "model"))).num_hidden_layers
-        found[role] = StoredStates(layers=store.layers, depth=layers, width=teacher.state_width())
+        found[role] = StoredStates(layers=store.layers, depth=teacher.state_depth(), width=teacher.state_width())
     if not found:
         raise InputError(f"loss `{loss}` counts no stream of regime `{recipe.train.regime}` whose column stores states")
     role, states = next(iter(found.items()))

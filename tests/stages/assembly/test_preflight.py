@@ -41,10 +41,10 @@ def says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fo
     monkeypatch.setattr("sys.argv", ["speechkd", "train", str(path), "--dry-run", *models, *words])
     with pytest.raises(SystemExit) as leaving:
         cli.main()
-    said = capsys.readouterr().err.strip()
-    assert leaving.value.code == 2, said
-    assert "Traceback" not in said and said.count("\n") == 0, said
-    return said
+    message = capsys.readouterr().err.strip()
+    assert leaving.value.code == 2, message
+    assert "Traceback" not in message and message.count("\n") == 0, message
+    return message
 
 
 READER = {"reader": {"kind": "self"}}
@@ -184,16 +184,16 @@ def test_a_wrong_method_is_told_before_any_weight_is_there(
     what: str, weightless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, parts = WRONG[what]
-    said = says(capsys, monkeypatch, weightless, recipe)
-    assert all(part in said for part in parts), said
+    message = says(capsys, monkeypatch, weightless, recipe)
+    assert all(part in message for part in parts), message
 
 
 def test_vocabularies_that_disagree_on_a_shared_id(
     weightless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = {"live": {"reader": {"kind": "text_llm", "model": f"{weightless}/other"}}, "losses": {"divergence": {"teacher": "reader"}}}
-    said = says(capsys, monkeypatch, weightless, recipe)
-    assert "vocabularies disagree: id 700" in said and f"{weightless}/other" in said and "live.reader" in said
+    message = says(capsys, monkeypatch, weightless, recipe)
+    assert "vocabularies disagree: id 700" in message and f"{weightless}/other" in message and "live.reader" in message
 
 
 def test_the_same_recipe_with_its_names_right_is_planned(
@@ -213,6 +213,6 @@ def test_the_same_recipe_with_its_names_right_is_planned(
     monkeypatch.setattr("sys.argv", ["speechkd", "train", str(path), "--dry-run"])
     with pytest.raises(SystemExit) as leaving:
         cli.main()
-    said = capsys.readouterr()
-    assert leaving.value.code in (0, None), said.err
-    assert "layer_wise" in said.out and "lora" in said.out
+    message = capsys.readouterr()
+    assert leaving.value.code in (0, None), message.err
+    assert "layer_wise" in message.out and "lora" in message.out

@@ -12,7 +12,7 @@ from speechkd.models.lora import lora_layers
 from speechkd.recipe import load_recipe
 from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.assembly.student import check_init_export, meta_student
-from tests.teachers.hearing_models import write_student
+from tests.teachers.speech_models import write_student
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,7 +49,7 @@ def test_a_student_starts_from_an_export_that_is_built_like_it(tmp_path: Path, m
     same = [f"student.init_from={folder}", "student.projector={kind: linear, pool: 5}", "student.normalise_layers=false"]
 
     def check(*changes: str) -> None:
-        check_init_export(load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*same, *changes]))
+        check_init_export(load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*same, *changes]).student)
 
     check()
     check("student.dtype=bfloat16", "student.lora={r: 2, targets: [q_proj]}")

@@ -46,8 +46,8 @@ def test_every_example_is_read_the_words_about_its_own_clip(corpus: Corpus, monk
     assert len(read) > corpus.shards.shards, "more than one shard, more than one turn a clip"
     for row in read:
         example = reader.read(row, hear=False)
-        said = prompt.tokenizer.decode(make(0, example, train_source.words(row)).reads["reader"])
-        assert f"it is {example.key}" in said and example.question in said
+        message = prompt.tokenizer.decode(make(0, example, train_source.words(row)).reads["reader"])
+        assert f"it is {example.key}" in message and example.question in message
 
 
 def test_clips_without_words_are_left_out_and_the_plan_knows_whose_words(corpus: Corpus) -> None:

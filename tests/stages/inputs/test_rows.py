@@ -52,8 +52,8 @@ def test_a_teacher_reads_only_what_some_loss_compares_with_it(monkeypatch: pytes
 def test_a_deaf_teacher_reads_nothing_and_a_written_turn_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     make, _ = maker("caad", monkeypatch)
     row = make(0, example())
-    told, deaf = (make.prompt.tokenizer.decode(row.reads[name]) for name in ("reader", "deaf"))
-    assert "german" in told and "german" not in deaf and "What language is spoken?" in deaf
+    informed, deaf = (make.prompt.tokenizer.decode(row.reads[name]) for name in ("reader", "deaf"))
+    assert "german" in informed and "german" not in deaf and "What language is spoken?" in deaf
     written = make(0, example("written"))
     assert written.samples_T is None and list(written.before) == list(written.reads["reader"]) == list(row.reads["deaf"])
 
