@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError, InputError, unknown_name
+from speechkd.core.text import read_text
 from speechkd.data.audio.clips import decode_bytes, decode_file
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, MissingData
+from speechkd.data.sources.base import Item, MissingData, Unmatched
 from speechkd.data.sources.paths import AudioFolder
 from speechkd.data.sources.rows import RowConfig, counted_key, row_item
 from speechkd.data.storage.parquet_limits import ROOM, allowed, judge, text_bytes, text_columns
@@ -44,6 +45,7 @@ class HfDiskSource:
 
     def __init__(self, config: HfDiskConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.tables: list[tuple[str, Path]] = []
@@ -206,8 +208,8 @@ def _files(root: Path, split: str, name: str) -> Iterator[tuple[str, Path]]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"cannot read `{path}`: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"cannot read `{path}`: not a JSON object")

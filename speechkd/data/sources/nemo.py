@@ -10,8 +10,8 @@ from typing import Any, Literal
 from speechkd.core.errors import InputError
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item
-from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.sources.base import Item, Unmatched, unmatched
+from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
 from speechkd.data.sources.rows import read_files, read_jsonl, scalars
 from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 from speechkd.data.storage.names import clean_name
@@ -20,7 +20,7 @@ _SUB = re.compile(r"-sub\d+(?=\.\w+$|$)")
 _AUDIO, _OFFSET, _SECONDS, _SHARD = "audio_filepath", "offset", "duration", "shard_id"
 
 
-class NemoConfig(AudioPaths):
+class NemoConfig(AudioPaths, TextFiles):
     """Rows with `audio_filepath`, `duration`, `offset` and other fields. With `tars`, the paths are members of those tars."""
 
     kind: Literal["nemo"]
@@ -40,6 +40,7 @@ class NemoSource:
 
     def __init__(self, config: NemoConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config, self.root = config, data_root
         self.manifests = [(s, paths.files(data_root, n, "source.manifest")) for s, n in paths.by_split(config.manifest, config.split)]
         self.tars = {s: paths.files(data_root, n, "source.tars") for s, n in paths.by_split(config.tars, config.split) if n}
@@ -49,17 +50,22 @@ class NemoSource:
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
+        self.unmatched = []
         items = [item for split, manifests in self.manifests for item in self._split(split, manifests)]
+        if self.audio:
+            self.unmatched = self.audio.unlisted(item.payload["audio"] for item in items)
         return sorted(items, key=lambda item: item.key)
 
     def _split(self, split: str, manifests: list[Path]) -> Iterator[Item]:
         members = self._members(split) if self.tars else {}
-        rows = [(f"{path}, line {n}", row) for path in manifests for n, row in read_jsonl(path)]
+        rows = [(f"{path}, line {n}", row) for path in manifests for n, row in read_jsonl(path, self.config.encoding)]
         names = [self._name(row, where) for where, row in rows]
         uses: dict[str, int] = {}
         for name in names:
             uses[name] = uses.get(name, 0) + 1
         seen: dict[str, int] = {}
+        used: set[tuple[str, int]] = set()
+        absent: list[str] = []
         for name, (where, row) in zip(names, rows, strict=True):
             number = seen[name] = seen.get(name, -1) + 1
             key = f"{clean_name(name)[:70]}-{number:06d}" if uses[name] > 1 else clean_name(name)
@@ -70,8 +76,17 @@ class NemoSource:
                 member = _SUB.sub("", name)
                 location = members.get((row.get(_SHARD), member)) or members.get((None, member))
                 payload |= location or {"problem": f"no member `{member}` in the tars"}
+                if location:
+                    used.add((location.get("tar", ""), location.get("at", 0)))
+                else:
+                    absent.append(name)
             taken = (_AUDIO, _OFFSET, _SHARD, self.config.key_field)
             yield Item(key, split, scalars({field: value for field, value in row.items() if field not in taken}), payload)
+        if self.tars:
+            all_of_them = {(place.get("tar", ""), place.get("at", 0)): name for (_, name), place in members.items()}
+            unused = sorted(name for place, name in all_of_them.items() if place not in used)
+            self.unmatched += unmatched("rows have no member in the tars", absent, len(rows))
+            self.unmatched += unmatched("members of the tars are named by no row", unused, len(all_of_them))
 
     def _members(self, split: str) -> dict[tuple[int | None, str], dict[str, Any]]:
         """(shard, member name) -> payload, with shard None if only one tar has the name. The shard number is part of the tar's name."""
