@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from speechkd.data.sources import SOURCES
 from speechkd.data.sources.base import Item, Source, Unmatched
 from speechkd.data.sources.joins import Join, join
 from speechkd.data.sources.paths import data_root
-from speechkd.data.storage.names import MAX_KEY, is_name
+from speechkd.data.storage.names import MAX_KEY, distinct_name, is_name
 
 PART = "-part"
 """Separates the key of a split clip from the part number"""
@@ -173,7 +174,7 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
     Raises InputError for no items, a key that cannot name a tar member, a key given twice, a mapped field that no item has, or more
     unmatched entries than the card allows.
     """
-    items = sorted(source.items(), key=lambda item: item.key)
+    items = _apart(source.items())
     strays = list(getattr(source, "unmatched", []))
     _within(strays, card)
     if not items:
@@ -181,7 +182,10 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
     for before, item in zip([None, *items], items, strict=False):
         _check_names(item, card)
         if before is not None and before.key == item.key:
-            raise InputError(f"key `{item.key}` is given twice (card `{card.name}`)")
+            raise InputError(
+                f"key `{item.key}` is given twice, by {_place(before)} and {_place(item)}: remove one, or name a field that tells "
+                f"items apart where the source has `key_field` (card `{card.name}`)"
+            )
     items, of_joins = join(items, card.joins, data_root(card_dir))
     _within(of_joins, card)
     present = set(source.field_names)
@@ -208,6 +212,22 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
         if rule.by and rule.by not in kept:
             raise InputError(unknown_name("field", rule.by, kept, f"card `{card.name}`: hold_out.{split}.by"))
     return Listing([_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items], strays + of_joins)
+
+
+def _apart(items: Sequence[Item]) -> list[Item]:
+    """The items sorted by key. Where cleaning made keys of different names equal, each but an unchanged name gets a digest of its name."""
+    out: list[Item] = []
+    for key, group in groupby(sorted(items, key=lambda item: item.key), key=lambda item: item.key):
+        same = list(group)
+        clash = not key or len({item.name for item in same}) > 1
+        out += [replace(i, key=distinct_name(i.name, LONGEST_SPLIT_KEY)) if clash and i.name not in ("", key) else i for i in same]
+    return sorted(out, key=lambda item: item.key)
+
+
+def _place(item: Item) -> str:
+    """Where an item comes from, for a message."""
+    where = next((str(item.payload[name]) for name in ("tar", "audio") if item.payload.get(name)), "a row")
+    return f"`{where}` of split `{item.split}`" + (f", line {item.payload['line']}" if "line" in item.payload else "")
 
 
 def _within(strays: Sequence[Unmatched], card: Card) -> None:

@@ -28,6 +28,8 @@ class Item:
     """by raw field name; the card's `fields` renames them"""
     payload: dict[str, Any] = field(default_factory=dict)
     """what the source needs to read the audio; JSON-serialisable"""
+    name: str = ""
+    """what the corpus calls the item, where `key` is that name cleaned: tells apart items whose cleaned names are equal"""
 
     def plain(self) -> dict[str, Any]:
         """Fields as a dict, not copied: `dataclasses.asdict` copies every value, which is slow for millions of items."""

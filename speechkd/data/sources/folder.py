@@ -125,7 +125,8 @@ class FolderSource:
                 raise InputError(unknown_name("field", key, fields, name))
             taken[key] = str(fields.get(key, ""))
         metadata = {field: value for field, value in fields.items() if field not in taken}
-        return Item(clean_name(taken[config.key_field] or name), taken[config.split_field] or config.split, metadata, {"audio": name})
+        called = taken[config.key_field] or name
+        return Item(clean_name(called), taken[config.split_field] or config.split, metadata, {"audio": name}, called)
 
 
 def _stem(name: str) -> str:

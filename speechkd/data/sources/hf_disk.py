@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +65,7 @@ class HfDiskSource:
                 count = numbers[split] = numbers.get(split, 0) + 1
                 named = {name: _name(labels.get(name), value) for name, value in row.items()}
                 item = row_item(named, self.config, count, split, counted_key(count, split, many_splits), f"{path}, row {row_number}")
-                items.append(Item(item.key, item.split, item.metadata, {"file": number, "row": row_number}))
+                items.append(replace(item, payload={"file": number, "row": row_number}))
         return sorted(items, key=lambda item: item.key)
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

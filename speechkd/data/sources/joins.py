@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from speechkd.core.types import Scalar
 from speechkd.data.sources import paths
 from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.csv_table import TableFormat, read_table
+from speechkd.data.storage.names import without_suffix
 
 
 class Join(TableFormat):
@@ -50,7 +51,7 @@ def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> tuple
                 f"no item matches a row of `{table.file}`: "
                 f"`{table.on}` is like `{item_value}`, column `{table.column}` like `{row_value}` (card: joins)"
             )
-        values = {item.key: _value(item, table) for item in items}
+        values = {item.key: _value(item, table, rows) for item in items}
         idle = sorted(set(rows) - set(values.values()))
         if len(idle) > table.unused_rate * len(rows):
             raise InputError(
@@ -63,8 +64,11 @@ def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> tuple
     return list(items), strays
 
 
-def _value(item: Item, table: Join) -> str:
-    return item.key if table.on == "key" else str(item.metadata.get(table.on))
+def _value(item: Item, table: Join, rows: Mapping[str, Any]) -> str:
+    """The value of the item's row. A table may call an item by its key or, as corpora do, by its own name."""
+    if table.on != "key":
+        return str(item.metadata.get(table.on))
+    return next((name for name in (item.key, item.name, without_suffix(item.name)) if name in rows), item.key)
 
 
 def _rows(table: Join, data_root: Path) -> dict[str, dict[str, Scalar]]:
@@ -83,7 +87,7 @@ def _rows(table: Join, data_root: Path) -> dict[str, dict[str, Scalar]]:
 
 def _add(item: Item, table: Join, rows: dict[str, dict[str, Scalar]]) -> Item:
     value = item.key if table.on == "key" else item.metadata.get(table.on)
-    row = rows.get(_value(item, table))
+    row = rows.get(_value(item, table, rows))
     if row is None:
         if not table.required:
             return item

@@ -82,7 +82,7 @@ class KaldiSource:
             speakers.add(str(metadata.get("speaker", "")))
             if gender := genders.get(str(metadata.get("speaker", ""))):
                 metadata["gender"] = {"m": "male", "f": "female"}.get(gender, gender)
-            yield Item(clean_name(utterance), split, metadata, {**payload, "utterance": utterance})
+            yield Item(clean_name(utterance), split, metadata, {**payload, "utterance": utterance}, utterance)
         if genders:
             unknown = sorted(speaker for speaker in speakers if speaker and speaker not in genders)
             self.unmatched += unmatched(f"speakers have no line in `{folder / 'spk2gender'}`", unknown, len(speakers))

@@ -46,7 +46,7 @@ class LhotseSource:
         items = []
         for split, path in self.files:
             for number, cut in read_cuts(path):
-                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _payload(cut)))
+                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _payload(cut), cut["id"]))
         self.unmatched = self.audio.unlisted(item.payload.get("audio", "") for item in items)
         return sorted(items, key=lambda item: item.key)
 

@@ -79,7 +79,7 @@ class SharSource:
             cut_ids.add(cut["id"])
             if "cut" not in payload and payload and (problem := cut_problem(cut)):
                 payload = {"problem": problem}
-            yield Item(key, split, cut_fields(cut), payload)
+            yield Item(key, split, cut_fields(cut), payload, cut["id"])
         self._orphans += [stem for stem in payloads if stem not in cut_ids]
         self._clips += len(payloads)
 

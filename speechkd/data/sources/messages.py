@@ -74,11 +74,11 @@ class MessagesSource:
             raise InputError(f"a row has `messages` or `conversations`; this one has {', '.join(sorted(row)) or 'nothing'} ({where})")
         audios = row.pop("audios", None) or row.pop("audio", None) or []
         audios = [audios] if isinstance(audios, str) else audios
-        key = clean_name(str(row.pop(self.config.key_field, ""))) if self.config.key_field else counted
+        called = str(row.pop(self.config.key_field, "")) if self.config.key_field else counted
         payload: dict[str, Any] = {"audio": audios[0] if audios else ""}
         if not isinstance(audios, list) or len(audios) > 1 or not isinstance(payload["audio"], str):
             payload = {"problem": f"has {len(audios)} audios; a sample has one path"}
-        return Item(key, split, scalars(row) | self._turns(messages, where), payload)
+        return Item(clean_name(called), split, scalars(row) | self._turns(messages, where), payload, called)
 
     def _turns(self, messages: list[Any], where: str) -> dict[str, Scalar]:
         out: dict[str, Scalar] = {}

@@ -102,7 +102,7 @@ def row_item(row: Mapping[str, Any], config: RowConfig, number: int, split: str,
     for name in config.first_of:
         if isinstance(value := _first(row, name.split(".")), (str, int, float)) and value != "":
             metadata[name] = value
-    return Item(clean_name(key) if config.clean_keys else key, split, metadata, {"audio": audio, "line": number})
+    return Item(clean_name(key) if config.clean_keys else key, split, metadata, {"audio": audio, "line": number}, key)
 
 
 def _first(value: Any, path: list[str]) -> Any:

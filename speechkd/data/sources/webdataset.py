@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class WebdatasetSource:
     def items(self) -> list[Item]:
         """All samples, sorted by key. Raises InputError for a damaged tar or metadata that is not JSON."""
         self._unread = []
-        items = sorted((item for split, tar in self.tars for item in self._tar(split, tar)), key=lambda item: item.key)
+        items = self._qualified([(tar, item) for split, tar in self.tars for item in self._tar(split, tar)])
         of, readable = len(items) + len(self._unread), {*self.config.audio, self.config.json_suffix, *self.config.text}
         silent = [item.key for item in items if not item.payload]
         mute = [item.key for item in items if item.payload and not item.metadata]
@@ -60,21 +61,37 @@ class WebdatasetSource:
         self.unmatched += unmatched(f"samples are left out: no member is {', '.join(sorted(readable))}", self._unread, of)
         return items
 
+    def _qualified(self, found: list[tuple[Path, Item]]) -> list[Item]:
+        """The items sorted by key. If the keys of several tars restart, each has its tar's name before it."""
+        tars_of: dict[str, list[tuple[Path, Item]]] = {}
+        for tar, item in found:
+            tars_of.setdefault(item.name, []).append((tar, item))
+        shared = [entries for entries in tars_of.values() if len(entries) > 1]
+        for entries in shared:
+            mute, silent = (next((tar for tar, i in entries if is_part(i)), None) for is_part in (_audio_alone, _text_alone))
+            if mute and silent:
+                raise InputError(f"`{entries[0][1].name}` has its audio in `{mute}` and its text in `{silent}`: one tar must hold both")
+        if shared:
+            stems = {tar: tar.stem for _, tar in self.tars}
+            if len(set(stems.values())) < len(stems):
+                stems = {tar: tar.relative_to(self.root).with_suffix("").as_posix() for tar in stems}
+            found = [(tar, replace(i, key=clean_name(f"{stems[tar]}-{i.name}"), name=f"{stems[tar]}/{i.name}")) for tar, i in found]
+        return sorted((item for _, item in found), key=lambda item: item.key)
+
     def _tar(self, split: str, tar: Path) -> Iterator[Item]:
-        sample: dict[str, TarMember] = {}
-        before = ""
+        samples: dict[str, dict[str, TarMember]] = {}  # of the whole tar: one sorted by suffix has a sample's members far apart
         for member in list_tar(tar):
             path = PurePosixPath(member.name)
             stem, _, suffix = path.name.partition(".")
             key = str(path.with_name(stem)) if stem else ""
             if not key or not suffix:
                 continue
-            if key != before and sample:
-                yield from self._item(split, tar, before, sample)
-                sample = {}
-            sample[suffix.lower()], before = member, key
-        if sample:
-            yield from self._item(split, tar, before, sample)
+            sample = samples.setdefault(key, {})
+            if suffix.lower() in sample:
+                raise InputError(f"`{member.name}` is in `{tar}` twice: give one of the two another name")
+            sample[suffix.lower()] = member
+        for key, sample in samples.items():
+            yield from self._item(split, tar, key, sample)
 
     def _item(self, split: str, tar: Path, key: str, sample: dict[str, TarMember]) -> Iterator[Item]:
         config = self.config
@@ -90,11 +107,19 @@ class WebdatasetSource:
         if not audio and not metadata:
             self._unread.append(key)
         else:
-            yield Item(clean_name(key.removeprefix("./")), split, metadata, payload)
+            yield Item(clean_name(key.removeprefix("./")), split, metadata, payload, key.removeprefix("./"))
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Decode each sample's audio member."""
         return read_members(items, self.root, [tar for _, tar in self.tars])
+
+
+def _audio_alone(item: Item) -> bool:
+    return bool(item.payload) and not item.metadata
+
+
+def _text_alone(item: Item) -> bool:
+    return not item.payload
 
 
 def _text(tar: Path, member: TarMember, encoding: str) -> str:
