@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from speechkd.core.config import NAME_PATTERN, Config, build, read_extending
 from speechkd.core.errors import InputError, unknown_name
@@ -17,10 +18,10 @@ from speechkd.core.seeds import derive
 from speechkd.core.types import Metadata, Scalar
 from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.sources import SOURCES
-from speechkd.data.sources.base import Item, Source
+from speechkd.data.sources.base import Item, Source, Unmatched
 from speechkd.data.sources.joins import Join, join
 from speechkd.data.sources.paths import data_root
-from speechkd.data.storage.names import MAX_KEY, is_name
+from speechkd.data.storage.names import MAX_KEY, distinct_name, is_name
 
 PART = "-part"
 """Stands between key and number where a long clip is split into parts"""
@@ -97,6 +98,14 @@ class Card(Config):
     shard_samples: int = Field(default=500, ge=1)
     quarantine_rate: float = Field(default=0.05, ge=0, le=1)
     """the stage fails if a larger share of the items is rejected"""
+    unmatched_rate: float | None = Field(default=None, ge=0, le=1)
+    """largest share of a list's entries that another list may not know (text without audio, audio without text); absent: 0.9 where two
+    lists name the same things, any share of audio that no list names"""
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys added later are left out when unset, so that digests and published cards stay what they were."""
+        return {name: value for name, value in write(self).items() if name != "unmatched_rate" or value is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
@@ -147,19 +156,40 @@ def _source_config(card: Card, where: str) -> tuple[type[Source], Config]:
     return source, build(source.Config, card.source, f"{where}: source")
 
 
-def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
-    """All items of a card, sorted by key, with the card's metadata names and values.
+@dataclass(frozen=True)
+class Listing:
+    """What a card's corpus lists, before any audio is read."""
 
-    Raises InputError for no items, a key that cannot name a tar member, a key given twice, or a mapped field that no item has.
+    items: list[Item]
+    unmatched: list[Unmatched]
+    """entries of one list that another does not know, within the shares that the card allows"""
+
+
+def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
+    """The items of `list_corpus`."""
+    return list_corpus(card, source, card_dir).items
+
+
+def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
+    """All items of a card, sorted by key, with the card's metadata names and values; and what its lists do not know of each other.
+
+    Raises InputError for no items, a key that cannot name a tar member, a key given twice, a mapped field that no item has, or more
+    unmatched entries than the card allows.
     """
-    items = sorted(source.items(), key=lambda item: item.key)
+    items = _apart(source.items())
+    strays = list(getattr(source, "unmatched", []))
+    _within(strays, card)
     if not items:
         raise InputError(f"card `{card.name}`: its source has no items")
     for before, item in zip([None, *items], items, strict=False):
         _check_names(item, card)
         if before is not None and before.key == item.key:
-            raise InputError(f"key `{item.key}` is given twice (card `{card.name}`)")
-    items = join(items, card.joins, data_root(card_dir))
+            raise InputError(
+                f"key `{item.key}` is given twice, by {_place(before)} and {_place(item)}: remove one, or name a field that tells "
+                f"items apart where the source has `key_field` (card `{card.name}`)"
+            )
+    items, of_joins = join(items, card.joins, data_root(card_dir))
+    _within(of_joins, card)
     present = set(source.field_names)
     for item in items:
         present.update(item.metadata)
@@ -183,7 +213,33 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
     for split, rule in card.hold_out.items():
         if rule.by and rule.by not in kept:
             raise InputError(unknown_name("field", rule.by, kept, f"card `{card.name}`: hold_out.{split}.by"))
-    return [_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items]
+    return Listing([_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items], strays + of_joins)
+
+
+def _apart(items: Sequence[Item]) -> list[Item]:
+    """The items sorted by key. Where cleaning made keys of different names equal, each but an unchanged name gets a digest of its name."""
+    out: list[Item] = []
+    for key, group in groupby(sorted(items, key=lambda item: item.key), key=lambda item: item.key):
+        same = list(group)
+        clash = not key or len({item.name for item in same}) > 1
+        out += [replace(i, key=distinct_name(i.name, LONGEST_SPLIT_KEY)) if clash and i.name not in ("", key) else i for i in same]
+    return sorted(out, key=lambda item: item.key)
+
+
+def _place(item: Item) -> str:
+    """Where an item comes from, for a message."""
+    where = next((str(item.payload[name]) for name in ("tar", "audio") if item.payload.get(name)), "a row")
+    return f"`{where}` of split `{item.split}`" + (f", line {item.payload['line']}" if "line" in item.payload else "")
+
+
+def _within(strays: Sequence[Unmatched], card: Card) -> None:
+    """Refuse the first entry that is beyond its share."""
+    for stray in strays:
+        allowed = stray.limit if card.unmatched_rate is None else card.unmatched_rate
+        if not stray.lookup and stray.count > allowed * stray.of:
+            raise InputError(
+                f"{stray}; allowed {allowed:.1%}: make the lists agree, or set `unmatched_rate` to a larger share (card `{card.name}`)"
+            )
 
 
 def _held_out(item: Item, card: Card) -> Item:

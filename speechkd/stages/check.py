@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from speechkd.core.config import read_extending
 from speechkd.core.errors import EXIT_FAILED, InputError
-from speechkd.data.cards import Card, list_items, load_card, open_source
+from speechkd.data.cards import Card, list_corpus, load_card, open_source
 from speechkd.data.shards.index import open_shards
 from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.storage.store import Location, UrlPath, parse_location
@@ -46,10 +46,11 @@ def _card(path: Path) -> int:
     card = load_card(path)
     summary = f"card ok: {card.name}/{card.version}, source {card.source['kind']}, tasks {', '.join(card.tasks) or 'none'}"
     try:
-        items = list_items(card, open_source(card, path.parent), path.parent)
+        listing = list_corpus(card, open_source(card, path.parent), path.parent)
     except MissingData as missing:
         print(f"{summary}\nits data is not here yet: {missing}")
         return 0
+    items = listing.items
     print(
         f"{summary}\n{len(items)} items: {_counts(item.split for item in items)}; fields: {_counts(n for i in items for n in i.metadata)}"
     )
@@ -60,7 +61,11 @@ def _card(path: Path) -> int:
     print(f"first {manifest['input']} items: {total['samples']} samples, {total['seconds']:.1f} s, {len(rejected)} rejected")
     for entry in rejected:
         print(f"rejected `{entry['key']}`: {entry['reason']}")
-    for line in [*_doubts(card, items), *(["none of them has audio"] if total["samples"] and not total["seconds"] else [])]:
+    for line in [
+        *listing.unmatched,
+        *_doubts(card, items),
+        *(["none of them has audio"] if total["samples"] and not total["seconds"] else []),
+    ]:
         print(f"look again: {line}")
     return 0
 

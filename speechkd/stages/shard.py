@@ -11,7 +11,7 @@ from typing import Any
 from speechkd.core.errors import InputError
 from speechkd.core.files import read_json_lines
 from speechkd.core.log import progress, say
-from speechkd.data.cards import Card, list_items, load_card, open_source
+from speechkd.data.cards import Card, list_corpus, load_card, open_source
 from speechkd.data.shards.assignment import QUARANTINE, ShardItems, assign_shards, items_digest
 from speechkd.data.shards.workers import write_shards
 from speechkd.data.shards.writer import base_receipts, publish
@@ -46,7 +46,10 @@ def _shard(card: Card, card_dir: Path, root: Location, partition: tuple[int, int
     part, parts = partition
     if is_published(root, card):
         return _counted(root, quiet)
-    planned = assign_shards(card, list_items(card, open_source(card, card_dir), card_dir), root.parent)
+    listing = list_corpus(card, open_source(card, card_dir), card_dir)
+    for line in [] if quiet else listing.unmatched:
+        say(f"shard: look again: {line}")
+    planned = assign_shards(card, listing.items, root.parent)
     receipts = base_receipts(root, card, {number: shard_items.digest for number, shard_items in enumerate(planned)})
     missing = []
     for number, shard_items in enumerate(planned):

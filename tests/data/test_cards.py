@@ -211,6 +211,8 @@ def test_check_doubts_a_card_that_hears_nothing_or_asks_in_vain(corpus: Path, ca
     tasks = {"sex": {**task, "field": "sex"}, "age": {**task, "field": "aeg"}}
     assert check(card_file(corpus, {**SOURCE, "audio_field": "adio"}, tasks=tasks)) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("look again")] == [
+        "look again: 3 of 3 rows name no audio and become text alone, e.g. `a`",
+        "look again: 3 of 3 audio files are named by no list, e.g. `a.wav`",
         "look again: no item answers task `age` (field `aeg`)",
         "look again: 1 items answer task `sex` with none of its choices, e.g. `unknown`",
         "look again: none of them has audio",

@@ -98,7 +98,7 @@ def test_kaldi_segments(kaldi: Path) -> None:
 
 def test_kaldi_recordings_without_segments(kaldi: Path) -> None:
     (kaldi / "kaldi/segments").unlink()
-    shards = shards_of(kaldi, {"kind": "kaldi", "dir": {"dev": "kaldi"}, "moved": {"/corpus": ""}})
+    shards = shards_of(kaldi, {"kind": "kaldi", "dir": {"dev": "kaldi"}, "moved": {"/corpus": ""}}, unmatched_rate=1)
     assert {k: v.size for k, v in samples(shards).items() if v is not None} == {"r1": 48000, "r2": 48000} and shards.splits() == {"dev": 2}
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from speechkd.core import text
 from speechkd.core.errors import InputError
-from speechkd.data.sources import rows, tarfiles
+from speechkd.data.sources import tarfiles
 from speechkd.data.sources.tarfiles import list_tar
 from tests.data.raw import card_file, fields, noise, samples, shards_of, write
 
@@ -207,7 +208,7 @@ def test_a_member_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_line_that_never_ends_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "MAX_LINE", 1 << 16)
+    monkeypatch.setattr(text, "MAX_LINE", 1 << 16)
     with gzip.open(tmp_path / "c.jsonl.gz", "wb") as stream:
         stream.write(b'{"id": "' + b"x" * (1 << 24))
     (tmp_path / "audio").mkdir()
@@ -265,8 +266,8 @@ def wrong(name: str, folder: Path) -> dict[str, Any]:
         "shar none": ({"kind": "shar", "dir": "k"}, {}),
     }
     source, files = cases[name]
-    for file, text in files.items():
-        put(folder / file, text)
+    for file, said in files.items():
+        put(folder / file, said)
     if name == "webdataset json":
         tar_of(folder / "s.tar", {"a.json": b"{broken"})
     if name == "hf column":
@@ -281,7 +282,7 @@ def wrong(name: str, folder: Path) -> dict[str, Any]:
     ("name", "says"),
     {
         "kaldi twice": "`r1` is given twice .*wav.scp, line 2",
-        "kaldi segment": "a recording of wav.scp",
+        "kaldi segment": "1 of 1 segments are of no recording of wav.scp",
         "kaldi times": "must end after it starts: 2 to 1",
         "kaldi channel": "the optional fourth word a channel",
         "lhotse row": "a cut has an `id`; this object has start .*line 1",
@@ -298,7 +299,7 @@ def wrong(name: str, folder: Path) -> dict[str, Any]:
         "hf folder": "is not a `save_to_disk` folder and holds no Parquet files",
         "folder pattern": "is not a regular expression",
         "folder field": "unknown field `b`; allowed: a",
-        "folder table": "`gone.wav` is listed in .*m.csv but not found below",
+        "folder table": "1 of 1 rows of .*m.csv` name no clip below .*gone.wav",
         "tts rows": "unknown source of texts `shar`; allowed: csv",
         "tts field": "unknown field `txt`; .*did you mean `text`",
         "tts argv": "argv must contain `{wav}`",

@@ -109,7 +109,9 @@ def test_signals_do_not_depend_on_the_batch(model: Any) -> None:
     items = some(6)
     together = stored(model, everything, items)
     alone = [out for item in items for out in stored(model, everything, [item])]
-    assert [{name for name, _ in out.items()} for out in alone] == [{"ids_TK", "logp_TK", "tail_logp_T", "sampled_ids_TN", "sampled_weights_TN", "hidden_TLE"}] * 6
+    assert [{name for name, _ in out.items()} for out in alone] == [
+        {"ids_TK", "logp_TK", "tail_logp_T", "sampled_ids_TN", "sampled_weights_TN", "hidden_TLE"}
+    ] * 6
     for item, one, other in zip(items, together, alone, strict=True):
         states = dense(model, item)[1]
         assert torch.equal(one.ids_TK, other.ids_TK) and torch.equal(one.sampled_ids_TN, other.sampled_ids_TN)

@@ -28,10 +28,39 @@ class Item:
     """by raw field name; the card's `fields` renames them"""
     payload: dict[str, Any] = field(default_factory=dict)
     """what the source needs to read the audio; JSON-serialisable"""
+    name: str = ""
+    """what the corpus calls the item, where `key` is that name cleaned: tells apart items whose cleaned names are equal"""
 
     def plain(self) -> dict[str, Any]:
         """Fields as a dict, not copied: `dataclasses.asdict` copies every value, which is slow for millions of items."""
         return {"key": self.key, "split": self.split, "metadata": self.metadata, "payload": self.payload}
+
+
+PAIRED = 0.9
+"""Largest share of unmatched entries between two lists that name the same things, if the card sets none"""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """Entries of one list of a corpus that another does not know (text without audio, say): shown, and refused beyond a share."""
+
+    what: str
+    """the entries and the fault, to follow `3 of 5`: lines of `k/text` name no utterance"""
+    count: int
+    of: int
+    example: str
+    limit: float = PAIRED
+    """allowed share if the card sets no `unmatched_rate`; 1: any"""
+    lookup: bool = False
+    """a list that may serve a larger corpus (speakers, say): shown, and refused by no share"""
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.of} {self.what}, e.g. `{self.example[:80]}`"
+
+
+def unmatched(what: str, names: Sequence[str], of: int, limit: float = PAIRED, lookup: bool = False) -> list[Unmatched]:
+    """The entry about these names of `of` in all; empty if there are none."""
+    return [Unmatched(what, len(names), of, names[0], limit, lookup)] if names else []
 
 
 class Source(Protocol):
@@ -40,6 +69,8 @@ class Source(Protocol):
     Config: ClassVar[type[AnyConfig]]
     field_names: set[str]
     """field names declared by the layout (a table header, say), known after `items()`; empty if only the items have them"""
+    unmatched: list[Unmatched]
+    """what one list names and another does not know, after `items()`"""
 
     def __init__(self, config: Any, data_root: Path) -> None:
         """Paths in `config` are below `data_root`. Raises MissingData if the raw data is missing."""

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from speechkd.core.config import Config
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.text import MAX_LINE, text_lines
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item
-from speechkd.data.sources.rows import MAX_LINE, RowConfig, counted_key, open_audio, read_files, row_item
+from speechkd.data.sources.base import Item, Unmatched
+from speechkd.data.sources.paths import TextFiles
+from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, row_item, unmatched_rows
 
 
-class TableFormat(Config):
+class TableFormat(TextFiles):
     """Syntax of a text table."""
 
     delimiter: str = Field(default="", max_length=1)
     """empty: tab for .tsv and .txt files, comma otherwise; one space: any white space, and the last column takes the rest"""
     quotes: bool = True
     """false: a quotation mark is an ordinary character, as in Common Voice"""
+    multiline: bool = False
+    """true: a quoted cell may hold line breaks; otherwise a quotation that is open at a line's end is refused"""
     columns: list[str] = []
     """column names, if the first line is not a header"""
     skip_lines: int = Field(default=0, ge=0)
@@ -59,6 +63,7 @@ class CsvSource:
 
     def __init__(self, config: CsvConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = open_audio(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
@@ -72,6 +77,7 @@ class CsvSource:
                 items.append(row_item(row, self.config, number, split, counted_key(count, split, many_files), f"{path}, line {number}"))
                 self.field_names.update(row)
         self.field_names -= self.config.used
+        self.unmatched = unmatched_rows(items, self.audio)
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
@@ -81,24 +87,18 @@ class CsvSource:
 
 def read_table(path: Path, style: TableFormat) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, column -> value) of every row. Raises InputError naming file and line."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            for _ in range(style.skip_lines):
-                stream.readline()
-            lines = (line for line in stream if not (style.comment and line.startswith(style.comment)))
-            for number, cells, columns in _pattern_rows(stream, style.pattern) if style.pattern else _rows(lines, path, style):
-                if len(cells) != len(columns):
-                    raise InputError(f"the row has {len(cells)} cells, the table has {len(columns)} columns ({path}, line {number})")
-                row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-                yield number, {name: _number(row, name, f"{path}, line {number}") if name in style.numbers else row[name] for name in row}
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise InputError(f"cannot read `{path}` as a table: {error}") from None
+    lines = islice(text_lines(path, style.encoding), style.skip_lines, None)
+    for number, cells, columns in _pattern_rows(lines, style.pattern) if style.pattern else _rows(lines, path, style):
+        if len(cells) != len(columns):
+            raise InputError(f"the row has {len(cells)} cells, the table has {len(columns)} columns ({path}, line {number})")
+        row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+        yield number, {name: _number(row, name, f"{path}, line {number}") if name in style.numbers else row[name] for name in row}
 
 
-def _pattern_rows(lines: Iterator[str], pattern: str) -> Iterator[tuple[int, list[str], list[str]]]:
+def _pattern_rows(lines: Iterable[tuple[int, str]], pattern: str) -> Iterator[tuple[int, list[str], list[str]]]:
     rule = re.compile(pattern)
-    for number, line in enumerate(lines, 1):
-        if match := rule.search(line.rstrip("\r\n")):
+    for number, line in lines:
+        if match := rule.search(line):
             yield number, [text or "" for text in match.groupdict().values()], list(rule.groupindex)
 
 
@@ -111,16 +111,62 @@ def valid_regex(pattern: str) -> str:
     return pattern
 
 
-def _rows(lines: Iterator[str], path: Path, style: TableFormat) -> Iterator[tuple[int, list[str], list[str]]]:
+class _Lines:
+    """The lines that the csv reader asks for. It asks for another one within a row only if a quotation is open at the line's end."""
+
+    def __init__(self, lines: Iterable[tuple[int, str]], path: Path, style: TableFormat) -> None:
+        self.begun = 0
+        """line at which the row being read began; 0: none"""
+        self._lines, self._path, self._style = iter(lines), path, style
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if self.begun and not self._style.multiline:
+            raise self._open("line's")
+        for number, line in self._lines:
+            if not self.begun and self._style.comment and line.startswith(self._style.comment):
+                continue
+            self.begun = self.begun or number
+            return line + "\n"
+        if self.begun:
+            raise self._open("file's")
+        raise StopIteration
+
+    def _open(self, end: str) -> InputError:
+        return InputError(f"a quotation is open at the {end} end: {_WAYS} ({self._path}, line {self.begun})")
+
+
+_WAYS = "set `quotes: false` if quotation marks are ordinary characters, `multiline: true` if cells may hold line breaks"
+
+
+def _cells(lines: Iterable[tuple[int, str]], path: Path, style: TableFormat, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells). A row is one line unless the style allows more: one stray mark would make other rows part of its text."""
+    feed = _Lines(lines, path, style)
+    csv.field_size_limit(MAX_LINE)
+    reader = csv.reader(feed, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if style.quotes else csv.QUOTE_NONE, strict=True)
+    while True:
+        feed.begun = 0
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"cannot be read as cells, {error}: {_WAYS} ({path}, line {feed.begun})") from None
+        yield feed.begun, cells
+
+
+def _rows(lines: Iterable[tuple[int, str]], path: Path, style: TableFormat) -> Iterator[tuple[int, list[str], list[str]]]:
     columns = list(style.columns)
     spaces = style.delimiter == " "
     delimiter = style.delimiter or ("\t" if path.suffix in (".tsv", ".txt") else ",")
     if spaces:
-        reader: Iterator[list[str]] = (line.split(None, len(columns) - 1 if columns else -1) for line in lines)
+        kept = ((number, line) for number, line in lines if not (style.comment and line.startswith(style.comment)))
+        rows: Iterator[tuple[int, list[str]]] = ((number, line.split(None, len(columns) - 1 if columns else -1)) for number, line in kept)
     else:
-        csv.field_size_limit(MAX_LINE)
-        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if style.quotes else csv.QUOTE_NONE)
-    for number, cells in enumerate(reader, 1 + style.skip_lines):
+        rows = _cells(lines, path, style, delimiter)
+    for number, cells in rows:
         if not any(cell.strip() for cell in cells):
             continue
         if not columns:

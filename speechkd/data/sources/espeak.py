@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.data.audio.raw import RawClip
-from speechkd.data.sources.base import Item
+from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.espeak_voices import Voice, VoiceRule, read_voices, split_voices
 
 MAX_DRAWS = 1000
@@ -98,6 +98,7 @@ class EspeakSource:
     def __init__(self, config: EspeakConfig, data_root: Path) -> None:
         """`data_root` is unused: this source reads no raw data."""
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config = config
         known, unseen = split_voices(read_voices(data_folder() / "voices" / "!v", config.voices), config.voices)
         self.voices: dict[str, list[Voice]] = {"known": known, "unseen": unseen}

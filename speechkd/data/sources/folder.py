@@ -11,23 +11,24 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.text import read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item
+from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.csv_table import TableFormat, read_table, valid_regex
-from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.sources.paths import AUDIO, AudioFolder, AudioPaths, TextFiles
 from speechkd.data.sources.rows import parse_object, read_files, read_jsonl, scalars
 from speechkd.data.storage.names import clean_name
 
 MAX_SIDECAR = 1 << 20
 
 
-class FolderConfig(AudioPaths):
+class FolderConfig(AudioPaths, TextFiles):
     """Every audio file below `root` is a sample; with `pattern`, only paths that it matches."""
 
     kind: Literal["folder"]
-    suffixes: list[str] = Field(default=["flac", "wav", "mp3", "ogg", "opus"], min_length=1)
+    suffixes: list[str] = Field(default=[*AUDIO], min_length=1)
     pattern: str = ""
     """regular expression over the path below `root`; its named groups are fields: `(?P<speaker>[A-Z]+)_(?P<emotion>[a-z]+)\\d+\\.wav`"""
     key_field: str = ""
@@ -53,6 +54,7 @@ class FolderSource:
 
     def __init__(self, config: FolderConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.table = paths.file(data_root, str(Path(config.root, config.metadata)), "source.metadata") if config.metadata else None
@@ -60,13 +62,13 @@ class FolderSource:
     def items(self) -> list[Item]:
         """All clips, sorted by key. Raises InputError if a table or a sidecar cannot be read."""
         names = sorted(self._names())
-        rows = {}
+        present = set(names)
+        rows: dict[str, dict[str, Any]] = {}
         if self.table:
-            rows, present = _table(self.table), set(names)
-            if missing := next((name for name in rows if name not in present), None):
-                raise InputError(f"`{missing}` is listed in {self.table} but not found below `{self.audio.path}`")
+            rows = _table(self.table, self.config.encoding)
         pattern = re.compile(self.config.pattern)
-        items = []
+        self.unmatched = self._lists(names, rows)
+        items = [self._absent(name, row) for name, row in rows.items() if name not in present]
         for name in names:
             match = pattern.search(name)
             if match and (self.table is None or name in rows):
@@ -78,43 +80,67 @@ class FolderSource:
         return read_files(items, self.audio.find)
 
     def _names(self) -> Iterator[str]:
-        endings = tuple(f".{suffix}" for suffix in self.config.suffixes)
+        return self._files(tuple(f".{suffix}" for suffix in self.config.suffixes))
+
+    def _files(self, endings: tuple[str, ...]) -> Iterator[str]:
         for folder, _, files in os.walk(self.audio.path):
             for file in files:
                 if file.lower().endswith(endings) and not file.startswith("."):
                     yield os.path.relpath(os.path.join(folder, file), self.audio.path)
 
+    def _absent(self, name: str, row: dict[str, Any]) -> Item:
+        """A listed clip that is not there: it is rejected when it is read, like any listed file."""
+        groups = (re.search(self.config.pattern, name) or re.match("", "")).groupdict()  # type: ignore[union-attr]
+        return self._item(name, groups, row)
+
+    def _lists(self, names: list[str], rows: dict[str, dict[str, Any]]) -> list[Unmatched]:
+        """Clips and rows of the table, clips and sidecars that have no partner."""
+        out: list[Unmatched] = []
+        present = set(names)
+        if self.table:
+            absent = [name for name in rows if name not in present]
+            out += unmatched(f"rows of `{self.table}` name no clip below `{self.audio.path}`", absent, len(rows))
+            out += unmatched(
+                f"clips are not in `{self.table}` and are left out", [n for n in names if n not in rows], len(names), limit=1.0
+            )
+        clips = {_stem(name) for name in names}
+        for suffix in self.config.sidecars:
+            beside = {_stem(name) for name in self._files((f".{suffix}",))}
+            beside -= {_stem(self.config.metadata)} if self.table else set()
+            out += unmatched(f"`.{suffix}` files belong to no clip", [f"{n}.{suffix}" for n in sorted(beside - clips)], len(beside))
+            out += unmatched(f"clips have no `.{suffix}` file", [n for n in names if _stem(n) not in beside], len(names))
+        return out
+
     def _item(self, name: str, groups: dict[str, Any], row: dict[str, Any]) -> Item:
         config = self.config
         fields: dict[str, Scalar] = scalars({**row, **groups})
-        stem = (self.audio.path / name).with_suffix("")
-        if "json" in config.sidecars and (beside := stem.with_suffix(".json")).is_file():
-            fields |= scalars(parse_object(_sidecar(beside), str(beside)))
-        if "txt" in config.sidecars and (beside := stem.with_suffix(".txt")).is_file():
-            fields["text"] = _sidecar(beside).strip()
+        stem = str(self.audio.path / _stem(name))  # not with_suffix(): the rest of `talk.1` is part of its name
+        if "json" in config.sidecars and (beside := Path(f"{stem}.json")).is_file():
+            fields |= scalars(parse_object(read_text(beside, config.encoding, MAX_SIDECAR), str(beside)))
+        if "txt" in config.sidecars and (beside := Path(f"{stem}.txt")).is_file():
+            fields["text"] = read_text(beside, config.encoding, MAX_SIDECAR).strip()
         taken = {}  # field -> value, of the fields that are key or split; "" -> "" where none is named
         for key in (config.key_field, config.split_field):
             if key and key not in fields:
                 raise InputError(unknown_name("field", key, fields, name))
             taken[key] = str(fields.get(key, ""))
         metadata = {field: value for field, value in fields.items() if field not in taken}
-        return Item(clean_name(taken[config.key_field] or name), taken[config.split_field] or config.split, metadata, {"audio": name})
+        called = taken[config.key_field] or name
+        return Item(clean_name(called), taken[config.split_field] or config.split, metadata, {"audio": name}, called)
 
 
-def _sidecar(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_SIDECAR:
-            raise InputError(f"`{path}` has more than {MAX_SIDECAR} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read `{path}`: {error}") from None
+def _stem(name: str) -> str:
+    """The path without its last suffix."""
+    return os.path.splitext(name)[0]
 
 
-def _table(path: Path) -> dict[str, dict[str, Any]]:
-    rows = read_jsonl(path) if path.suffix == ".jsonl" else read_table(path, TableFormat())
-    out = {}
+def _table(path: Path, encoding: str) -> dict[str, dict[str, Any]]:
+    rows = read_jsonl(path, encoding) if path.suffix == ".jsonl" else read_table(path, TableFormat(encoding=encoding))
+    out: dict[str, dict[str, Any]] = {}
     for number, row in rows:
         if not isinstance(name := row.pop("file_name", None), str):
             raise InputError(f"a row needs `file_name`; it has {', '.join(sorted(row)) or 'nothing'} ({path}, line {number})")
+        if name in out:
+            raise InputError(f"`{name}` is given twice ({path}, line {number})")
         out[name] = row
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError, InputError, unknown_name
+from speechkd.core.text import read_text
 from speechkd.data.audio.clips import decode_bytes, decode_file
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, MissingData
+from speechkd.data.sources.base import Item, MissingData, Unmatched
 from speechkd.data.sources.paths import AudioFolder
 from speechkd.data.sources.rows import RowConfig, counted_key, row_item
 from speechkd.data.storage.parquet_limits import ROOM, allowed, judge, text_bytes, text_columns
@@ -45,6 +47,7 @@ class HfDiskSource:
 
     def __init__(self, config: HfDiskConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.tables: list[tuple[str, Path]] = []
@@ -63,7 +66,7 @@ class HfDiskSource:
                 count = numbers[split] = numbers.get(split, 0) + 1
                 named = {name: _class_name(labels.get(name), value) for name, value in row.items()}
                 item = row_item(named, self.config, count, split, counted_key(count, split, many_splits), f"{path}, row {row_number}")
-                items.append(Item(item.key, item.split, item.metadata, {"file": number, "row": row_number}))
+                items.append(replace(item, payload={"file": number, "row": row_number}))
         return sorted(items, key=lambda item: item.key)
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -209,8 +212,8 @@ def _files(root: Path, split: str, name: str) -> Iterator[tuple[str, Path]]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"cannot read `{path}`: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"cannot read `{path}`: not a JSON object")

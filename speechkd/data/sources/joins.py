@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.types import Scalar
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item
+from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.csv_table import TableFormat, read_table
+from speechkd.data.storage.names import without_suffix
 
 
 class Join(TableFormat):
@@ -27,10 +29,19 @@ class Join(TableFormat):
     """columns that become raw fields of the items"""
     required: bool = True
     """true: an item without a row is an error; false: it just lacks the fields"""
+    unused_rate: float = Field(default=1.0, ge=0, le=1)
+    """largest share of the rows that may belong to no item; a list of speakers may serve a larger corpus"""
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys added later are left out when unset, so that a card's digest stays what it was."""
+        later = {name: type(self).model_fields[name].default for name in ("encoding", "multiline", "unused_rate")}
+        return {name: value for name, value in write(self).items() if name not in later or value != later[name]}
 
 
-def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> list[Item]:
-    """The items with the joined fields added. Raises InputError naming the table, MissingData."""
+def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> tuple[list[Item], list[Unmatched]]:
+    """The items with the joined fields added, and what items and tables do not know of each other. Raises InputError, MissingData."""
+    strays: list[Unmatched] = []
     for table in joins:
         rows = _rows(table, data_root)
         joined = [_add(item, table, rows) for item in items]
@@ -40,8 +51,24 @@ def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> list[
                 f"no item matches a row of `{table.file}`: "
                 f"`{table.on}` is like `{item_value}`, column `{table.column}` like `{row_value}` (card: joins)"
             )
+        values = {item.key: _value(item, table, rows) for item in items}
+        idle = sorted(set(rows) - set(values.values()))
+        if len(idle) > table.unused_rate * len(rows):
+            raise InputError(
+                f"{len(idle)} of {len(rows)} rows of `{table.file}` belong to no item, e.g. `{idle[0][:80]}`; "
+                f"allowed {table.unused_rate:.1%} (card: joins.unused_rate)"
+            )
+        strays += unmatched(f"rows of `{table.file}` belong to no item", idle, len(rows), lookup=True)
+        strays += unmatched(f"items have no row in `{table.file}`", [key for key, v in values.items() if v not in rows], len(items))
         items = joined
-    return list(items)
+    return list(items), strays
+
+
+def _value(item: Item, table: Join, rows: Mapping[str, Any]) -> str:
+    """The value of the item's row. A table may call an item by its key or, as corpora do, by its own name."""
+    if table.on != "key":
+        return str(item.metadata.get(table.on))
+    return next((name for name in (item.key, item.name, without_suffix(item.name)) if name in rows), item.key)
 
 
 def _rows(table: Join, data_root: Path) -> dict[str, dict[str, Scalar]]:
@@ -60,7 +87,7 @@ def _rows(table: Join, data_root: Path) -> dict[str, dict[str, Scalar]]:
 
 def _add(item: Item, table: Join, rows: dict[str, dict[str, Scalar]]) -> Item:
     value = item.key if table.on == "key" else item.metadata.get(table.on)
-    row = rows.get(str(value))
+    row = rows.get(_value(item, table, rows))
     if row is None:
         if not table.required:
             return item

@@ -8,11 +8,12 @@ from typing import Literal
 
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item
-from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, read_jsonl, row_item
+from speechkd.data.sources.base import Item, Unmatched
+from speechkd.data.sources.paths import TextFiles
+from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, read_jsonl, row_item, unmatched_rows
 
 
-class JsonlConfig(RowConfig):
+class JsonlConfig(RowConfig, TextFiles):
     """One object per line. Scalar fields other than key, split and audio are metadata. `audio_field: ""`: a text-only corpus."""
 
     kind: Literal["jsonl"]
@@ -27,6 +28,7 @@ class JsonlSource:
 
     def __init__(self, config: JsonlConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = open_audio(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
@@ -37,8 +39,9 @@ class JsonlSource:
         items = [
             row_item(row, self.config, number, split, counted_key(number, split, many_files), f"{path}, line {number}")
             for split, path in self.files
-            for number, row in read_jsonl(path)
+            for number, row in read_jsonl(path, self.config.encoding)
         ]
+        self.unmatched = unmatched_rows(items, self.audio)
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:

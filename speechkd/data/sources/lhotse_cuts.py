@@ -11,9 +11,9 @@ from speechkd.core.errors import InputError
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item
+from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
-from speechkd.data.sources.rows import json_lines, read_files, scalars
+from speechkd.data.sources.rows import read_files, read_jsonl, scalars
 from speechkd.data.storage.names import clean_name
 
 
@@ -33,6 +33,7 @@ class LhotseSource:
 
     def __init__(self, config: LhotseConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.audio = AudioFolder(data_root, config)
         self.files = [
             (split, path)
@@ -45,7 +46,8 @@ class LhotseSource:
         items = []
         for split, path in self.files:
             for number, cut in read_cuts(path):
-                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _payload(cut)))
+                items.append(Item(cut_key(cut, f"{path}, line {number}"), split, cut_fields(cut), _payload(cut), cut["id"]))
+        self.unmatched = self.audio.unlisted(item.payload.get("audio", "") for item in items)
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
@@ -59,7 +61,7 @@ def read_cuts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix not in (".jsonl", ".gz", ".json"):
         raise InputError(f"cuts must be .jsonl or .jsonl.gz, given `{path}`")
     try:
-        yield from json_lines(path, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+        yield from read_jsonl(path, "", gzip.open(path, "rb") if path.suffix == ".gz" else None)
     except gzip.zlib.error as error:  # type: ignore[attr-defined]
         raise InputError(f"cannot unpack `{path}`: {error}") from None
 

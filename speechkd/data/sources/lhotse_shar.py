@@ -14,7 +14,7 @@ from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, MissingData
+from speechkd.data.sources.base import Item, MissingData, Unmatched, unmatched
 from speechkd.data.sources.lhotse_cuts import cut_fields, cut_key, cut_problem, read_cuts
 from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 
@@ -36,7 +36,10 @@ class SharSource:
 
     def __init__(self, config: SharConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config, self.root = config, data_root
+        self._orphans: list[str] = []
+        self._clips = 0
         self.shards: list[tuple[str, Path, Path]] = []
         for split, name in paths.by_split(config.dir, config.split):
             folder = paths.folder(data_root, name, "source.dir")
@@ -53,11 +56,17 @@ class SharSource:
                 self.shards.append((split, path, tar))
 
     def items(self) -> list[Item]:
-        """All cuts, sorted by key. Raises InputError if cuts and tar do not match."""
-        return sorted((item for shard in self.shards for item in self._shard(*shard)), key=lambda item: item.key)
+        """All cuts, sorted by key; one without a member in its tar is rejected when it is read. Raises InputError."""
+        self._orphans, self._clips = [], 0
+        items = sorted((item for shard in self.shards for item in self._shard(*shard)), key=lambda item: item.key)
+        partners = [str(item.payload["cut"]) for item in items if "cut" in item.payload]
+        self.unmatched = unmatched("cuts have no member in their tar", partners, len(items))
+        self.unmatched += unmatched("members of the tars belong to no cut", self._orphans, self._clips)
+        return items
 
     def _shard(self, split: str, cuts: Path, tar: Path) -> Iterator[Item]:
         payloads: dict[str, dict[str, Any]] = {}
+        cut_ids: set[str] = set()
         for member in list_tar(tar):
             stem, _, suffix = member.name.rpartition(".")
             if suffix == "nodata":
@@ -66,12 +75,13 @@ class SharSource:
                 payloads[stem] = member_payload(tar, self.root, member)
         for number, cut in read_cuts(cuts):
             key = cut_key(cut, f"{cuts}, line {number}")
-            if cut["id"] not in payloads:
-                raise InputError(f"cut `{cut['id']}` has no member in `{tar}` ({cuts}, line {number})")
-            payload = payloads[cut["id"]]
-            if payload and (problem := cut_problem(cut)):
+            payload = payloads.get(cut["id"], {"problem": f"has no member in `{tar.name}`", "cut": cut["id"]})
+            cut_ids.add(cut["id"])
+            if "cut" not in payload and payload and (problem := cut_problem(cut)):
                 payload = {"problem": problem}
-            yield Item(key, split, cut_fields(cut), payload)
+            yield Item(key, split, cut_fields(cut), payload, cut["id"])
+        self._orphans += [stem for stem in payloads if stem not in cut_ids]
+        self._clips += len(payloads)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Decode each cut's member: Shar stores the cut, not its whole recording."""

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechkd.core.errors import InputError
+from speechkd.core.text import read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item
-from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.sources.base import Item, Unmatched
+from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
 from speechkd.data.sources.rows import counted_key, read_files, read_jsonl, scalars
 from speechkd.data.storage.names import clean_name
 
@@ -26,7 +27,7 @@ ROLES = {
 MAX_JSON = 2 << 30
 
 
-class MessagesConfig(AudioPaths):
+class MessagesConfig(AudioPaths, TextFiles):
     """The first exchange gives `question` and `answer`, the n-th `question_n` and `answer_n`; `system` and other scalar fields are kept."""
 
     kind: Literal["messages"]
@@ -46,6 +47,7 @@ class MessagesSource:
 
     def __init__(self, config: MessagesConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
@@ -56,8 +58,9 @@ class MessagesSource:
         items = [
             self._item(row, split, counted_key(number, split, many_files), f"{path}, row {number}")
             for split, path in self.files
-            for number, row in _rows(path)
+            for number, row in _rows(path, self.config.encoding)
         ]
+        self.unmatched = self.audio.unlisted(item.payload.get("audio", "") for item in items)  # a talk without audio is an ordinary one
         return sorted(items, key=lambda item: item.key)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
@@ -71,11 +74,11 @@ class MessagesSource:
             raise InputError(f"a row has `messages` or `conversations`; this one has {', '.join(sorted(row)) or 'nothing'} ({where})")
         audios = row.pop("audios", None) or row.pop("audio", None) or []
         audios = [audios] if isinstance(audios, str) else audios
-        key = clean_name(str(row.pop(self.config.key_field, ""))) if self.config.key_field else counted
+        called = str(row.pop(self.config.key_field, "")) if self.config.key_field else counted
         payload: dict[str, Any] = {"audio": audios[0] if audios else ""}
         if not isinstance(audios, list) or len(audios) > 1 or not isinstance(payload["audio"], str):
             payload = {"problem": f"has {len(audios)} audios; a sample has one path"}
-        return Item(key, split, scalars(row) | self._turns(messages, where), payload)
+        return Item(clean_name(called), split, scalars(row) | self._turns(messages, where), payload, called)
 
     def _turns(self, messages: list[Any], where: str) -> dict[str, Scalar]:
         out: dict[str, Scalar] = {}
@@ -94,15 +97,19 @@ class MessagesSource:
         return {name: value for name, value in out.items() if value}
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix == ".jsonl":
-        yield from read_jsonl(path)
+        yield from read_jsonl(path, encoding)
         return
     try:
         if path.stat().st_size > MAX_JSON:
             raise InputError(f"`{path}` has more than {MAX_JSON} bytes: write one object a line (.jsonl)")
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        text = read_text(path, encoding)
+    except OSError as error:
+        raise InputError(f"cannot read `{path}`: {error}") from None
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"cannot read `{path}`: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"must be a list of objects ({path})")

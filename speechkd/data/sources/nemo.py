@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item
-from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.sources.base import Item, Unmatched, unmatched
+from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
 from speechkd.data.sources.rows import read_files, read_jsonl, scalars
 from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 from speechkd.data.storage.names import clean_name
 
 _SUB = re.compile(r"-sub\d+(?=\.\w+$|$)")
 """NeMo appends `-sub1`, `-sub2`, ... where several rows of a tarred manifest share one member; the member's name has none"""
+_NUMBER = re.compile(r"(\d+)\.\w+$")
 _AUDIO, _OFFSET, _SECONDS, _SHARD = "audio_filepath", "offset", "duration", "shard_id"
 
 
-class NemoConfig(AudioPaths):
+class NemoConfig(AudioPaths, TextFiles):
     """Rows with `audio_filepath`, `duration`, `offset` and other fields. With `tars`, the paths are members of those tars."""
 
     kind: Literal["nemo"]
@@ -41,6 +43,7 @@ class NemoSource:
 
     def __init__(self, config: NemoConfig, data_root: Path) -> None:
         self.field_names: set[str] = set()
+        self.unmatched: list[Unmatched] = []
         self.config, self.root = config, data_root
         self.manifests = [(s, paths.files(data_root, n, "source.manifest")) for s, n in paths.by_split(config.manifest, config.split)]
         self.tars = {s: paths.files(data_root, n, "source.tars") for s, n in paths.by_split(config.tars, config.split) if n}
@@ -50,36 +53,70 @@ class NemoSource:
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
+        self.unmatched = []
         items = [item for split, manifests in self.manifests for item in self._split_items(split, manifests)]
+        if self.audio:
+            self.unmatched = self.audio.unlisted(item.payload["audio"] for item in items)
         return sorted(items, key=lambda item: item.key)
 
     def _split_items(self, split: str, manifests: list[Path]) -> Iterator[Item]:
         members = self._members(split) if self.tars else {}
-        rows = [(f"{path}, line {n}", row) for path in manifests for n, row in read_jsonl(path)]
+        rows = [
+            (f"{path}, line {n}", self._with_shard(row, path, len(manifests), split) if self.tars else row)
+            for path in manifests
+            for n, row in read_jsonl(path, self.config.encoding)
+        ]
         names = [self._name(row, where) for where, row in rows]
         uses: dict[str, int] = {}
         for name in names:
             uses[name] = uses.get(name, 0) + 1
         seen: dict[str, int] = {}
+        short, rows_with = _short(members), Counter(_stem(name) for name in {_SUB.sub("", name) for name in names})
+        several = {name for shard, name in members if (None, name) not in members}
+        used: set[tuple[str, int]] = set()
+        absent: list[str] = []
         for name, (where, row) in zip(names, rows, strict=True):
             number = seen[name] = seen.get(name, -1) + 1
+            called = f"{name}#{number}" if uses[name] > 1 else name
             key = f"{clean_name(name)[:70]}-{number:06d}" if uses[name] > 1 else clean_name(name)
             if self.config.key_field:
-                key = clean_name(str(row.get(self.config.key_field, "")))
+                called = str(row.get(self.config.key_field, ""))
+                key = clean_name(called)
             payload = {"audio": name, **_span(row, where)}
             if self.tars:
                 member = _SUB.sub("", name)
-                location = members.get((row.get(_SHARD), member)) or members.get((None, member))
-                payload |= location or {"problem": f"no member `{member}` in the tars"}
+                shard = row.get(_SHARD) if isinstance(row.get(_SHARD), int) else None
+                location = members.get((shard, member)) or members.get((None, member))
+                if not location and rows_with[_stem(name)] == 1:
+                    location = short.get((shard, _stem(name))) or short.get((None, _stem(name)))
+                hint = f"`{member}` is in several tars: rows need `{_SHARD}`" if member in several else f"no member `{member}` in the tars"
+                payload |= location or {"problem": hint}
+                if location:
+                    used.add((location.get("tar", ""), location.get("at", 0)))
+                else:
+                    absent.append(name)
             taken = (_AUDIO, _OFFSET, _SHARD, self.config.key_field)
-            yield Item(key, split, scalars({field: value for field, value in row.items() if field not in taken}), payload)
+            yield Item(key, split, scalars({field: value for field, value in row.items() if field not in taken}), payload, called)
+        if self.tars:
+            all_of_them = {(place.get("tar", ""), place.get("at", 0)): name for (_, name), place in members.items()}
+            unused = sorted(name for place, name in all_of_them.items() if place not in used)
+            self.unmatched += unmatched("rows have no member in the tars", absent, len(rows))
+            self.unmatched += unmatched("members of the tars are named by no row", unused, len(all_of_them))
+
+    def _with_shard(self, row: dict[str, Any], manifest: Path, manifests: int, split: str) -> dict[str, Any]:
+        """The row with its tar's number: of a sharded manifest (manifest_3.json beside audio_3.tar) all rows are of that tar."""
+        tars = {int(number[1]) for path in self.tars[split] if (number := _NUMBER.search(path.name))}
+        number = _NUMBER.search(manifest.name)
+        if _SHARD in row or not number or not 1 < manifests == len(tars) or int(number[1]) not in tars:
+            return row
+        return {**row, _SHARD: int(number[1])}
 
     def _members(self, split: str) -> dict[tuple[int | None, str], dict[str, Any]]:
         """(shard, member name) -> payload; (None, member name) too, if only one tar has it. A tar's name ends with its shard number."""
         out: dict[tuple[int | None, str], dict[str, Any]] = {}
         tars_with: dict[str, int] = {}
         for path in self.tars[split]:
-            number = re.search(r"(\d+)\.tar$", path.name)
+            number = _NUMBER.search(path.name)
             for member in list_tar(path):
                 payload = member_payload(path, self.root, member)
                 tars_with[member.name] = tars_with.get(member.name, 0) + 1
@@ -102,6 +139,22 @@ class NemoSource:
             yield from read_files(items, self.audio.find)
             return
         yield from read_members(items, self.root, [path for tars in self.tars.values() for path in tars])
+
+
+def _stem(name: str) -> str:
+    """What NeMo's own loader matches rows and members by: the file's name without folders and suffix."""
+    return _SUB.sub("", PurePosixPath(name).stem)
+
+
+Members = dict[tuple[int | None, str], dict[str, Any]]
+
+
+def _short(members: Members) -> Members:
+    """(shard, short name) -> payload, for the short names that one member has."""
+    named: dict[tuple[int | None, str], set[str]] = {}
+    for shard, name in members:
+        named.setdefault((shard, _stem(name)), set()).add(name)
+    return {(shard, stem): members[shard, min(names)] for (shard, stem), names in named.items() if len(names) == 1}
 
 
 def _span(row: dict[str, Any], where: str) -> dict[str, float]:

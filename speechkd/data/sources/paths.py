@@ -10,13 +10,16 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+
+from pydantic import field_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError, nearest
+from speechkd.core.text import text_encoding
 from speechkd.data.audio.raw import Rejected
-from speechkd.data.sources.base import MissingData
+from speechkd.data.sources.base import MissingData, Unmatched, unmatched
 
 ROOT_VARIABLE = "SPEECHKD_DATA"
 MAX_BRACES = 100_000
@@ -105,6 +108,22 @@ def by_split(value: PathBySplit, split: str) -> list[tuple[str, str]]:
     return [(split, value)] if isinstance(value, str) else list(value.items())
 
 
+class TextFiles(Config):
+    """How the text files of a corpus are encoded."""
+
+    encoding: str = ""
+    """encoding of text files that begin with no byte order mark, e.g. `cp1252`; empty: UTF-8"""
+
+    @field_validator("encoding")
+    @classmethod
+    def _exists(cls, encoding: str) -> str:
+        return text_encoding(encoding)
+
+
+AUDIO = ("flac", "wav", "mp3", "ogg", "opus")
+"""Suffixes of audio files"""
+
+
 class AudioPaths(Config):
     """Location of the audio files. `moved` maps a path prefix in the raw data to a folder below `root`."""
 
@@ -119,6 +138,7 @@ class AudioFolder:
     def __init__(self, data_root: Path, config: AudioPaths) -> None:
         self.path = folder(data_root, config.root, "source.root")
         self._root = self.path.resolve()
+        self._whole = bool(config.root)
         self._last = self.path, self._root
         self._moved: Mapping[str, str] = {old.rstrip("/"): new for old, new in config.moved.items()}
 
@@ -148,8 +168,35 @@ class AudioFolder:
             return Rejected(f"cannot be found: {error}")
         return target
 
+    def unlisted(self, names: Iterable[str]) -> list[Unmatched]:
+        """Audio files that no list names: below `root`, or without one (the data root has other corpora too) beside the files named."""
+        listed = {str(PurePosixPath(self._here(name))) for name in names if name}
+        folders = {"": True} if self._whole else {str(PurePosixPath(name).parent): False for name in listed}
+        found: list[str] = []
+        for folder, deep in sorted(folders.items()):
+            for path, below, here in os.walk(self.path / folder) if ".." not in PurePosixPath(folder).parts else []:
+                place = os.path.relpath(path, self.path)
+                found += [os.path.normpath(os.path.join(place, file)) for file in here if _is_audio(file)]
+                below[:] = below if deep else []
+        return unmatched("audio files are named by no list", sorted(set(found) - listed), len(set(found)), limit=1.0)
+
+    def _here(self, name: str) -> str:
+        """The name with `moved` applied, relative to the folder if it is an absolute path below it."""
+        for old, new in self._moved.items():
+            if name.startswith(old + "/"):
+                name = str(PurePosixPath(new, name[len(old) + 1 :]))
+        path = PurePosixPath(name)
+        for root in (self.path, self._root):
+            if path.is_absolute() and path.is_relative_to(root):
+                return str(path.relative_to(root))
+        return name
+
     def _resolved(self, folder: Path) -> Path:
         """The folder with links resolved. The last one is cached, since consecutive files are mostly in the same folder."""
         if folder != self._last[0]:
             self._last = folder, folder.resolve()
         return self._last[1]
+
+
+def _is_audio(file: str) -> bool:
+    return file.rpartition(".")[2].lower() in AUDIO and not file.startswith(".")

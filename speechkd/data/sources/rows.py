@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.text import text_lines
 from speechkd.core.types import Scalar
 from speechkd.data.audio.clips import decode_file
 from speechkd.data.audio.raw import RawClip, Rejected, Span
-from speechkd.data.sources.base import Item
+from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.storage.names import clean_name
-
-MAX_LINE = 16 << 20
-"""Bytes of one line"""
 
 
 class RowConfig(AudioPaths):
@@ -42,27 +40,11 @@ class RowConfig(AudioPaths):
         return {self.audio_field, self.key_field, self.split_field}
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line that is not empty. Raises InputError naming file and line."""
-    yield from json_lines(path, path.open("rb"))
-
-
-def json_lines(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Like `read_jsonl`, for an open byte stream (which may decompress). Refuses lines longer than MAX_LINE without loading them."""
-    number = 0
-    try:
-        with stream:
-            while line := stream.readline(MAX_LINE + 1):
-                number += 1
-                where = f"{path}, line {number}"
-                if len(line) > MAX_LINE:
-                    raise InputError(f"is longer than {MAX_LINE} bytes ({where})")
-                if line.strip():
-                    yield number, parse_object(line.decode("utf-8"), where)
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8: {error.reason} ({path}, line {number})") from None
-    except (OSError, EOFError) as error:
-        raise InputError(f"cannot read `{path}`: {error}") from None
+def read_jsonl(path: Path, encoding: str = "", stream: Any = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line that is not empty. `stream`: the open file, if it is compressed. Raises InputError."""
+    for number, line in text_lines(path, encoding, stream):
+        if line.strip():
+            yield number, parse_object(line, f"{path}, line {number}")
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:
@@ -120,7 +102,7 @@ def row_item(row: Mapping[str, Any], config: RowConfig, number: int, split: str,
     for name in config.first_of:
         if isinstance(value := _first(row, name.split(".")), (str, int, float)) and value != "":
             metadata[name] = value
-    return Item(clean_name(key) if config.clean_keys else key, split, metadata, {"audio": audio, "line": number})
+    return Item(clean_name(key) if config.clean_keys else key, split, metadata, {"audio": audio, "line": number}, key)
 
 
 def _first(value: Any, path: list[str]) -> Any:
@@ -149,6 +131,17 @@ def read_files(items: Sequence[Item], find: Callable[[str], Path | Rejected] | N
         assert find is not None, "a source that names audio has a folder for it"
         path = find(name)
         yield path if isinstance(path, Rejected) else decode_file(path, span_of(item.payload))
+
+
+def unmatched_rows(items: Sequence[Item], audio: AudioFolder | None) -> list[Unmatched]:
+    """Rows without audio in a list of audio, and audio beside it that no row names."""
+    if audio is None:
+        return []
+    silent = [item.key for item in items if item.payload.get("audio") == ""]
+    return [
+        *unmatched("rows name no audio and become text alone", silent, len(items), limit=1.0),
+        *audio.unlisted(item.payload.get("audio", "") for item in items),
+    ]
 
 
 def span_of(payload: Mapping[str, Any]) -> Span:

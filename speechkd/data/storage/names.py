@@ -18,6 +18,24 @@ def is_name(text: str) -> bool:
 
 def clean_name(text: str) -> str:
     """Turn `text` into a key: drop an audio suffix, replace invalid characters with `_`, shorten long names to end with a digest."""
-    text = _AUDIO_SUFFIX.sub("", text)
-    name = "".join(letter if letter in KEY_LETTERS else "_" for letter in text)
-    return name if len(name) <= MAX_KEY else f"{name[:MAX_KEY - 13]}-{sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}"
+    text = without_suffix(text)
+    name = _cleaned(text)
+    return name if len(name) <= MAX_KEY else f"{name[:MAX_KEY - 13]}-{_digest(text)}"
+
+
+def distinct_name(text: str, longest: int = MAX_KEY) -> str:
+    """Like `clean_name`, but always with a digest of the whole text, so that names which clean to the same key stay apart."""
+    return f"{_cleaned(without_suffix(text))[:longest - 13]}-{_digest(text)}"
+
+
+def without_suffix(text: str) -> str:
+    """The name without the suffix of an audio file."""
+    return _AUDIO_SUFFIX.sub("", text)
+
+
+def _cleaned(text: str) -> str:
+    return "".join(letter if letter in KEY_LETTERS else "_" for letter in text)
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
