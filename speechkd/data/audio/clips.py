@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from speechkd.data.audio.gate import destroyed_by_conversion
 from speechkd.data.audio.layout import FORMATS, layout_of
 from speechkd.data.audio.limits import limited, refused_header
 from speechkd.data.audio.raw import SPAN_SLACK, WHOLE, RawClip, Rejected, Span
@@ -168,6 +169,8 @@ def normalise(clip: RawClip, limits: AudioLimits) -> np.ndarray | Rejected:
     if not np.isfinite(samples_TC).all():
         return Rejected("holds NaN or infinite samples", seconds)
     mono_T = samples_TC[:, 0] if channels == 1 else samples_TC.mean(axis=1, dtype=np.float32)
+    if destroyed := destroyed_by_conversion(samples_TC, mono_T, clip.rate, limits):
+        return destroyed
     if clip.rate == RATE:
         return np.ascontiguousarray(mono_T)
     common = math.gcd(clip.rate, RATE)

@@ -97,6 +97,7 @@ def _write_shard(root: Location, card: Card, shard: int, items: Sequence[Item], 
             if isinstance(parts, Rejected):
                 source = _readable(card.source["kind"], item.payload)
                 entry = {"key": item.key, "shard": shard, "source": source, "reason": parts.reason, "seconds": parts.seconds}
+                entry |= {"limit": parts.limit} if parts.limit else {}
                 quarantined.append(entry)
                 continue
             inputs += 1
