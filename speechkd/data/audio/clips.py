@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -102,7 +103,8 @@ def _read(stream: io.FileIO | io.BytesIO, kind: str, span: Span) -> RawClip | Re
                 return Rejected(f"header says {count} samples, holds {max(0, held - before)}")
             return RawClip(_channel(samples_TC[before:], span), file.samplerate)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        return Rejected(f"cannot be decoded: {str(error).splitlines()[0]}")
+        said = re.sub("^Error opening .*?: ", "", str(error).splitlines()[0])  # of an object in memory it names the address
+        return Rejected(f"cannot be decoded: {said}")
 
 
 def _refused(frames: int, rate: int, channels: int, span: Span) -> Rejected | None:
