@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 from speechkd.core.seeds import derive
 from speechkd.data.audio.clips import RATE
+from speechkd.data.audio.gate import clipped, longest_zeros
+from speechkd.data.audio.limits import CONVERSION
 from speechkd.data.reader import Reader
 from speechkd.data.shards.assignment import QUARANTINE
 from speechkd.data.shards.index import ShardSet
@@ -22,8 +24,6 @@ ROWS, CLIPS, VALUES = 200_000, 400, 12
 FRAME = RATE // 50
 QUIET_DB, BELOW_LOUDEST_DB = -60.0, -40.0
 """A 20 ms frame is silent below QUIET_DB dBFS, or BELOW_LOUDEST_DB below the loudest frame of its clip"""
-FULL = 32766 / 32768
-"""|sample| at or above this is full scale; three in a row count as clipping"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,10 @@ class ClipLevel:
     """share of silent frames"""
     clipped: int
     """samples in runs of three or more at full scale"""
+    dc: float
+    """mean, as a share of full scale"""
+    zeros: float
+    """seconds of the longest stretch of exact zeros"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class ShardStatistics:
     """the split of each decoded clip"""
     reasons: list[tuple[str, int, list[str]]] = field(default_factory=list)
     """(reason without its numbers, items, some keys)"""
+    conversion: list[tuple[str, str, int]] = field(default_factory=list)
+    """(limit on what conversion destroys, what the card allows, items over it)"""
 
 
 def measure(shards: ShardSet, clips: int = CLIPS) -> ShardStatistics:
@@ -90,6 +96,7 @@ def measure(shards: ShardSet, clips: int = CLIPS) -> ShardStatistics:
         levels=_levels(shards, chosen),
         level_splits=[str(split) for split in table["split"].take(pa.array(chosen)).to_pylist()],
         reasons=_reasons(shards),
+        conversion=_conversion(shards),
     )
 
 
@@ -145,11 +152,6 @@ def clip_level(samples_T: np.ndarray, row: int = 0) -> ClipLevel:
     power = np.square(frames, dtype=np.float64).mean(axis=1)
     frame_db = _db(power)
     silent = (frame_db < QUIET_DB) | (frame_db < frame_db.max() + BELOW_LOUDEST_DB)
-    full = np.abs(samples_T) >= FULL
-    runs = full[2:] & full[1:-1] & full[:-2]
-    clipped = np.zeros(len(samples_T), bool)
-    for shift in range(3):
-        clipped[shift : shift + len(runs)] |= runs
     heard = power[~silent]
     return ClipLevel(
         row=row,
@@ -157,7 +159,9 @@ def clip_level(samples_T: np.ndarray, row: int = 0) -> ClipLevel:
         level_db=float(_db(heard.mean())) if len(heard) else float("-inf"),
         peak_db=float(_db(np.square(np.abs(samples_T).max(initial=0.0), dtype=np.float64))),
         silent=float(silent.mean()),
-        clipped=int(clipped.sum()),
+        clipped=int(clipped(samples_T).sum()),
+        dc=float(samples_T.mean(dtype=np.float64)) if len(samples_T) else 0.0,
+        zeros=longest_zeros(samples_T) / RATE,
     )
 
 
@@ -173,6 +177,12 @@ def _reasons(shards: ShardSet) -> list[tuple[str, int, list[str]]]:
         entry = json.loads(line)
         groups.setdefault(_without_numbers(entry["reason"]), []).append(entry["key"])
     return [(reason, len(keys), keys[:5]) for reason, keys in sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0]))]
+
+
+def _conversion(shards: ShardSet) -> list[tuple[str, str, int]]:
+    over = Counter(json.loads(line).get("limit") for line in shards.files.read(QUARANTINE).splitlines())
+    values = {name: getattr(shards.card.audio, name) for name in CONVERSION}
+    return [(name, "any" if value is None else f"{value:g}", over[name]) for name, value in values.items()]
 
 
 def _without_numbers(text: str) -> str:

@@ -25,6 +25,8 @@ from speechkd.data.shards.index import ShardSet
 from speechkd.data.statistics import QUIET_DB, ClipLevel, ShardStatistics, column_facts, measure, token_lengths
 from speechkd.evaluation.report_charts import histogram, waveform
 
+OFF_ZERO, ZEROS_S = 0.02, 1.0
+"""Clips are counted whose mean is this share of full scale off zero, or that hold so many seconds of nothing but zeros"""
 PLAYERS, PLAYER_SECONDS = 12, 20.0
 COLUMNS = 8
 """Number of teacher columns with a histogram of token lengths"""
@@ -100,6 +102,8 @@ def _level_facts(levels: list[ClipLevel]) -> dict[str, Any]:
         "spread_db": float(np.percentile(finite, 95) - np.percentile(finite, 5)) if finite else None,
         "silent": float(np.mean([level.silent for level in levels])) if levels else None,
         "clipped": sum(level.clipped > 0 for level in levels),
+        "off_zero": sum(abs(level.dc) > OFF_ZERO for level in levels),
+        "zeros": sum(level.zeros > ZEROS_S for level in levels),
         "dead": sum(not math.isfinite(level.level_db) for level in levels),
     }
 

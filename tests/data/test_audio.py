@@ -51,3 +51,8 @@ def test_a_wav_that_was_cut_is_rejected_and_one_from_a_pipe_is_not(tmp_path: Pat
     assert isinstance(decode_file(path, Span(0.1, 0.2)), RawClip)  # a part that is there
     for claimed in (0xFFFFFFFF, 0x7FFFFFFF - 36):
         assert isinstance(decode_bytes(whole[:40] + claimed.to_bytes(4, "little") + whole[44:]), RawClip)
+
+
+def test_a_reason_is_the_same_in_every_run() -> None:
+    clip = decode_bytes(b"fLaC" + bytes(100))
+    assert isinstance(clip, Rejected) and clip.reason.startswith("cannot be decoded: ") and "0x" not in clip.reason

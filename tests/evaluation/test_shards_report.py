@@ -42,7 +42,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "clips/dead.wav", np.zeros(RATE // 2), RATE)
     rows += [{"id": "loud", "audio": "loud.wav", EVIL: EVIL}, {"id": "dead", "audio": "dead.wav", "language": "none"}]
     rows += [{"id": f"gone{number}", "audio": f"{number}gone.wav"} for number in range(2)]
-    card = write_card(folder, rows, quarantine_rate=0.5, description=EVIL, homepage=EVIL)
+    card = write_card(folder, rows, quarantine_rate=0.5, description=EVIL, homepage=EVIL, audio={"max_clipped": 1.0})
     root = shard(card, folder / "out", quiet=True)
     write_echo(open_shards(root))
     return Path(str(root))
@@ -70,6 +70,8 @@ def test_the_page_holds_what_was_measured_and_cannot_run_anything(hostile: Path,
         "echo",
         "median",
         "clips with clipped samples",
+        "clips off zero",
+        "max_cancelled",
     ):
         assert text in page.text, text
     assert EVIL in page.text, "shown as the text that it is"

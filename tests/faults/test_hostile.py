@@ -12,7 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GROWTH, SECONDS = 256 << 20, 2.0
-HARMLESS = {"clip: wav-of-4-gigabytes.wav", "clip: noise.wav", "tar: pickles", "tar: a path outside", "tar: an absolute path"}
+HARMLESS = {
+    "clip: wav-of-4-gigabytes.wav",
+    "clip: lies-of-no-length.flac",
+    "clip: noise.wav",
+    "tar: pickles",
+    "tar: a path outside",
+    "tar: an absolute path",
+}
 """Which hold a sample all the same, and are stored as that: under a key that is no path, its other members unopened"""
 
 

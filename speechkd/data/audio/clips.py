@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from speechkd.data.audio.gate import destroyed_by_conversion
+from speechkd.data.audio.layout import FORMATS, layout_of
 from speechkd.data.audio.limits import limited, refused_header
 from speechkd.data.audio.raw import SPAN_SLACK, WHOLE, RawClip, Rejected, Span
 
@@ -26,8 +28,8 @@ HARD_SECONDS, HARD_CHANNELS, MAX_RATE = 4 * 3600.0, 64, 768_000
 """Absolute limits on decoding; a card's own limits come on top"""
 MAX_KERNEL = 4_000_000
 """Taps of the resampling kernel: a rate without a common factor with 16,000 (44,101 Hz, say) would need gigabytes"""
-STREAMED = 0x7FFF0000
-"""A WAV header that states at least this many bytes is a placeholder, from a program that did not know the length"""
+PREROLL = 32 * 1152
+"""Samples decoded before a span: a frame of MP3 needs bits of earlier ones, so after a jump a decoder begins with silence"""
 FRAMES_AT_ONCE = 1 << 20
 """Frames converted per step"""
 
@@ -37,7 +39,7 @@ class NeedsResampler(Exception):
 
 
 def decode_file(path: Path, span: Span = WHOLE) -> RawClip | Rejected:
-    """Decode a FLAC, PCM WAV, Ogg or MP3 file: float32 [T, C] in [-1, 1]. The header is checked before samples are read."""
+    """Decode an audio file (`layout.py` lists the formats): float32 [T, C]. What it holds is checked before samples are read."""
     try:
         with path.open("rb", buffering=0) as stream:
             return _decode(stream, span)
@@ -50,58 +52,78 @@ def decode_bytes(data: bytes, span: Span = WHOLE) -> RawClip | Rejected:
     return _decode(io.BytesIO(data), span)
 
 
-def _container(magic: bytes) -> str | None:
-    if magic[:4] == b"fLaC":
-        return "FLAC"
-    if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
-        return "WAV"
-    if magic[:4] == b"OggS":
-        return "OGG"
-    if magic[:3] == b"ID3" or (magic[:1] == b"\xff" and len(magic) > 1 and magic[1] & 0xE6 == 0xE2):
-        return "MP3"  # a tag, or the sync bits of an MPEG layer III frame
-    return None
-
-
 def _decode(stream: io.FileIO | io.BytesIO, span: Span) -> RawClip | Rejected:
+    kind, layout = layout_of(stream, span.seconds is None)
+    # a span is checked by itself: what a file lacks may be elsewhere. The parts of a joined file are one sound
+    if kind is None or layout.problem and (span.seconds is None or not layout.pieces and kind in ("MP3", "OGG")):
+        return Rejected(layout.problem)
+    if len(layout.pieces) < 2:
+        return _read(io.BytesIO(layout.pieces[0]) if layout.pieces else stream, kind, span)
+    return _joined([_read(io.BytesIO(piece), kind, WHOLE) for piece in layout.pieces], span)
+
+
+def _joined(clips: list[RawClip | Rejected], span: Span) -> RawClip | Rejected:
+    """The span of parts that follow one another."""
+    parts = []
+    for number, clip in enumerate(clips, 1):
+        if isinstance(clip, Rejected):
+            return Rejected(f"its part {number} of {len(clips)}: {clip.reason}", clip.seconds)
+        parts.append(clip)
+    kinds = {(part.rate, part.samples_TC.shape[1]) for part in parts}
+    if len(kinds) > 1:
+        return Rejected("its parts differ: " + ", ".join(f"{rate} Hz with {channels} channels" for rate, channels in sorted(kinds)))
+    samples_TC, rate = np.concatenate([part.samples_TC for part in parts]), parts[0].rate
+    refused = _refused(len(samples_TC), rate, samples_TC.shape[1], span)
+    if refused:
+        return refused
+    first, count = _frames(len(samples_TC), rate, span)
+    return RawClip(_channel(samples_TC[first : first + count], span), rate)
+
+
+def _read(stream: io.FileIO | io.BytesIO, kind: str, span: Span) -> RawClip | Rejected:
     import soundfile
 
-    container = _container(stream.read(12))
-    if container is None:
-        return Rejected("is neither FLAC nor WAV, Ogg or MP3")
     stream.seek(0)
     # libsndfile reads a descriptor directly; for any other object it calls Python for every few bytes
     handle = stream.fileno() if isinstance(stream, io.FileIO) else stream
     try:
         with soundfile.SoundFile(handle, closefd=False) as file:
-            if file.format not in (container, "WAVEX", "MPEG", "MP3"):
-                return Rejected(f"is {file.format} that looks like {container}")
-            if container == "WAV" and not file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE")):
-                return Rejected(f"is WAV with encoding {file.subtype}, not PCM")
-            if file.channels > HARD_CHANNELS or not 0 < file.samplerate <= MAX_RATE:
-                return Rejected(f"header says {file.channels} channels at {file.samplerate} Hz")
-            if span.channel is not None and not 0 <= span.channel < file.channels:
-                return Rejected(f"has {file.channels} channels, none is number {span.channel}")
-            first, count = _frames(file.frames, file.samplerate, span)
-            if count < 0:
-                return Rejected(
-                    f"its part from {span.start:g} s for {span.seconds or 0:g} s is not inside {file.frames / file.samplerate:.3f} s"
-                )
-            if count > HARD_SECONDS * file.samplerate:
-                return Rejected(f"header says {count} samples, over {HARD_SECONDS:.0f} s")
-            refused = refused_header(count, file.samplerate, file.channels)
+            if file.format not in FORMATS[kind]:
+                return Rejected(f"is {file.format} that looks like {kind}")
+            if kind not in ("FLAC", "OGG", "MP3") and not file.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")):
+                return Rejected(f"is {kind} with encoding {file.subtype}, not PCM, A-law or mu-law")
+            refused = _refused(file.frames, file.samplerate, file.channels, span)
             if refused:
-                return Rejected(refused, count / file.samplerate)
-            if container == "WAV" and span.seconds is None and (truncation := _truncation(file)):
-                return Rejected(truncation)
-            file.seek(first)
-            samples_TC, held = _samples(file, count)
-            if held != count:
-                return Rejected(f"header says {count} samples, holds {held}")
-            if span.channel is not None:
-                samples_TC = samples_TC[:, span.channel : span.channel + 1]
-            return RawClip(samples_TC=samples_TC, rate=file.samplerate)
+                return refused
+            first, count = _frames(file.frames, file.samplerate, span)
+            before = min(first, PREROLL) if kind in ("MP3", "OGG") else 0
+            file.seek(first - before)
+            samples_TC, held = _samples(file, before + count)  # in one call: SoundFile jumps after each
+            if held != before + count:
+                return Rejected(f"header says {count} samples, holds {max(0, held - before)}")
+            return RawClip(_channel(samples_TC[before:], span), file.samplerate)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        return Rejected(f"cannot be decoded: {str(error).splitlines()[0]}")
+        reason = re.sub("^Error opening .*?: ", "", str(error).splitlines()[0])  # of an object in memory it names the address
+        return Rejected(f"cannot be decoded: {reason}")
+
+
+def _refused(frames: int, rate: int, channels: int, span: Span) -> Rejected | None:
+    """Why a span of a file of this size is not read."""
+    if channels > HARD_CHANNELS or not 0 < rate <= MAX_RATE:
+        return Rejected(f"header says {channels} channels at {rate} Hz")
+    if span.channel is not None and not 0 <= span.channel < channels:
+        return Rejected(f"has {channels} channels, none is number {span.channel}")
+    _, count = _frames(frames, rate, span)
+    if count < 0:
+        return Rejected(f"its part from {span.start:g} s for {span.seconds or 0:g} s is not inside {frames / rate:.3f} s")
+    if count > HARD_SECONDS * rate:
+        return Rejected(f"header says {count} samples, over {HARD_SECONDS:.0f} s")
+    refused = refused_header(count, rate, channels)
+    return Rejected(refused, count / rate) if refused else None
+
+
+def _channel(samples_TC: np.ndarray, span: Span) -> np.ndarray:
+    return samples_TC if span.channel is None else samples_TC[:, span.channel : span.channel + 1]
 
 
 def _samples(file: soundfile.SoundFile, count: int) -> tuple[np.ndarray, int]:
@@ -118,14 +140,6 @@ def _samples(file: soundfile.SoundFile, count: int) -> tuple[np.ndarray, int]:
         np.multiply(pcm_TC, np.float32(1 / 32768), out=samples_TC[held : held + len(pcm_TC)])
         held += len(pcm_TC)
     return samples_TC, held
-
-
-def _truncation(file: soundfile.SoundFile) -> str:
-    """Describe the missing part of a truncated WAV, or "". libsndfile reports the frames present; only its log has the header's length."""
-    match = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if match is None or int(match[1]) <= int(match[2]) or int(match[1]) >= STREAMED:
-        return ""
-    return f"header says {match[1]} bytes of audio, holds {match[2]}"
 
 
 def _frames(total: int, rate: int, span: Span) -> tuple[int, int]:
@@ -157,6 +171,8 @@ def normalise(clip: RawClip, limits: AudioLimits) -> np.ndarray | Rejected:
     if not np.isfinite(samples_TC).all():
         return Rejected("holds NaN or infinite samples", seconds)
     mono_T = samples_TC[:, 0] if channels == 1 else samples_TC.mean(axis=1, dtype=np.float32)
+    if destroyed := destroyed_by_conversion(samples_TC, mono_T, clip.rate, limits):
+        return destroyed
     if clip.rate == RATE:
         return np.ascontiguousarray(mono_T)
     common = math.gcd(clip.rate, RATE)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import resource
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from speechkd.core.config import Config
 
@@ -28,6 +28,28 @@ class AudioLimits(Config):
     """metadata names that describe the whole clip and are dropped from its parts"""
     duration_field: str = ""
     """metadata name for each stored clip's duration in seconds; empty: not written"""
+    min_rate: int = Field(default=8000, ge=1)
+    """Hz; a clip of a lower rate lacks most of speech, and resampling does not bring it back"""
+    max_peak: float = Field(default=2.0, gt=0)
+    """largest sample, as a multiple of full scale: far above it, the numbers are of another scale, and all of the clip would be clipped"""
+    max_clipped: float = Field(default=0.1, ge=0, le=1)
+    """share of a clip's samples that are beyond full scale, or stand at it three or more in a row"""
+    max_cancelled: float = Field(default=0.2, ge=0, le=1)
+    """share of a clip's sound that falls silent when its channels are mixed, because they are of opposite phase"""
+    max_dc: float = Field(default=0.125, ge=0)
+    """distance of a clip's mean from zero, as a share of full scale"""
+    max_zero_seconds: float | None = Field(default=None, ge=0)
+    """longest stretch of exact zeros, as lost packets leave; unset: any"""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Limits on what conversion destroys came later: left out where unset, so that digests and published cards stay as they were."""
+        said: dict[str, Any] = dump(self)
+        return {name: value for name, value in said.items() if name not in CONVERSION or value != type(self).model_fields[name].default}
+
+
+CONVERSION = ("min_rate", "max_peak", "max_clipped", "max_cancelled", "max_dc", "max_zero_seconds")
+"""Limits on what conversion to 16 kHz mono of 16 bits would destroy (`gate.py`)"""
 
 
 def limit_this_process(limits: AudioLimits) -> None:

@@ -24,6 +24,8 @@ class Rejected:
     reason: str
     seconds: float = 0.0
     """length of the rejected audio; 0 if unknown"""
+    limit: str = ""
+    """the key of the card's `audio` block that it is over, for limits on what conversion destroys"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ def _write_shard(root: Location, card: Card, shard: int, items: Sequence[Item], 
             if isinstance(samples, Rejected):
                 source = _origin(card.source["kind"], item.payload)
                 entry = {"key": item.key, "shard": shard, "source": source, "reason": samples.reason, "seconds": samples.seconds}
+                entry |= {"limit": samples.limit} if samples.limit else {}
                 quarantined.append(entry)
                 continue
             inputs += 1
