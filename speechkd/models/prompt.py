@@ -19,9 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.types import Metadata
+from speechkd.models.marks import SPAN, Marks
 
-_SPAN = "\ue000span\ue001"
-"""Stands where the audio goes while a prompt is rendered; private-use characters occur in no text."""
 MAX_METADATA_CHARS = 4000
 """Limit for the text in place of the audio"""
 _SPECIAL_START = re.compile(r"([<\[])(?=\S)")
@@ -81,7 +80,10 @@ def conflicting_id(one: Any, other: Any) -> int | None:
 
 
 class Prompt:
-    """A Jinja template (variables `question`, `audio`) inside the model's own chat template."""
+    """A Jinja template (variables `question`, `audio`) inside the model's own chat template.
+
+    Questions and span texts come from data sets and servers. Every one passes `Marks.plain` here, so none can act as a mark.
+    """
 
     def __init__(self, template: str, tokenizer: Any, where: str = "prompt template") -> None:
         self.text = template
@@ -91,26 +93,30 @@ class Prompt:
             raise InputError(f"the tokenizer has no chat template ({getattr(tokenizer, 'name_or_path', '')})")
         try:
             self._template = ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(template)
-            rendered = self._template.render(question="", audio=_SPAN)
+            rendered = self._template.render(question="", audio=SPAN)
         except TemplateError as error:
             raise InputError(f"the prompt template fails: {error} ({where})") from None
-        if rendered.count(_SPAN) != 1:
-            raise InputError(f"the prompt template must use `audio` exactly once, uses it {rendered.count(_SPAN)} times ({where})")
+        if rendered.count(SPAN) != 1:
+            raise InputError(f"the prompt template must use `audio` exactly once, uses it {rendered.count(SPAN)} times ({where})")
+        self.marks = Marks(tokenizer, template)
         self.end_of_turn = self._end_of_turn()
 
     def message(self, question: str, audio: str) -> str:
         """The user's message, with `audio` in the audio span. Chat endpoints get this text."""
-        text: str = self._template.render(question=question, audio=audio)
-        return text
+        return self._message(question, self.marks.plain(audio))
 
     def around(self, question: str) -> tuple[str, str]:
         """The user's message before and after the audio span."""
-        before, _, after = self.message(question, _SPAN).partition(_SPAN)
+        before, _, after = self._message(question, SPAN).partition(SPAN)
         return before, after
 
-    def _chat(self, question: str, audio: str) -> str:
-        message = {"role": "user", "content": self.message(question, audio)}
-        text: str = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    def _message(self, question: str, span: str) -> str:
+        text: str = self._template.render(question=self.marks.plain(question), audio=span)
+        return text
+
+    def _chat(self, message: str) -> str:
+        turns = [{"role": "user", "content": message}]
+        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return text
 
     def _ids(self, text: str) -> list[int]:
@@ -119,19 +125,19 @@ class Prompt:
 
     def _end_of_turn(self) -> int:
         """The token with which the assistant's turn ends, read off the chat template."""
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SPAN}]
-        after = self.tokenizer.apply_chat_template(turns, tokenize=False).partition(_SPAN)[2].strip()
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": SPAN}]
+        after = self.tokenizer.apply_chat_template(turns, tokenize=False).partition(SPAN)[2].strip()
         ids = self._ids(after) if after else []
         return int(ids[0]) if ids else int(self.tokenizer.eos_token_id)
 
     def student(self, question: str) -> StudentPrompt:
         """The student's prompt: ids before and after the audio span."""
-        before, _, after = self._chat(question, _SPAN).partition(_SPAN)
+        before, _, after = self._chat(self._message(question, SPAN)).partition(SPAN)
         return StudentPrompt(self._ids(before), self._ids(after))
 
     def teacher(self, question: str, metadata: str) -> list[int]:
         """The teacher's prompt with `metadata` (JSON text) in the audio span."""
-        return self._ids(self._chat(question, metadata))
+        return self._ids(self._chat(self.message(question, metadata)))
 
     def read(self, question: str, reading: Reading, metadata: Metadata) -> list[int]:
         """The prompt of a model that reads: what `reading` says of `metadata` fills the audio span."""
@@ -142,14 +148,14 @@ class Prompt:
 
     def words(self, text: str) -> list[int]:
         """Token ids of a transcript, without special tokens. Losses compare the projector's output with their embeddings."""
-        return self._ids(plain_text(text))
+        return self._ids(self.marks.plain(plain_text(text)))
 
     def answer(self, text: str, ended: bool = True) -> list[int]:
         """A known answer as response tokens. The end-of-turn token follows, unless the answer was cut (`ended` is false).
 
         The text comes from a label, transcript or server, so special tokens spelt in it are tokenized as plain text.
         """
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = self.marks.verbatim(text)
         return [*ids, self.end_of_turn] if ended else ids
 
     def decode(self, tokens: Iterable[int]) -> str:

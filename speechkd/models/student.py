@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from speechkd.core.errors import InputError
 from speechkd.core.types import Batch
 from speechkd.models.encoder import FrozenEncoder, layer_mix
+from speechkd.models.greedy import generate_greedily
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.lora import LoraConfig, Switch, add_lora, linear_layers, matching
 from speechkd.models.projectors import PROJECTORS, Gated, Hint
@@ -96,15 +97,8 @@ class Student(nn.Module):
         if positions_BS is not None:
             positions_BS = _left_padded(positions_BS[..., None], batch.mask_BS)[0][..., 0]
         with self.llm.switch.set(positions_BS=positions_BS):
-            out_BN = self.llm.lm.generate(
-                inputs_embeds=embeddings_BSD,
-                attention_mask=mask_BS,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=stop,
-                pad_token_id=stop,
-            )
+            inputs = {"inputs_embeds": embeddings_BSD, "attention_mask": mask_BS}
+            out_BN = generate_greedily(self.llm.lm, inputs, max_new_tokens, stop)
         return [row[: row.index(stop)] if stop in row else row for row in out_BN.tolist()]
 
 

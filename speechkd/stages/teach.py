@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,9 +26,11 @@ from speechkd.stages.inputs.corpora import Corpus, open_corpora, train_splits
 from speechkd.stages.inputs.gating import PAGE, measure_column
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers import TEACHERS
-from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
+from speechkd.teachers.answers import FINISHED, AnswerJournal, answer_all, answer_key
 from speechkd.teachers.base import Answer, Clip, Request, Scoring, Teacher, TeacherConfig
 from speechkd.teachers.prompts import audio_span_text, requests
+
+REASONS_READ = 256
 
 
 def teach(
@@ -109,7 +113,8 @@ class _Work:
         say(f"teach: corpus `{self.corpus.card.name}`: column {column.name} is published: {totals['examples']} answers")
         if totals["stop_error"] or totals["stop_length"]:
             failed = f"{totals['stop_error']} failed and {totals['stop_length']} cut answers of {totals['examples']}"
-            say(f"teach: column {column.name} has {failed}; training leaves them out, `speechkd teach --retry-failed` asks again")
+            again = f"training leaves them out, `speechkd teach --retry-failed` asks again; mostly: {_commonest_reason(column)}"
+            say(f"teach: column {column.name} has {failed}; {again}")
         return column
 
     def _claimable(self, shards: list[int]) -> Iterator[int]:
@@ -212,6 +217,14 @@ class _Work:
             journal.forget_failed([key for _, key in asked])
         self.writer.withdraw(failed)
         say(f"teach: column {column.name}: asking again for what failed or was cut in {len(failed)} shards")
+
+
+def _commonest_reason(column: Column) -> str:
+    """Why most of a column's failed and cut answers are of no use, judged from at most `REASONS_READ`; numbers in a reason do not count."""
+    bad = [row for row, stop in enumerate(column.read_index(["stop"])["stop"].to_pylist()) if stop != FINISHED]
+    reasons = [column.read(row).reason or "cut by the limit" for row in bad[:: max(1, len(bad) // REASONS_READ)]]
+    [(shape, _)] = Counter(re.sub(r"\d+", "0", reason) for reason in reasons).most_common(1)
+    return next(reason for reason in reasons if re.sub(r"\d+", "0", reason) == shape)
 
 
 def _turns(answered: Sequence[tuple[Request, Answer]]) -> dict[str, list[Turn]]:

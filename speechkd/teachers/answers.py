@@ -121,7 +121,7 @@ class AnswerJournal:
 
 
 def _packed(answer: Answer) -> dict[str, Any]:
-    return asdict(answer)
+    return {name: value for name, value in asdict(answer).items() if name != "thinking" or value}
 
 
 def _unpacked(value: dict[str, Any]) -> Answer:

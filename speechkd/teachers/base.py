@@ -137,6 +137,8 @@ class Answer:
     prompt_tokens: int
     stop: Stop
     reason: str = ""
+    thinking: str = ""
+    """what the model thought before it answered: kept in the journal, never stored as an answer"""
 
 
 def require_temperature_one(signals: SignalsConfig, whose: str) -> SignalsConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Generic, TypeVar
@@ -71,7 +71,7 @@ class Calls(Generic[T]):
         self._last_reply = monotonic()
         self._outage_reported = False
 
-    def run(self) -> Iterator[list[tuple[int, T]]]:
+    def run(self) -> Generator[list[tuple[int, T]], None, None]:
         """Yield results as they arrive, a few at a time. Raises ConnectionError after an outage longer than `patience_s`."""
         loop = asyncio.new_event_loop()
         try:

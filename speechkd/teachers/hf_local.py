@@ -10,6 +10,7 @@ from pydantic import Field
 
 from speechkd.core.errors import InputError
 from speechkd.models.exported import load_tokenizer
+from speechkd.models.greedy import generate_greedily, say_unused
 from speechkd.models.model_folder import fingerprint, text_config
 from speechkd.models.pretrained import load_causal_lm
 from speechkd.models.prompt import Prompt
@@ -97,6 +98,7 @@ class HfLocalTeacher:
         dtype = getattr(torch, config.dtype)
         model = load_causal_lm(config.model, dtype, config.device_map)
         self.model: Any = model if config.device_map is not None else model.to(device)
+        say_unused(self.model, config.model)
 
     def accepts(self, request: Request) -> bool:
         """Always: an LLM can answer any request."""
@@ -153,14 +155,7 @@ class HfLocalTeacher:
             ids_BS[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask_BS[row, longest - len(prompt) :] = 1
         with torch.inference_mode():
-            out_BS = self.model.generate(
-                input_ids=ids_BS.to(self.model.device),
-                attention_mask=mask_BS.to(self.model.device),
-                max_new_tokens=self.config.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=stop,
-                pad_token_id=stop,
-            )
+            inputs = {"input_ids": ids_BS.to(self.model.device), "attention_mask": mask_BS.to(self.model.device)}
+            out_BS = generate_greedily(self.model, inputs, self.config.max_new_tokens, stop)
         tokens: list[list[int]] = out_BS[:, longest:].tolist()
         return tokens

@@ -25,6 +25,7 @@ from speechkd.data.audio.clips import encode_wav
 from speechkd.data.columns.signals import SignalsConfig
 from speechkd.models.prompt import Prompt
 from speechkd.teachers import calls
+from speechkd.teachers.alike import Alike
 from speechkd.teachers.base import Answer, Request, ScoringConfig, require_temperature_one
 from speechkd.teachers.calls import Calls, RequestRefused, RetryLater, RetryPolicy
 from speechkd.teachers.openai_reply import BadReply, error_text, read_answer, read_top_k, retry_after
@@ -38,6 +39,8 @@ CONNECT_S = 10.0
 MASK = "***"
 T = TypeVar("T")
 MODELS = "/models"
+OWN_KEYS = frozenset("model messages prompt max_tokens max_completion_tokens temperature top_p seed stream n echo prompt_logprobs".split())
+"""keys of a request that the backend sets itself, or that change the reply's form"""
 
 
 class OpenAIHttpConfig(ScoringConfig):
@@ -47,7 +50,7 @@ class OpenAIHttpConfig(ScoringConfig):
     variable named by `key_env`. Raise `revision` when the model behind the server changes: it is part of the column's identity.
     """
 
-    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"url", "key_env", "concurrency", "timeout_s", "retries", "patience_s"})
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"url", "key_env", "concurrency", "timeout_s", "retries", "patience_s", "limit_key"})
 
     backend: Literal["openai_http"] = "openai_http"
     url: str
@@ -62,6 +65,11 @@ class OpenAIHttpConfig(ScoringConfig):
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = None
+    extra: dict[str, Any] = {}
+    """further keys of the request, for what a server offers beyond the common ones: `{chat_template_kwargs: {enable_thinking: false}}`,
+    `{repetition_penalty: 1.0}` (vLLM takes it from the model's generation_config.json otherwise)"""
+    limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """the request's name for `max_new_tokens`; OpenAI's reasoning models take only the second"""
     signals: SignalsConfig = SignalsConfig()
     """only `topk`, from servers that score given text (vLLM's `prompt_logprobs`, with `--max-logprobs` at least k)"""
     vocab_size: int | None = Field(None, ge=1)
@@ -74,6 +82,10 @@ class OpenAIHttpConfig(ScoringConfig):
     """calls after the first; if all fail while the server works, the request is stored as an error with its reason"""
     patience_s: float = Field(600.0, ge=0)
     """longest outage before the stage stops; run the same command to continue"""
+
+    def identity(self) -> dict[str, Any]:
+        """As for every backend; without `extra` where it is empty."""
+        return {name: value for name, value in super().identity().items() if name != "extra" or value}
 
     def metadata_fields(self) -> list[str]:
         """As the block says."""
@@ -97,6 +109,13 @@ class OpenAIHttpConfig(ScoringConfig):
             wrong = "fields" if self.fields else "api: completions" if self.api != "chat" else "signals"
             raise ValueError(f"`audio: true` sends the clip in a chat message and nothing else: leave `{wrong}` out (fields: [])")
         return self
+
+    @field_validator("extra")
+    @classmethod
+    def _keys_of_its_own(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(extra.keys() & OWN_KEYS):
+            raise ValueError(f"must not hold `{taken[0]}`: the block's own keys set it, or the answer could not be read")
+        return extra
 
     @field_validator("signals")
     @classmethod
@@ -132,6 +151,7 @@ class OpenAIHttpTeacher:
         that it cannot give."""
         self.config, self.prompt = config, prompt
         self._key = _Key(config.key_env)
+        self._alike = Alike(config.url)
         self._tls = httpx2.create_ssl_context()
         asyncio.run(self._check_server())
         if config.signals.topk is not None:
@@ -163,7 +183,8 @@ class OpenAIHttpTeacher:
             return Answer("", [], len(self._prompt(requests[number])), "error", reason)
 
         order = sorted(messages, key=lambda number: (messages[number], number))
-        yield from Calls(self._policy, order, attempt, failed, lambda: self._server_alive(client), client.aclose).run()
+        made = Calls(self._policy, order, attempt, failed, lambda: self._server_alive(client), client.aclose).run()
+        yield from self._alike.checked(made, begun=bool(done))
 
     def score(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Mapping[str, Tensor]]:
         """Top-k of given answers, from the server's log-probs of prompt and answer. Raises InputError if it cannot score one."""
@@ -225,7 +246,8 @@ class OpenAIHttpTeacher:
         """Path, JSON body and prompt length (in the student's tokens) for one request."""
         config = self.config
         prompt = self._prompt(request)
-        body: dict[str, Any] = {"model": config.model, "max_tokens": config.max_new_tokens, "temperature": config.temperature}
+        body: dict[str, Any] = {**config.extra, "model": config.model, config.limit_key: config.max_new_tokens}
+        body |= {"temperature": config.temperature}
         body |= {"top_p": config.top_p} if config.top_p < 1 else {}
         body |= {"seed": config.seed} if config.seed is not None else {}
         if config.api == "chat":
@@ -282,6 +304,8 @@ class OpenAIHttpTeacher:
             raise RequestRefused("no list of models")
         if status == 404 or 300 <= status < 400:
             raise InputError(f"the server answers {status} {message}: wrong `url` or `model` {where}")
+        if status == 429 and "insufficient_quota" in data:
+            raise InputError(f"the server's quota is used up: {message}; raise it, and the same command goes on {where}")
         if status in (408, 409, 425, 429) or status >= 500:
             seconds = retry_after(wait)
             raise RetryLater(f"{status} {message}".strip(), wait=seconds, counts=status != 429)

@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from speechkd.models.marks import COMMON
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer
+from speechkd.teachers.thinking import part_thinking
 
 TEXT_SHOWN = 200
-STOPS = {"stop": "eos", "length": "length", "max_tokens": "length"}
-"""finish_reason -> stop reason; any other reason (content_filter, tool_calls, ...) makes the answer an error"""
+ENDED = frozenset({"stop", "eos", "eos_token", "end", "end_turn", "end_of_turn", "stop_sequence", "stop_token", "complete", "completed"})
+CUT = frozenset({"length", "max_tokens", "max_length", "model_length", "max_output_tokens", "max_new_tokens", "token_limit"})
+"""Finish reasons by which servers say, in any case, that an answer ended or was cut; any other (content_filter, ...) makes an error"""
+THINKS = "all of it is thinking, none is answer: raise `max_new_tokens`, or switch thinking off (extra.chat_template_kwargs)"
 
 
 class BadReply(ValueError):
@@ -25,22 +29,36 @@ def read_answer(reply: Any, prompt: Prompt, prompt_tokens: int) -> Answer:
     """The answer in a chat or completion reply, as tokens of the student's tokenizer. Raises BadReply."""
     try:
         choice = reply["choices"][0]
-        message = choice["message"]["content"] if "message" in choice else choice["text"]
-        reason = str(choice["finish_reason"])
-    except (KeyError, IndexError, TypeError):
+        message = choice.get("message")
+        content = choice["text"] if message is None else message.get("content")
+        reason = choice.get("finish_reason")
+        apart = "" if message is None else message.get("reasoning_content") or message.get("reasoning") or ""
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise BadReply("the reply has no choices") from None
-    if message is not None and not isinstance(message, str):
-        raise BadReply("the reply's content is no text")
-    text = clean(message or "").strip()
-    stop = STOPS.get(reason)
-    if stop is None:
-        return Answer(text, [], prompt_tokens, "error", f"stopped by the server: {clean(reason)[:TEXT_SHOWN]}")
-    if stop == "length":
+    spoken = part_thinking(clean(_text(content)).strip())
+    text, thinking = spoken.answer, "\n".join(part for part in (clean(_text(apart)).strip(), spoken.thinking) if part)
+    if reason is None:
+        return Answer(text, [], prompt_tokens, "error", "the server does not say why the answer ends (finish_reason is null)", thinking)
+    if str(reason).casefold() in CUT:
         tokens = prompt.answer(text, ended=False)
-        return Answer(text, tokens, prompt_tokens, "length", f"cut by the limit after {len(tokens)} tokens")
+        why = f"cut by the limit after {len(tokens)} tokens" if text or not thinking else f"cut by the limit, {THINKS}"
+        return Answer(text, tokens, prompt_tokens, "length", why, thinking)
+    if str(reason).casefold() not in ENDED:
+        return Answer(text, [], prompt_tokens, "error", f"stopped by the server: {clean(str(reason))[:TEXT_SHOWN]}", thinking)
     if not text:
-        return Answer("", [], prompt_tokens, "error", "the answer is empty")
-    return Answer(text, prompt.answer(text), prompt_tokens, "eos")
+        return Answer("", [], prompt_tokens, "error", THINKS if thinking else "the answer is empty", thinking)
+    if leaked := COMMON.search(text):
+        return Answer(text, [], prompt_tokens, "error", f"the answer spells `{leaked[0]}`, a mark of the model's own", thinking)
+    return Answer(text, prompt.answer(text), prompt_tokens, "eos", "", thinking)
+
+
+def _text(content: Any) -> str:
+    """A message's text, also where a server sends it in parts. Raises BadReply."""
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        content = "".join(str(part["text"]) for part in content if part.get("type") in ("text", "output_text") and "text" in part)
+    if content is not None and not isinstance(content, str):
+        raise BadReply("the reply's content is no text")
+    return content or ""
 
 
 def clean(text: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.models.encoder import SAMPLE_RATE
+from speechkd.models.greedy import generate_greedily, say_unused
 from speechkd.models.prompt import Prompt, StudentPrompt, conflicting_id
 from speechkd.teachers.base import Answer, Clip, Request, batches
 from speechkd.teachers.hf_local import LocalConfig
@@ -65,6 +66,7 @@ class SpeechLlmTeacher:
             )
         if audio_model.prompt.end_of_turn != prompt.end_of_turn:
             raise InputError(f"teacher `{config.model}` ends a turn with another token than the student (teachers: model)")
+        say_unused(audio_model.lm, config.model)
         self._student_ids = frozenset(prompt.tokenizer.get_vocab().values())
 
     def accepts(self, request: Request) -> bool:
@@ -158,15 +160,8 @@ class SpeechLlmTeacher:
         lm = self.audio_model.lm
         embeds_BSE, audio_BS = embedded(lm, ids_BS.to(lm.device), batch, starts)
         with self.audio_model.lora_scope(audio_BS):
-            out_BN = lm.generate(
-                inputs_embeds=embeds_BSE,
-                attention_mask=mask_BS.to(lm.device),
-                max_new_tokens=self.config.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=stop,
-                pad_token_id=stop,
-            )
+            inputs = {"inputs_embeds": embeds_BSE, "attention_mask": mask_BS.to(lm.device)}
+            out_BN = generate_greedily(lm, inputs, self.config.max_new_tokens, stop)
         tokens: list[list[int]] = out_BN.tolist()
         return tokens
 

@@ -73,6 +73,7 @@ class VllmTeacher:
             max_num_seqs=config.batch_size,
             max_logprobs=top.k if top is not None else 0,
             trust_remote_code=False,
+            generation_config="vllm",  # the engine's own defaults: nothing of the model's generation_config.json
             seed=0,
         )
 

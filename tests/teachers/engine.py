@@ -35,9 +35,10 @@ class LLM:
         max_num_seqs: int,
         max_logprobs: int,
         trust_remote_code: bool,
+        generation_config: str,
         seed: int,
     ) -> None:
-        assert not trust_remote_code
+        assert not trust_remote_code and generation_config == "vllm"
         self.model: Any = load_causal_lm(model, getattr(torch, dtype))
         self.max_logprobs = max_logprobs
 
