@@ -41,7 +41,7 @@ _PART = ("kind", "backend")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with 1.2-style scalars: a key given twice is refused; `no`, `on`, `off` stay text (Norway is a language tag too)."""
+    """Safe YAML with the scalars of 1.2: a key given twice is refused; `no`, `007`, `12:30` and `1_000` stay text."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -57,20 +57,42 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, rule)
-        for tag, rule in rules
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
-    ]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-3 as text; people write it as a number
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"),
-    list("-+0123456789."),
+_CORE_SCHEMA = (
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
 )
+"""https://yaml.org/spec/1.2.2/#103-core-schema, without leading zeros in decimal numbers: 007 is a name. All else is text."""
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _rule, _first in _CORE_SCHEMA:  # PyYAML takes the first that matches
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_rule})$"), ["" if c == "\0" else c for c in _first])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+
+
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(node.value, 8 if node.value.startswith("0o") else 16 if node.value.startswith("0x") else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that YAML 1.1 or our loader would read as something else."""
+
+
+for _tag, _rule, _first in _CORE_SCHEMA:
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_rule})$"), ["" if c == "\0" else c for c in _first])
+
+
+def dump_yaml(value: Any, width: int = 80) -> str:
+    """YAML that `parse_yaml` reads back as the same value, keys in their order."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
+    return text
 
 
 def parse_yaml(text: str, where: str) -> Any:

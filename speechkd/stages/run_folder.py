@@ -6,9 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from speechkd.core.config import build, differences, read_yaml
+from speechkd.core.config import build, differences, dump_yaml, read_yaml
 from speechkd.core.errors import InputError
 from speechkd.core.files import canonical_json, read_json, write_json, write_text
 from speechkd.engine.checkpoint import ever_published, latest
@@ -95,5 +93,5 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
         raise InputError(
             f"`{checkpoints}` holds checkpoints and none is valid: repair or remove the run folder; it is not started over silently"
         )
-    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(folder / RECIPE, dump_yaml(recipe.model_dump(mode="json")))
     write_json(folder / RUN, digests)

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import hypothesis.strategies
 import pytest
+import yaml
+from hypothesis import given
 
-from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, differences, merge, parse_yaml, read_extending, read_yaml
+from speechkd.core.config import (
+    NAME_PATTERN,
+    Config,
+    apply_sets,
+    build,
+    differences,
+    dump_yaml,
+    merge,
+    parse_yaml,
+    read_extending,
+    read_yaml,
+)
 from speechkd.core.errors import InputError
 
 
@@ -17,6 +32,48 @@ class Inner(Config):
 class Outer(Config):
     name: str = "x"
     inner: Inner = Inner()
+
+
+SCALARS = {
+    "007": "007", "08": "08", "00": "00", "12:30": "12:30", "1:02:03.5": "1:02:03.5", "1_000": "1_000", "1_0.5": "1_0.5", "0b11": "0b11",
+    "yes": "yes", "Off": "Off", "y": "y", "2024-01-02": "2024-01-02", "2024-01-02 03:04:05": "2024-01-02 03:04:05", "=": "=", "1e": "1e",
+    "0": 0, "-0": 0, "+5": 5, "-12": -12, "0o7": 7, "0x1F": 31, "1e3": 1000.0, "1E+3": 1000.0, ".5": 0.5, "-1.": -1.0, "1.5e-3": 0.0015,
+    ".inf": math.inf, "-.INF": -math.inf, "true": True, "FALSE": False, "null": None, "NULL": None, "": None, "nULL": "nULL",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), SCALARS.items())
+def test_scalars_of_yaml_1_2(text: str, value: object) -> None:
+    for document in (f"[{text}]" if text else "[~]", f"- {text}\n"):
+        (found,) = parse_yaml(document, "here")
+        assert (type(found), found) == (type(value), value)
+    (found,) = apply_sets({}, [f"a={text}"]).values()
+    assert (type(found), found) == (type(value), value)
+
+
+@given(
+    hypothesis.strategies.text("0123456789_:.+-eEoxbnN~yYaf", max_size=8)
+    | hypothesis.strategies.sampled_from([*SCALARS, *"nan infinity .nan 0o18 <<".split()])
+    | hypothesis.strategies.floats(allow_nan=False)
+    | hypothesis.strategies.integers()
+)
+def test_what_is_written_is_read_back(value: object) -> None:
+    written = {"a": value, str(value): [value]}
+    read = parse_yaml(dump_yaml(written), "here")
+    assert read == written and type(read["a"]) is type(value)
+
+
+def test_files_that_ship_read_as_before() -> None:
+    root = Path(__file__).parents[2]
+    files = [path for folder in ("shards", "pipelines", "standins") for path in (root / folder).rglob("*.yaml")]
+    assert len(files) > 30
+    for path in files:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        new = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        odd = [
+            (key, one, other) for key, one, other in differences(old, new) if isinstance(one, (int, float)) and not isinstance(one, bool)
+        ]
+        assert not odd, f"{path}: {odd}"
 
 
 @pytest.mark.parametrize(

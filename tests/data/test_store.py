@@ -268,3 +268,18 @@ def test_a_full_disk_publishes_nothing_by_halves(tmp_path: Path) -> None:
         assert list(open_shards(shard(card, small, quiet=True)).verify()) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "one"),
+    [
+        ("S3://Bucket/Data/", "s3://Bucket/Data"),
+        ("HTTP://Example.ORG:80/A/b//", "http://example.org/A/b"),
+        ("https://example.org:443/a", "https://example.org/a"),
+        ("https://example.org:8443/a", "https://example.org:8443/a"),
+        ("File://localhost/a/b/", "/a/b"),
+        ("file:///a/b", "/a/b"),
+    ],
+)
+def test_one_place_has_one_name(given: str, one: str) -> None:
+    assert str(parse_location(given)) == one and parse_location(given) == parse_location(one)

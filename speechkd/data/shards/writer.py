@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
 import speechkd
+from speechkd.core.config import dump_yaml
 from speechkd.core.errors import InputError
 from speechkd.core.types import Metadata
 from speechkd.data.audio.clips import RATE, encode_flac, normalise, pieces
@@ -221,7 +221,7 @@ def publish(root: Location, card: Card, receipts: Receipts, planned: Sequence[Sh
             f"{len(rejected)} of {stored + len(rejected)} items were rejected, the card allows {card.quarantine_rate:.1%}; "
             f"first: `{rejected[0]['key']}` {rejected[0]['reason']} (all in {root / QUARANTINE})"
         )
-    write_text(root / CARD, yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120))
+    write_text(root / CARD, dump_yaml(card.model_dump(mode="json"), width=120))
     files = {name: entry for receipt in done for name, entry in receipt["files"].items()}
     files[INDEX] = write_parquet(root / INDEX, _index(receipts.files(files), len(planned)))
     files[ITEMS] = write_parquet(root / ITEMS, item_table(planned))

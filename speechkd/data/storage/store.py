@@ -79,20 +79,27 @@ Location = Path | UrlPath
 
 
 def parse_location(text: str | Path | UrlPath) -> Location:
-    """Parse a path or URL; file:// is a local path. Raises InputError for a URL that no driver opens."""
+    """Parse a path or URL, into one form: lower-case scheme (and host of http), no default port, no slash at the end; file:// is a path.
+
+    Raises InputError for a URL that no driver opens.
+    """
     if isinstance(text, (Path, UrlPath)):
         return text
     scheme, colon, rest = text.partition("://")
     if not colon:
         return Path(text)
+    scheme = scheme.lower()
     if scheme == "file":
-        return Path("/" + rest.lstrip("/"))
+        return Path("/" + rest.removeprefix("localhost/").lstrip("/"))
     if "::" in text or "@" in rest.partition("/")[0]:
         raise InputError(f"`{scheme}://...` must be a plain URL: credentials come from the environment, and chained URLs are not supported")
     if scheme in ("http", "https") and ("?" in rest or "#" in rest):
         raise InputError(f"`{scheme}://{rest.partition('?')[0]}?...`: the URL of a folder must not have a query or fragment")
+    if scheme in ("http", "https"):
+        host, slash, path = rest.partition("/")
+        rest = host.lower().removesuffix(":80" if scheme == "http" else ":443") + slash + path
     _filesystem(scheme)
-    return UrlPath(text.rstrip("/"))
+    return UrlPath(f"{scheme}://{rest}".rstrip("/"))
 
 
 def _filesystem(scheme: str) -> Any:
