@@ -131,10 +131,10 @@ def _player(shards: ShardSet, reader: Reader, level: ClipLevel, split: str) -> P
     samples_T = reader.audio(level.row)
     assert samples_T is not None
     cut = level.seconds > PLAYER_SECONDS
-    _, place, rows = shards.rows.find(level.row)
+    _, row, rows = shards.rows.find(level.row)
     shown_T = samples_T[: int(PLAYER_SECONDS * RATE)]
     return Player(
-        key=rows["key"][place],
+        key=rows["key"][row],
         split=split,
         level=level,
         metadata={name: str(value) for name, value in reader.metadata(level.row).items()},

@@ -45,8 +45,8 @@ class Schedule:
     def micro_batch(self, step: int, number: int) -> list[ExampleRef]:
         """Micro-batch `number` of the M of a global step, in terms of the run's own source numbers."""
         segment, local = self.locate(step)
-        epoch, place = segment.plan.position(local)
-        (refs,) = segment.plan.micro_batches(epoch, place, range(number, number + 1))
+        epoch, step_in_epoch = segment.plan.position(local)
+        (refs,) = segment.plan.micro_batches(epoch, step_in_epoch, range(number, number + 1))
         return [ExampleRef(segment.sources[ref.source], ref.row) for ref in refs]
 
     def share(self, step: int, rank: int, world: int) -> list[list[ExampleRef]]:
@@ -71,8 +71,8 @@ def feed(
     The order is the schedule's, whatever the threads do; `load` must be safe to call from several at once. An exception in one (a digest
     that differs, say) is raised here, at the step that needs the data.
     """
-    places = ((step, number) for step in range(start, schedule.steps) for number in schedule.indices(step, rank, world))
-    loaded = in_order(lambda place: load(schedule.micro_batch(*place)), places, workers, depth * len(schedule.indices(0, rank, world)))
+    numbers = ((step, number) for step in range(start, schedule.steps) for number in schedule.indices(step, rank, world))
+    loaded = in_order(lambda number: load(schedule.micro_batch(*number)), numbers, workers, depth * len(schedule.indices(0, rank, world)))
     try:
         for step in range(start, schedule.steps):
             began = monotonic()
