@@ -154,13 +154,13 @@ def test_quarantine_accounts_for_every_item(tmp_path: Path) -> None:
     soundfile.write(clips / "many.wav", tone(1, 16_000, 100, 4), 16_000)
     soundfile.write(clips / "nan.wav", np.array([0.0, np.nan] * 8000, np.float32), 16_000, subtype="FLOAT")
     soundfile.write(clips / "prime.wav", tone(1, 44_101, 100), 44_101)
-    soundfile.write(clips / "law.wav", tone(1, 16_000, 100), 16_000, subtype="ULAW")
+    soundfile.write(clips / "adpcm.wav", tone(1, 16_000, 100), 16_000, subtype="IMA_ADPCM")
     (clips / "words.wav").write_text("these are no samples")
     (clips / "cut.flac").write_bytes((clips / "1.flac").read_bytes()[:600])
     (clips / "link.wav").symlink_to("/dev/zero")
     expected = {
         "long.wav": "longer than 2 s", "short.wav": "shorter than", "many.wav": "4 channels", "nan.wav": "NaN", "prime.wav": "44101 Hz",
-        "law.wav": "ULAW", "words.wav": "neither FLAC nor WAV", "cut.flac": "", "link.wav": "link to outside", "gone.wav": "no such file",
+        "adpcm.wav": "ADPCM", "words.wav": "neither FLAC nor WAV", "cut.flac": "", "link.wav": "link to outside", "gone.wav": "no such file",
         "../rows.jsonl": "below the root", "/etc/passwd": "below the root", "\ud800.wav": "",
     }  # fmt: skip
     bad = [{"id": f"x{i}", "audio": name} for i, name in enumerate(expected)]

@@ -127,7 +127,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "a projector without a kind": (edited(projector={}), "must be a mapping with `kind`; allowed: gated_mlp.*: projector"),
     "an unknown projector": (edited(projector={"kind": "liner"}), "unknown projector `liner`.*did you mean `linear`"),
     "a projector's unknown key": (edited(projector={"kind": "linear", "pol": 5}), "unknown key `pol`.*did you mean `pool`"),
-    "an unknown mix": (edited(mix="some"), "unknown value `some`; allowed: all, last, weighted_sum"),
+    "an unknown mix": (edited(mix="some"), "unknown value `some`; allowed: all, last"),
     "nothing to normalise": (edited(mix="last", normalise_layers=True), "`encoder_states: last` sums no layers"),
     "files that are none": (edited(files=None), "must be a mapping of keys, is empty"),
     "a file outside": (edited(files={"../x": "0"}), "lists a file outside its folder"),
