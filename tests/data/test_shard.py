@@ -160,7 +160,8 @@ def test_quarantine_accounts_for_every_item(tmp_path: Path) -> None:
     (clips / "link.wav").symlink_to("/dev/zero")
     expected = {
         "long.wav": "longer than 2 s", "short.wav": "shorter than", "many.wav": "4 channels", "nan.wav": "NaN", "prime.wav": "44101 Hz",
-        "adpcm.wav": "ADPCM", "words.wav": "neither FLAC nor WAV", "cut.flac": "", "link.wav": "link to outside", "gone.wav": "no such file",
+        "adpcm.wav": "ADPCM", "words.wav": "neither FLAC nor WAV", "cut.flac": "",
+        "link.wav": "link to outside", "gone.wav": "no such file",
         "../rows.jsonl": "below the root", "/etc/passwd": "below the root", "\ud800.wav": "",
     }  # fmt: skip
     bad = [{"id": f"x{i}", "audio": name} for i, name in enumerate(expected)]
