@@ -28,7 +28,7 @@ class Config(PositionsConfig, KernelConfig):
     """Recipe block of `contrastive`, with the paper's values."""
 
     negative: str = ""
-    """name of the live teacher that is not told the metadata: the same model, nothing read"""
+    """name of the live teacher without the metadata: the same model, reading nothing"""
     alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     kl_weight: float = Field(default=0.7, ge=0.0, le=1.0)
     """lambda; the rest is the weight of the CE"""

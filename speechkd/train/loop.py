@@ -64,7 +64,7 @@ class Loop:
             step, enter = item.step, self.watchdog.enter
             meter.add("train/data_wait_ratio", item.waited)
             batches = [batch.to(self.device) for batch in item.batches]
-            # One all-reduce a step: each loss's count over all ranks, and whether any rank was told to stop.
+            # One all-reduce a step: each loss's count over all ranks, and whether any rank got a signal to stop.
             counts = torch.stack([self.distiller.counts(batch) for batch in batches]).sum(0)
             enter(step, "all_reduce")
             global_counts = torch.cat([counts, counts.new_full((1,), float(self.preemption.raised))])

@@ -10,7 +10,7 @@ PREEMPTION_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class PreemptionFlag:
-    """True once this process was told to stop. Any one rank is enough: the loop sums the flags of all ranks."""
+    """True once this process got a signal to stop. Any one rank is enough: the loop sums the flags of all ranks."""
 
     def __init__(self) -> None:
         self.raised = False
