@@ -42,9 +42,9 @@ class LossTerm(ABC):
         self.name, self.config = name, config
         self._streams = None if not config.streams else [number for number, stream in enumerate(streams) if config.counts(stream)]
 
-    @abstractmethod
     def count(self, batch: Batch) -> Tensor:
-        """How many rows or clips of a batch count, float64, from the batch alone."""
+        """How many rows (of a `ClipTerm`: clips) of a batch count, float64, from the batch alone."""
+        return self._rows(batch).sum(dtype=torch.float64)
 
     @abstractmethod
     def __call__(self, inputs: LossInputs, weights: HeadWeights) -> LossOut:
@@ -76,10 +76,6 @@ class HeadTerm(LossTerm):
         super().__init__(name, config, streams)
         self._loss = loss.loss
 
-    def count(self, batch: Batch) -> Tensor:
-        """Rows that count."""
-        return self._rows(batch).sum(dtype=torch.float64)
-
     def __call__(self, inputs: LossInputs, weights: HeadWeights) -> LossOut:
         """The loss at its rows."""
         weights, positions, mask_T = self._head_weights(weights), self.config.positions(), self._rows(inputs.batch)
@@ -109,10 +105,6 @@ class LayerTerm(LossTerm):
         self._loss = loss.loss
         self.pairs = config.pairs(student.depth, teacher.depth)
         self.part = None if loss.part is None else loss.part(config, len(self.pairs), student.width, teacher.width)
-
-    def count(self, batch: Batch) -> Tensor:
-        """Rows that count."""
-        return self._rows(batch).sum(dtype=torch.float64)
 
     def __call__(self, inputs: LossInputs, weights: HeadWeights) -> LossOut:
         """The loss at its rows, all pairs of layers."""
