@@ -107,6 +107,6 @@ def test_a_shipped_recipe_trains_and_exports(
         done = speechkd("export", *words, "--out", folder / "merged", "--merge")
         assert done.returncode == 0, done.stderr[-3000:]
         merged = read_json(folder / "merged/export.json")
-        assert merged["merged"] and merged["lora"] is None and (folder / "merged/llm/config.json").is_file()
+        assert merged["merged"] and merged["student"]["lora"] is None and (folder / "merged/llm/config.json").is_file()
         assert merged["probe_difference"] <= 1e-5
         load_student(folder / "merged")
