@@ -54,7 +54,7 @@ def submit_script(path: Path, after: Sequence[int]) -> int:
 
 
 def queued(jobs: Iterable[int]) -> list[QueuedJob]:
-    """Those of the jobs that are waiting or running, each task of an array by itself. Raises ConnectionError where SLURM does not answer."""
+    """Those of the jobs that wait or run, each task of an array by itself. Raises ConnectionError where SLURM does not answer."""
     wanted = set(jobs)
     if not wanted:
         return []
