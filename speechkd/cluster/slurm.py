@@ -24,6 +24,8 @@ SMALL_TASK_CPUS = 8
 """CPUs of a task without a GPU where the profile does not say"""
 WAIT_S = 180
 """Seconds that the other nodes get to end after the first one: a checkpoint is being written, MLflow is told"""
+MOST_RESTARTS = 50
+"""Time limits that a task of an array may meet before it counts as failed"""
 _PATH = re.compile(r"/[A-Za-z0-9_./@+:-]*")
 """A folder that may stand in a directive. SLURM expands `%`; a quote or a line end would end the word."""
 _MEBIBYTES = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
@@ -46,8 +48,8 @@ class Job:
     stage: Stage
     name: str
     """unique in the run, the name of its script: `train`, `shard-minibabel`"""
-    commands: tuple[tuple[str, ...], ...]
-    """what a task runs, one after the other; training has one, which gets its rendezvous after the last word"""
+    command: tuple[str, ...]
+    """what a task runs; an array's task gets its partition after the last word, training its rendezvous"""
     nodes: int = 1
     partitions: int = 0
     """for an array: N of `--partition I/N`"""
@@ -94,9 +96,9 @@ def script(profile: ClusterProfile, job: Job, place: RunPlace) -> str:
         step=step + pyxis,
         here=["srun", "--nodes=1", "--ntasks=1", "--overlap", *pyxis] if pyxis else [],
         inside=apptainer,
-        commands=job.commands,
-        train=job.commands[0],
-        partition=f' --partition "$SLURM_ARRAY_TASK_ID"/{job.partitions}' if job.tasks else "",
+        command=job.command,
+        partitions=job.partitions,
+        most_restarts=MOST_RESTARTS,
         port=profile.rendezvous_port,
         signal_s=profile.signal_s,
         restart=["python", "-m", "speechkd.stages.restart", str(place.run)],
@@ -129,7 +131,7 @@ def _directives(
         ("mem", memory),
         ("time", resources.time or profile.time),
         ("array", job.array or None),
-        ("signal", f"B:USR1@{profile.signal_s}" if job.stage == "train" else None),
+        ("signal", f"B:USR1@{profile.signal_s}" if job.stage != "eval" else None),
         *profile.directives.items(),
     ]
     return [(name, value) for name, value in wanted if value is not None]

@@ -47,12 +47,12 @@ def job_graph(recipe: Recipe, profile: ClusterProfile, nodes: int, resolved: Pat
     if missing:
         partitions = min(profile.teach.max_array, max(part.shards for part in columns))
         tasks = tuple(sorted({shard % partitions for shard in missing}))
-        jobs.append(Job("teach", "teach", ((*SPEECHKD, "teach", str(resolved)),), partitions=partitions, tasks=tasks))
+        jobs.append(Job("teach", "teach", (*SPEECHKD, "teach", str(resolved)), partitions=partitions, tasks=tasks))
     if not _is_trained(recipe):
         size = ("--ranks", str(profile.ranks), "--nodes", str(nodes))
-        jobs.append(Job("train", "train", (("bash", "launch/node.sh", str(resolved), *size),), nodes=nodes))
+        jobs.append(Job("train", "train", ("bash", "launch/node.sh", str(resolved), *size), nodes=nodes))
     if jobs or not is_concluded(recipe):
-        jobs.append(Job("eval", "eval", ((*SPEECHKD, "eval", str(resolved), "--whole"),)))
+        jobs.append(Job("eval", "eval", (*SPEECHKD, "eval", str(resolved), "--whole")))
     return JobGraph(jobs, parts + columns)
 
 
@@ -66,7 +66,7 @@ def _shard_jobs(recipe: Recipe, profile: ClusterProfile) -> tuple[list[Job], lis
             partitions = min(profile.shard.max_array, total)
             tasks = tuple(sorted({shard % partitions for shard in missing}))
             command = (*SPEECHKD, "shard", corpus.card, "--out", recipe.data.root)
-            jobs.append(Job("shard", f"shard-{card.name}", (command,), partitions=partitions, tasks=tasks))
+            jobs.append(Job("shard", f"shard-{card.name}", command, partitions=partitions, tasks=tasks))
     return jobs, parts
 
 

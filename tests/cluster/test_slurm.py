@@ -69,18 +69,18 @@ def body(text: str) -> str:
 
 
 CHECKED: list[Callable[[str], object]] = [
-    lambda text: script(profile(), Job("eval", "eval", (("true",),)), RunPlace(Path("/", text), Path("/runs"), "mine")),
-    lambda text: script(profile(), Job("eval", "eval", (("true",),)), RunPlace(Path("/project"), Path("/runs", text), "mine")),
+    lambda text: script(profile(), Job("eval", "eval", ("true",)), RunPlace(Path("/", text), Path("/runs"), "mine")),
+    lambda text: script(profile(), Job("eval", "eval", ("true",)), RunPlace(Path("/project"), Path("/runs", text), "mine")),
     *(
-        lambda text, key=key: script(profile({key: text}), Job("train", "train", (("true",),)), PLACE)  # type: ignore[misc]
+        lambda text, key=key: script(profile({key: text}), Job("train", "train", ("true",)), PLACE)  # type: ignore[misc]
         for key in ("name", "partition", "account", "qos", "scratch", "shared", "env_file", "venv", "socket_ifname", "time", "memory")
     ),
-    lambda text: script(profile({"directives": {"comment": text}}), Job("eval", "eval", (("true",),)), PLACE),
-    lambda text: script(profile({"modules": [text]}), Job("eval", "eval", (("true",),)), PLACE),
-    lambda text: script(profile({"env": {text: "x"}}), Job("eval", "eval", (("true",),)), PLACE),
-    lambda text: script(profile({"container": {"runtime": "pyxis", "image": text}}), Job("eval", "eval", (("true",),)), PLACE),
+    lambda text: script(profile({"directives": {"comment": text}}), Job("eval", "eval", ("true",)), PLACE),
+    lambda text: script(profile({"modules": [text]}), Job("eval", "eval", ("true",)), PLACE),
+    lambda text: script(profile({"env": {text: "x"}}), Job("eval", "eval", ("true",)), PLACE),
+    lambda text: script(profile({"container": {"runtime": "pyxis", "image": text}}), Job("eval", "eval", ("true",)), PLACE),
     lambda text: script(
-        profile({"container": {"runtime": "apptainer", "image": "x.sif", "mounts": [text]}}), Job("eval", "eval", (("true",),)), PLACE
+        profile({"container": {"runtime": "apptainer", "image": "x.sif", "mounts": [text]}}), Job("eval", "eval", ("true",)), PLACE
     ),
 ]
 """Places of a name or path: each either refuses a text or is left with one that means nothing to a shell"""
@@ -112,7 +112,7 @@ def test_values_reach_their_command_and_never_run(tmp_path: Path) -> None:
     for start in range(0, len(texts), 100):
         group = texts[start : start + 100]
         words.append([*group, group[0]])
-        job = Job("eval", "eval", (tuple(group),))
+        job = Job("eval", "eval", tuple(group))
         scripts.append(body(script(profile({"env": {"VALUE": group[0]}}), job, PLACE)))
     for number, text in enumerate(scripts):
         (tmp_path / f"{number}.sh").write_text(text, encoding="utf-8")
@@ -134,7 +134,7 @@ def test_a_canary_that_is_not_quoted_is_seen(tmp_path: Path) -> None:
 
 def test_the_env_file_is_read_on_the_node_and_not_copied(tmp_path: Path) -> None:
     (tmp_path / "env").write_text("TOKEN='a secret'\n")
-    text = script(profile({"env_file": f"{tmp_path}/env"}), Job("eval", "eval", (("sh", "-c", 'echo "$TOKEN"'),)), PLACE)
+    text = script(profile({"env_file": f"{tmp_path}/env"}), Job("eval", "eval", ("sh", "-c", 'echo "$TOKEN"')), PLACE)
     assert "a secret" not in text
     setup = next(line for line in shlex.split(body(text), comments=True) if line.startswith("node="))
     done = subprocess.run(["bash", "-c", setup.removeprefix("node="), "node", "sh", "-c", 'echo "$TOKEN"'], capture_output=True, text=True)
@@ -150,7 +150,7 @@ def test_the_env_file_is_read_on_the_node_and_not_copied(tmp_path: Path) -> None
     ],
 )
 def test_a_stage_takes_its_share_of_a_node(stage: Any, expected: list[str]) -> None:
-    job = Job(stage, stage, (("true",),), partitions=8, tasks=(1, 3, 4, 5) if stage == "teach" else ())
+    job = Job(stage, stage, ("true",), partitions=8, tasks=(1, 3, 4, 5) if stage == "teach" else ())
     lines = script(read_profile(str(ROOT / "launch/clusters/plain.yaml")), job, PLACE).splitlines()
     assert not [option for option in expected if f"#SBATCH {option}" not in lines]
     assert any("gres" in line for line in lines) is (stage != "shard")

@@ -24,10 +24,10 @@ def jobs(nodes: int, ranks: int, recipe: str) -> list[Job]:
     words = ("python", "-m", "speechkd")
     size = ("--ranks", str(ranks), "--nodes", str(nodes))
     return [
-        Job("shard", "shard-mycorpus", ((*words, "shard", "my cards/mycorpus.yaml", "--out", "data"),), partitions=4, tasks=(0, 1, 2, 3)),
-        Job("teach", "teach", ((*words, "teach", recipe),), partitions=64, tasks=(0, 1, 2, 7, 63)),
-        Job("train", "train", (("bash", "launch/node.sh", recipe, *size),), nodes=nodes),
-        Job("eval", "eval", ((*words, "eval", recipe, "--whole"),)),
+        Job("shard", "shard-mycorpus", (*words, "shard", "my cards/mycorpus.yaml", "--out", "data"), partitions=4, tasks=(0, 1, 2, 3)),
+        Job("teach", "teach", (*words, "teach", recipe), partitions=64, tasks=(0, 1, 2, 7, 63)),
+        Job("train", "train", ("bash", "launch/node.sh", recipe, *size), nodes=nodes),
+        Job("eval", "eval", (*words, "eval", recipe, "--whole")),
     ]
 
 
