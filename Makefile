@@ -9,7 +9,7 @@ export TORCH PYTHON VENV
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-system torture bench miniature lint types contracts unit standins schema clean
+.PHONY: help setup demo devcluster test test-system torture bench miniature lint types contracts unit standins schema clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -20,11 +20,14 @@ setup:  ## the virtual environment, once
 demo: setup  ## the whole pipeline on synthetic speech, two ranks; the second time it skips what is done
 	$(BIN)/speechkd demo
 
+devcluster:  ## a real SLURM of two nodes on this machine (stop it with launch/devcluster/stop.sh)
+	@launch/devcluster/start.sh
+
 test: lint types contracts unit  ## what a change must pass: style, types, import contracts, tests
 
 test-system: setup  ## servers, kills, browser and rebuilds
-	@if [ "$$(id -u)" = 0 ] && ! command -v chromium >/dev/null; then \
-	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null || true; fi
+	@if [ "$$(id -u)" = 0 ] && ! { command -v chromium && command -v slurmctld && command -v munged; } >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium slurmctld slurmd slurm-client munge >/dev/null || true; fi
 	$(BIN)/python -m pytest -m "(system or slow) and not torture"
 
 torture: setup  ## the long forms: the demo's promises

@@ -27,6 +27,8 @@ RecipePath = Annotated[Path, typer.Argument(help="a recipe, e.g. pipelines/meta_
 Sets = Annotated[Optional[list[str]], typer.Option("--set", help="override one key: a.b=value (repeatable)")]
 Partition = Annotated[str, typer.Option(help="I/N: do part I (from 0) of N, for job arrays")]
 Ranks = Annotated[int, typer.Option(help="processes on this machine")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of text")]
+RunFolder = Annotated[Path, typer.Argument(help="a run folder")]
 Resume = Annotated[Literal["auto", "require", "never"], typer.Option(help="auto: continue if there is a checkpoint")]
 
 
@@ -109,9 +111,17 @@ def eval(
     set: Sets = None,
     checkpoint: Annotated[Optional[Path], typer.Option(help="an export folder or a checkpoint; unset: the run's export")] = None,
     regrade: Annotated[bool, typer.Option("--regrade", help="grade stored answers again without asking")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="the trained run's export, evaluation and report, as `speechkd run` ends")] = False,
 ) -> None:
     """Grade a student on the card's tasks, beside its controls."""
     from speechkd.recipe import load_recipe
+
+    if whole:
+        if checkpoint is not None or regrade:
+            raise InputError("`--whole` takes neither --checkpoint nor --regrade: it exports and grades the run's newest checkpoint")
+        from speechkd.stages.run import conclude
+
+        raise typer.Exit(conclude(load_recipe(recipe, set or [])))
     from speechkd.stages.evaluate import evaluate_run as stage
 
     stage(load_recipe(recipe, set or []), checkpoint, regrade)
@@ -153,9 +163,38 @@ def run(recipe: RecipePath, set: Sets = None, ranks: Ranks = 1) -> None:
 
 
 @app.command()
-def status(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
-    """Where a run stands: step, last metrics, checkpoints, how it ended."""
+def submit(
+    recipe: RecipePath,
+    cluster: Annotated[str, typer.Option(help="a site profile: a name from launch/clusters, or a path that ends in .yaml")],
+    set: Sets = None,
+    nodes: Annotated[Optional[int], typer.Option(min=1, help="nodes that train; unset: the profile's")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch scripts, submit nothing")] = False,
+    json: AsJson = False,
+) -> None:
+    """Every stage as SLURM jobs that wait for one another. What is done is not submitted: the same command again makes up for failures."""
+    from speechkd.cluster.profile import read_profile
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.submit import submit as stage
+
+    raise typer.Exit(stage(load_recipe(recipe, set or []), read_profile(cluster), nodes, dry_run, json))
+
+
+@app.command()
+def status(
+    run: RunFolder,
+    json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="a table that follows the run until it ends")] = False,
+) -> None:
+    """Where a run stands: stages, step, last metrics, checkpoints, jobs, how it ended."""
     from speechkd.stages.status import status as stage
+
+    raise typer.Exit(stage(run, json, watch))
+
+
+@app.command()
+def cancel(run: RunFolder) -> None:
+    """Cancel the SLURM jobs of a run that wait or run. Training in progress writes a checkpoint first."""
+    from speechkd.stages.cancel import cancel as stage
 
     raise typer.Exit(stage(run))
 

@@ -16,6 +16,8 @@ SlurmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,
 """A partition, account, qos or constraint: nothing that could end a directive or a word"""
 CleanPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@%+:-]+$", max_length=1000)]
 """A path without spaces, quotes or expansions: it stands in scripts"""
+ImageName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./@+:#-]+$", max_length=1000)]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./+-]*$", max_length=200)]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
 Duration = Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")]
 """As SLURM writes time limits: `90` minutes, `12:00:00`, `2-00:00:00`"""
@@ -25,8 +27,8 @@ class ContainerConfig(Config):
     """A container that the job's commands run in."""
 
     runtime: Literal["pyxis", "apptainer"]
-    image: CleanPath
-    """A .sqsh or .sif file, or an image's address"""
+    image: ImageName
+    """A .sqsh or .sif file, or an image's address (Pyxis writes `registry#repository:tag`)"""
     mounts: list[CleanPath] = []
     """`host:container` or one path for both; the shared folder and the scratch are always mounted"""
 
@@ -44,7 +46,7 @@ class StageResources(Config):
     """per node, as SLURM writes it: `64G`"""
     time: Duration | None = None
     max_array: int = Field(64, ge=1)
-    """most tasks of an array that run at once"""
+    """most tasks of an array, each with its share of the shards"""
 
 
 class ClusterProfile(Config):
@@ -57,6 +59,8 @@ class ClusterProfile(Config):
     qos: SlurmName | None = None
     constraint: SlurmName | None = None
     reservation: SlurmName | None = None
+    directives: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], SlurmName | Literal[""]] = {}
+    """further options of sbatch for every job, e.g. `mail-type: FAIL`, or `exclusive: ""`"""
     gpus_per_node: int = Field(8, ge=0)
     """0: a cluster without GPUs; ranks run on CPUs with gloo"""
     ranks_per_node: int | None = Field(None, ge=1)
@@ -74,13 +78,13 @@ class ClusterProfile(Config):
     signal_s: int = Field(180, ge=1, le=3600)
     """seconds before the time limit at which SLURM signals a job, so that it saves and is requeued"""
     shared: CleanPath = "."
-    """folder that every node sees, where the project and its runs are; jobs start in it"""
+    """folder that every node sees, in which the project and its runs are; jobs start where they were submitted"""
     scratch: CleanPath = "/tmp"
     """folder of each node's own disk, for caches"""
     env_file: CleanPath | None = None
     """shell file of `NAME=value` lines with what must not stand in a script (passwords): read on each node, never copied"""
     env: dict[EnvName, str] = {}
-    modules: list[SlurmName] = []
+    modules: list[ModuleName] = []
     """for `module load`"""
     venv: CleanPath | None = ".venv"
     """virtual environment to use; unset in a container that has speechkd installed"""

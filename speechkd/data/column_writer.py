@@ -37,6 +37,23 @@ from speechkd.data.storage.store import Location, entry_of, remove, write_json
 from speechkd.data.storage.tar import ABSENT, Member, publishing_tar
 
 
+def shards_to_do(shards: ShardSet, spec: ColumnSpec) -> list[int]:
+    """Shards that a column still lacks, without writing anything; shard 0 where it only has to be published, none where it is."""
+    if spec.name in shards.column_names():
+        return []
+    receipts = _receipts(shards, spec)
+    return [shard for shard in range(shards.shards) if receipts.read(shard) is None] or [0]
+
+
+def _receipts(shards: ShardSet, spec: ColumnSpec) -> Receipts:
+    spec_digest = spec.digest
+
+    def binding(shard: int) -> dict[str, Any]:
+        return {"spec": spec_digest, "shard": shard, "base": shards.manifest["files"][tar_path(shard)]["sha256"]}
+
+    return Receipts(shards.root, f"columns/{spec.name}", binding)
+
+
 class ColumnWriter:
     """Writes one column shard by shard. Writers may share the work, and a killed writer's work is resumed."""
 
@@ -46,7 +63,7 @@ class ColumnWriter:
         self.root = shards.root / "columns" / spec.name
         self.local = working_folder(self.root)
         """a local folder for files that are appended to or locked: the column's own folder, unless that is behind a URL"""
-        self._receipts = Receipts(shards.root, f"columns/{spec.name}", self._binding)
+        self._receipts = _receipts(shards, spec)
         if (self.root / SPEC).is_file():
             present = build(ColumnSpec, json.loads((self.root / SPEC).read_text(encoding="utf-8")), str(self.root / SPEC))
             if present.digest != spec.digest:
@@ -74,9 +91,6 @@ class ColumnWriter:
             if "in" in self.shards.manifest["files"][tar_path(shard)] and self._receipts.read(shard) is None:
                 files = referenced(before.files, [f"{shard_name(shard)}.{suffix}" for suffix in ("tar", "parquet")], version)
                 self._receipts.write(shard, files, {name: value for name, value in entry.items() if name != "shard"})
-
-    def _binding(self, shard: int) -> dict[str, Any]:
-        return {"spec": self._spec_digest, "shard": shard, "base": self.shards.manifest["files"][tar_path(shard)]["sha256"]}
 
     def missing(self) -> list[int]:
         """Shards without a valid receipt; empty once the column is published."""

@@ -37,11 +37,8 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
     `regrade` grades the stored answers again and runs no model. Raises InputError if they are of another export or answer other questions.
     """
     corpora = open_corpora(recipe.data)
-    manifest = read_manifest(exported)
-    settings = recipe.evaluation.identity()
     teacher_columns = _teacher_columns(recipe, corpora)
-    answers = [column.digest for columns in teacher_columns for column in columns]
-    inputs = digest([manifest.files, settings, [c.shards.digest for c in corpora], answers])
+    inputs = _inputs(recipe, exported, corpora, teacher_columns)
     earlier = read_json(out / SUMMARY).get("inputs") if (out / SUMMARY).is_file() else None
     if regrade and earlier != inputs:
         raise InputError(f"nothing to regrade: `{out}` holds no answers of this export to these questions (run `speechkd eval` first)")
@@ -67,6 +64,17 @@ def evaluate(recipe: Recipe, exported: Path, out: Path, regrade: bool = False) -
     write_text(out / SAMPLES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_json(out / SUMMARY, {"tasks": tasks, "inputs": inputs})
     return out
+
+
+def evaluation_inputs(recipe: Recipe, exported: Path) -> str:
+    """Digest of everything that an evaluation of an export depends on: a summary with these `inputs` is up to date."""
+    corpora = open_corpora(recipe.data)
+    return _inputs(recipe, exported, corpora, _teacher_columns(recipe, corpora))
+
+
+def _inputs(recipe: Recipe, exported: Path, corpora: Sequence[Corpus], teacher_columns: Sequence[Sequence[Column]]) -> str:
+    answers = [column.digest for columns in teacher_columns for column in columns]
+    return digest([read_manifest(exported).files, recipe.evaluation.identity(), [c.shards.digest for c in corpora], answers])
 
 
 def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool = False) -> Path:

@@ -14,10 +14,11 @@ from speechkd.evaluation.report import write_report
 from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate
+from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, evaluation_inputs
 from speechkd.stages.export import export
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
 from speechkd.stages.results import publish_results
+from speechkd.stages.run_folder import same_recipe
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from speechkd.stages.train import train
@@ -67,6 +68,26 @@ def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     code = watch.time("train", lambda: train(recipe, ranks))
     if code:
         return code
+    return _conclude(recipe, folder, watch)
+
+
+def conclude(recipe: Recipe) -> int:
+    """export, eval, report and what is published of them, for a run that is trained. Raises InputError where another recipe trained it."""
+    same_recipe(recipe.run_dir, recipe)
+    return _conclude(recipe, recipe.run_dir, Stopwatch(recipe.run_dir / SECONDS))
+
+
+def is_concluded(recipe: Recipe) -> bool:
+    """Whether the newest checkpoint was exported and evaluated on the recipe's questions, and its report is there."""
+    folder = recipe.run_dir
+    if not (folder / EXPORT / MANIFEST).is_file() or not (folder / EVAL / SUMMARY).is_file():
+        return False
+    summary = read_json(folder / EVAL / SUMMARY)
+    trained = read_json(folder / EXPORT / MANIFEST)["step"] == recipe.train.steps
+    return trained and summary["inputs"] == evaluation_inputs(recipe, folder / EXPORT) and _is_published(folder, summary)
+
+
+def _conclude(recipe: Recipe, folder: Path, watch: Stopwatch) -> int:
     exported = watch.time("export", lambda: export(folder, folder / EXPORT))
     graded = watch.time("eval", lambda: evaluate(recipe, exported, folder / EVAL))
     summary = read_json(graded / SUMMARY)

@@ -75,6 +75,21 @@ def _shard(card: Card, card_dir: Path, root: Location, partition: tuple[int, int
     return _counted(root, quiet)
 
 
+def shards_to_do(card_path: Path, out: str) -> tuple[int, list[int]]:
+    """(shards of a corpus, those that are still to be written), without writing anything; none is left of a published version.
+
+    Lists the corpus unless it is published. Raises InputError for a bad card, missing raw data, a version published from another card.
+    """
+    card = load_card(card_path)
+    root = parse_location(out) / card.name / card.version
+    if is_published(root, card):
+        return len(read_manifest(root, FORMAT_BASE)["shards"]), []
+    planned = assign_shards(card, list_corpus(card, open_source(card, card_path.parent), card_path.parent).items, root.parent)
+    receipts = base_receipts(root, card, {number: shard_items.digest for number, shard_items in enumerate(planned)})
+    missing = [number for number, shard_items in enumerate(planned) if not shard_items.reused and receipts.read(number) is None]
+    return len(planned), missing or [0]  # where all are written, someone still has to publish
+
+
 def _counted(root: Location, quiet: bool) -> Location:
     manifest = read_manifest(root, FORMAT_BASE)
     if not quiet:

@@ -1,34 +1,87 @@
-"""`speechkd status RUN`: prints state, step and last metrics of a run, from its folder alone."""
+"""`speechkd status RUN`: prints where a run stands, once, as JSON, or as a table that follows it."""
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
-from speechkd.cluster.local import REQUEUE
-from speechkd.engine.checkpoint import latest
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
 from speechkd.stages.evaluate import EXPORT
+from speechkd.stages.progress import SHOWN, RunState, run_state
 from speechkd.stages.run import REPORT
-from speechkd.stages.run_folder import CHECKPOINTS, run_recipe
-from speechkd.tracking.journal import JOURNAL, last_status, metric_series
 
-SHOWN = ("train/loss", "train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_ratio", "train/skipped_steps")
+WATCH_S = 3.0
+JOBS_SHOWN = 4
 
 
-def status(run: Path) -> int:
-    """Print state, step, last metrics, newest valid checkpoint."""
-    recipe = run_recipe(run)
-    state = last_status(run / JOURNAL) or "not started"
-    series = metric_series(run / JOURNAL)
-    step = max((points[-1][0] for points in series.values() if points), default=0)
-    newest = latest(run / CHECKPOINTS)
-    print(f"run         {run}  ({recipe.name}, regime {recipe.train.regime})")
-    print(f"state       {state}{' (wants to be requeued)' if (run / REQUEUE).is_file() else ''}")
-    print(f"step        {step} of {recipe.train.steps}")
-    print(f"checkpoint  {newest.name if newest else 'none'}")
-    for name in SHOWN:
-        if series.get(name):
-            print(f"{name:<22} {series[name][-1][1]:.6g}")
-    for name in (EXPORT, REPORT):
-        if (run / name).exists():
-            print(f"{name:<11} {run / name}")
+def status(run: Path, as_json: bool = False, watch: bool = False) -> int:
+    """Print the state of a run; with `watch`, until nothing of it runs or waits. Raises InputError for a folder that is no run."""
+    if as_json:
+        print(json.dumps(run_state(run).plain(), indent=1))
+    elif watch:
+        _follow(run)
+    else:
+        state = run_state(run)
+        for name, value in _facts(run, state):
+            print(f"{name:<{11 if len(name) < 12 else 22}} {value}")
+        for stage in state.stages:
+            print(f"{stage.stage:<11} {stage.state:<12}{_count(stage.done, stage.total, stage.unit):<18}{_jobs(stage.jobs)}".rstrip())
     return 0
+
+
+def _follow(run: Path) -> None:
+    with Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            state = run_state(run)
+            table = Table(title=f"{state.run} ({state.name}, regime {state.regime})", title_justify="left")
+            for heading in ("stage", "state", "done", "jobs"):
+                table.add_column(heading)
+            for stage in state.stages:
+                table.add_row(stage.stage, stage.state, _count(stage.done, stage.total, stage.unit), _jobs(stage.jobs))
+            table.add_section()
+            for name, value in _facts(run, state)[1:]:
+                table.add_row(name, value)
+            live.update(table, refresh=True)
+            if not any(stage.state in ("running", "waiting") for stage in state.stages):
+                return
+            time.sleep(WATCH_S)
+
+
+def _facts(run: Path, state: RunState) -> list[tuple[str, str]]:
+    facts = [
+        ("run", f"{run}  ({state.name}, regime {state.regime})"),
+        ("state", f"{state.state}{' (wants to be requeued)' if state.requeue else ''}"),
+        ("step", f"{state.step} of {state.steps}"),
+        ("checkpoint", state.checkpoint or "none"),
+    ]
+    if state.eta_seconds is not None:
+        facts.append(("left", _clock(state.eta_seconds)))
+    if state.restarts:
+        facts.append(("restarts", str(state.restarts)))
+    if state.quarantined is not None:
+        facts.append(("quarantine", f"{state.quarantined} clips"))
+    facts += [(name, f"{state.metrics[name]:.6g}") for name in SHOWN if name in state.metrics]
+    if state.failure:
+        facts.append(("failure", state.failure))
+    if state.stacks:
+        facts.append(("stacks", ", ".join(state.stacks)))
+    return facts + [(name, str(run / name)) for name in (EXPORT, REPORT) if (run / name).exists()]
+
+
+def _count(done: int | None, total: int | None, unit: str) -> str:
+    return "" if total is None else f"{done} of {total} {unit}"
+
+
+def _jobs(jobs: list[str]) -> str:
+    more = f", and {len(jobs) - JOBS_SHOWN} more" if len(jobs) > JOBS_SHOWN else ""
+    return ", ".join(jobs[:JOBS_SHOWN]) + more
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,201 @@
+"""A run on a real SLURM of two nodes: submitted once, driven off, cut short by its time limit, robbed of a node, and finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from speechkd.core.errors import EXIT_INPUT
+from speechkd.tracking.journal import JOURNAL, LATEST, read_journal
+from tests.e2e.conftest import ROOT, losses, speechkd, wait_for
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+NODES, STEPS = 2, 32
+CANARY = "canary-0451-token"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a SLURM that runs, which this process and its children use. A machine without SLURM fails here."""
+    folder = tmp_path_factory.mktemp("slurm")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1] // 10 * 10
+    here = os.environ | {"DEVCLUSTER": str(folder), "DEVCLUSTER_PORT": str(port), "DEVCLUSTER_NODES": str(NODES)}
+    for _ in range(2):  # the second call finds everything running
+        done = subprocess.run([ROOT / "launch/devcluster/start.sh"], env=here, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**here, "SLURM_CONF": str(folder / "slurm.conf"), "WANDB_API_KEY": CANARY}.items():
+            patch.setenv(name, value)
+        try:
+            yield folder
+        finally:
+            subprocess.run([ROOT / "launch/devcluster/stop.sh"], check=True, timeout=60)
+    assert not [pid for file in folder.glob("*.pid") if psutil.pid_exists(pid := int(file.read_text() or 0)) and pid]
+
+
+@pytest.fixture(scope="module")
+def words(workshop: Path, cluster: Path) -> tuple[object, ...]:
+    """How to submit the workshop's recipe, on data of its own, with this very Python on the nodes."""
+    profile = yaml.safe_load((ROOT / "launch/clusters/devcluster.yaml").read_text(encoding="utf-8"))
+    secrets = cluster / "env"
+    secrets.write_text(f"MLFLOW_TRACKING_PASSWORD={CANARY}\nMEETS=everyone\n", encoding="utf-8")
+    profile |= {"venv": sys.prefix, "env": {"PYTHONPATH": str(ROOT)}, "env_file": str(secrets)}
+    profile["train"] = {"nodes": NODES}
+    (cluster / "profile.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    sets = [f"data.root={cluster / 'data'}", f"train.regimes.kd.0.steps={STEPS}", "train.checkpoint_every=8"]
+    sets += [f"tracking.uri=sqlite:///{cluster / 'mlflow.db'}", "tracking.experiment=cluster"]
+    return (workshop / "recipe.yaml", "--cluster", cluster / "profile.yaml", *(word for text in sets for word in ("--set", text)))
+
+
+def slurm(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def shown(job: int, field: str) -> str:
+    """A field of `scontrol show job`."""
+    found = re.search(rf"\b{field}=(\S*)", slurm("scontrol", "show", "job", "--oneliner", str(job)))
+    assert found, field
+    return found.group(1)
+
+
+def requeued(job: int, times: int) -> None:
+    """Wait until SLURM has queued a job again so often, then let it start at once instead of after its pause."""
+    wait_for(lambda: int(shown(job, "Restarts")) >= times, 150)
+    end = time.monotonic() + 60
+    while shown(job, "JobState") != "RUNNING":
+        assert time.monotonic() < end, slurm("scontrol", "show", "job", str(job))
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, timeout=60)
+        time.sleep(0.3)
+
+
+def lose_node(node: str, job: int) -> None:
+    """SIGKILL a node's daemon and every process of the job on that node, with those that watch over them."""
+    doomed: set[int] = set()
+    for process in psutil.process_iter():
+        try:
+            there = process.environ()
+            if there.get("SLURMD_NODENAME") == node and there.get("SLURM_JOB_ID") == str(job):
+                doomed |= {process.pid} | {parent.pid for parent in process.parents() if parent.name().startswith("slurmstepd")}
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    assert doomed, "the job runs there"
+    daemon = int((Path(os.environ["DEVCLUSTER"]) / f"slurmd.{node}.pid").read_text())
+    for pid in [daemon, *doomed]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def step_reached(run: Path, step: int) -> Callable[[], bool]:
+    return lambda: max(losses(run), default=0) >= step
+
+
+def state_of(run: Path) -> dict[str, dict[str, object]]:
+    done = speechkd("status", run, "--json")
+    assert done.returncode == 0, done.stderr
+    state: dict[str, dict[str, object]] = json.loads(done.stdout)
+    return state
+
+
+def stage_states(run: Path) -> dict[str, object]:
+    stages: list[dict[str, object]] = state_of(run)["stages"]  # type: ignore[assignment]
+    return {str(stage["stage"]): stage["state"] for stage in stages}
+
+
+def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
+    workshop: Path, cluster: Path, words: tuple[object, ...]
+) -> None:
+    """It ends with the curve of an uninterrupted run, no point twice, in one MLflow run that is FINISHED."""
+    run = workshop / "runs" / "submitted"
+    done = speechkd("submit", *words, "--set", "name=submitted", "--json")
+    assert done.returncode == 0, done.stderr
+    jobs = {job["stage"]: job["job"] for job in json.loads(done.stdout)["jobs"]}
+    assert list(jobs) == ["shard", "teach", "train", "eval"]
+    train = jobs["train"]
+    again = speechkd("submit", *words, "--set", "name=submitted")
+    assert again.returncode == EXIT_INPUT and f"train {train} (PENDING)" in again.stderr and again.stderr.count("\n") == 1
+
+    wait_for(step_reached(run, 4), 240)
+    assert stage_states(run) == {"shard": "done", "teach": "done", "train": "running", "eval": "waiting"}
+    slurm(
+        "sbatch", "--partition=high", f"--nodes={NODES}", "--ntasks-per-node=1", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 1"
+    )
+    requeued(train, 1)
+
+    wait_for(step_reached(run, 12), 120)
+    minutes, seconds = map(int, shown(train, "RunTime").split(":")[1:])
+    slurm("scontrol", "update", f"JobId={train}", f"TimeLimit={minutes + 1 + (seconds > 20)}")  # SLURM signals the job before this limit
+    requeued(train, 2)
+    slurm("scontrol", "update", f"JobId={train}", "TimeLimit=30")
+
+    wait_for(step_reached(run, 20), 120)
+    lose_node(f"n{NODES}", train)
+    wait_for(lambda: int(shown(train, "Restarts")) >= 3, 90)
+    subprocess.run([ROOT / "launch/devcluster/start.sh"], check=True, capture_output=True, timeout=60)
+    requeued(train, 3)
+
+    wait_for(lambda: shown(jobs["eval"], "JobState") not in ("PENDING", "RUNNING", "COMPLETING"), 240)
+    logs = "".join(path.read_text(encoding="utf-8", errors="replace")[-3000:] for path in (run / "jobs").glob("*.log"))
+    assert shown(jobs["eval"], "JobState") == "COMPLETED", logs
+    assert stage_states(run) == dict.fromkeys(("shard", "teach", "train", "eval"), "done")
+
+    reference = workshop / "runs" / "unsubmitted"
+    plain = [word for word in words if word not in ("--cluster", cluster / "profile.yaml")]
+    done = speechkd("train", *plain, "--set", "name=unsubmitted", "--set", "tracking.uri=null", "--ranks", NODES)
+    assert done.returncode == 0, done.stderr[-2000:]
+    curve, expected = losses(run), losses(reference)
+    assert sorted(curve) == sorted(expected) == list(range(1, STEPS + 1))
+    assert max(abs(curve[step] / expected[step] - 1) for step in expected) <= 1e-4
+
+    points = Counter(
+        (name, record["step"])
+        for record in read_journal(run / JOURNAL)
+        if record["kind"] == "metric" and not record.get(LATEST)
+        for name in record["values"]
+    )
+    assert max(points.values()) == 1
+    with sqlite3.connect(cluster / "mlflow.db") as store:
+        [(status,)] = store.execute("select status from runs").fetchall()
+        assert status == "FINISHED"
+        stored = dict(store.execute("select step, value from metrics where key = 'train/loss'").fetchall())
+        assert stored == pytest.approx(curve)
+        assert store.execute("select count(*) from metrics where key = 'train/loss'").fetchone() == (STEPS,)
+    assert not [path for path in (run / "jobs").iterdir() if CANARY in path.read_text(encoding="utf-8", errors="replace")]
+
+    again = speechkd("submit", *words, "--set", "name=submitted")
+    assert again.returncode == 0 and not again.stdout and "nothing to do" in again.stderr
+
+
+def test_cancel_takes_every_job_of_a_run_out_of_the_queue(workshop: Path, cluster: Path, words: tuple[object, ...]) -> None:
+    """None comes back by itself; where nothing is in the queue, it says so; and the run can be submitted again."""
+    run = workshop / "runs" / "cancelled"
+    submitted = speechkd("submit", *words, "--set", "name=cancelled", "--json")
+    assert submitted.returncode == 0, submitted.stderr
+    jobs = [job["job"] for job in json.loads(submitted.stdout)["jobs"]]
+    done = speechkd("cancel", run)
+    assert done.returncode == 0 and all(str(job) in done.stdout for job in jobs), done.stdout + done.stderr
+    wait_for(lambda: not slurm("squeue", "--noheader", "--format=%i").split(), 60)
+    again = speechkd("cancel", run)
+    assert again.returncode == 0 and "no job of" in again.stdout
+    assert stage_states(run)["train"] == "failed" and "CANCELLED" in str(state_of(run)["failure"])
+    done = speechkd("submit", *words, "--set", "name=cancelled")
+    assert done.returncode == 0 and speechkd("cancel", run).returncode == 0
