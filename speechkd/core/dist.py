@@ -35,6 +35,14 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def gather_to_rank_zero(tensor: torch.Tensor, parts: list[torch.Tensor] | None) -> None:
+    """Copy every rank's `tensor` into rank 0's `parts`, one of the same size for each rank; other ranks give None."""
+    if _live() and world_size() > 1:
+        torch_dist.gather(tensor, parts, 0)
+    elif parts is not None:
+        parts[0].copy_(tensor, non_blocking=True)
+
+
 class ToHost:
     """An asynchronous copy of numbers to the host. `read` waits only for this copy, not for work queued after it."""
 

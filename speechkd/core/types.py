@@ -178,6 +178,18 @@ class Batch:
         """The same batch on `device`, copied without waiting."""
         return cast(Batch, _moved(self, device))
 
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return _nbytes(self)
+
+
+def _nbytes(value: object) -> int:
+    if isinstance(value, (Batch, View, ClipTable, TeacherSignals)):
+        return sum(_nbytes(getattr(value, f.name)) for f in fields(value))
+    if isinstance(value, Mapping):
+        return sum(map(_nbytes, value.values()))
+    return int(getattr(value, "nbytes", 0))
+
 
 def _moved(value: object, device: str | torch.device) -> object:
     """`value` with every tensor in it on `device`."""

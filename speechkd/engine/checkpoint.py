@@ -5,15 +5,13 @@
                             trainer.json          step, Adam's own step, and what the caller ties the run to (digests, seed, frozen base)
                             COMMIT.json           sha256 of the three, written last
 
-The frozen base is not saved, only its fingerprint. DeepSpeed's own checkpoints unpickle on load and depend on the world size.
+`checkpoint_saver` writes them. The frozen base is not saved, only its fingerprint. DeepSpeed's own checkpoints unpickle on load and
+depend on the world size.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,9 @@ from torch import nn
 
 from speechkd.core import dist
 from speechkd.core.errors import DataError
-from speechkd.core.files import fsync_folder, read_json, sha256_file, write_json
+from speechkd.core.files import read_json, sha256_file
 from speechkd.core.log import say
-from speechkd.core.tensors import Stored, TensorWriter, read_header
+from speechkd.core.tensors import Stored, read_header
 from speechkd.engine.loading import fill_parameter
 from speechkd.engine.wrap import Engine
 from speechkd.engine.zero import full_shape
@@ -36,110 +34,19 @@ KEYS = ("exp_avg", "exp_avg_sq")
 NAME = re.compile(r"step-(\d{6,12})")
 
 
-def save(engine: Engine, checkpoints: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write `checkpoints/step-<step>` and remove all but the newest `keep` (at least 2). Collective; returns the new folder.
-
-    `state` is JSON that ties the checkpoint to its run: recipe digest, plan digest, seed, fingerprints of the frozen base. Parameters are
-    gathered one by one and written by rank 0. A failure on rank 0 (a full disk) is raised on every rank, so that none waits forever.
-    """
-    assert keep >= 2, "keep at least two checkpoints: the newest may be the one that is being written"
-    final = checkpoints / f"step-{step:06d}"
-    temporary = checkpoints / f".{final.name}.tmp"
-    writer = _Writer(temporary, engine) if dist.rank() == 0 else None
-    for file, keys in ((WEIGHTS, ("",)), (MOMENTS, KEYS)):
-        if writer:
-            writer.begin(file, keys)
-        for name, param in engine.trainable():
-            for key in keys:
-                tensor = engine.moment(param, key) if key else engine.master_weight(param)
-                if writer:
-                    writer.add(f"{name}.{key}" if key else name, tensor)
-        if writer:
-            writer.end()
-    dist.barrier()  # every rank has contributed all its parts: only now may the checkpoint be committed
-    if writer:
-        writer.commit(final, {**state, "format": FORMAT, "step": step, "adam_step": engine.adam_step()})
-        if not writer.problem:
-            _prune(checkpoints, keep)
-    problem = dist.from_rank_zero(writer.problem if writer else None)
-    if problem:
-        raise OSError(f"checkpoint of step {step} could not be written: {problem}")
-    return final
-
-
-class _Writer:
-    """Writes on rank 0. Keeps the first failure instead of raising it, because the other ranks wait in collectives that need rank 0."""
-
-    def __init__(self, temporary: Path, engine: Engine) -> None:
-        self.problem: str | None = None
-        self._folder, self._shapes = temporary, [(name, tuple(full_shape(p))) for name, p in engine.trainable()]
-        self._digests: dict[str, str] = {}
-        self._open: TensorWriter | None = None
-        self._file = ""
-        with self._careful():
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-
-    @contextlib.contextmanager
-    def _careful(self) -> Any:
-        try:
-            yield
-        except OSError as error:
-            self.problem, self._open = self.problem or str(error), None
-
-    def begin(self, file: str, keys: tuple[str, ...]) -> None:
-        self._file = file
-        if self.problem is None:
-            with self._careful():
-                shapes = [(f"{name}.{key}" if key else name, shape) for name, shape in self._shapes for key in keys]
-                self._open = TensorWriter(self._folder / file, shapes)
-
-    def add(self, name: str, tensor: Any) -> None:
-        if self._open:
-            with self._careful():
-                self._open.add(name, tensor)
-
-    def end(self) -> None:
-        if self._open:
-            with self._careful():
-                self._digests[self._file] = self._open.close()
-                self._open = None
-
-    def commit(self, final: Path, trainer: dict[str, Any]) -> None:
-        if self.problem is None:
-            with self._careful():
-                write_json(self._folder / TRAINER, trainer)
-                self._digests[TRAINER] = sha256_file(self._folder / TRAINER)
-                write_json(self._folder / COMMIT, {"format": FORMAT, "files": self._digests})
-                if final.exists():  # left by an interrupted attempt, or the same step again
-                    shutil.rmtree(final)
-                os.rename(self._folder, final)
-                fsync_folder(final.parent)
-
-
-def _prune(checkpoints: Path, keep: int) -> None:
-    """Remove everything older than the newest `keep` committed checkpoints; the marker goes first, so a half-removed one is invalid."""
-    committed = [folder for folder in _newest_first(checkpoints) if (folder / COMMIT).is_file()]
-    if len(committed) <= keep:
-        return
-    oldest_kept = _step(committed[keep - 1])
-    for folder in _newest_first(checkpoints):
-        if _step(folder) < oldest_kept:
-            (folder / COMMIT).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint."""
     match = NAME.fullmatch(folder.name)
     assert match is not None
     return int(match.group(1))
 
 
-def _newest_first(checkpoints: Path) -> list[Path]:
+def newest_first(checkpoints: Path) -> list[Path]:
+    """The folders that are named as checkpoints are, valid or not."""
     if not checkpoints.is_dir():
         return []
     folders = [p for p in checkpoints.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
-    return sorted(folders, key=_step, reverse=True)
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def latest(checkpoints: Path) -> Path | None:
@@ -147,14 +54,14 @@ def latest(checkpoints: Path) -> Path | None:
 
     Incomplete checkpoints are skipped, with one line that says why.
     """
-    name = next((folder.name for folder in _newest_first(checkpoints) if _valid(folder)), None) if dist.rank() == 0 else None
+    name = next((folder.name for folder in newest_first(checkpoints) if _valid(folder)), None) if dist.rank() == 0 else None
     name = dist.from_rank_zero(name)
     return checkpoints / name if name is not None else None
 
 
 def ever_published(checkpoints: Path) -> bool:
     """True if any checkpoint was committed here, valid or not, so that starting again at step 0 would lose work."""
-    return any((folder / COMMIT).is_file() for folder in _newest_first(checkpoints))
+    return any((folder / COMMIT).is_file() for folder in newest_first(checkpoints))
 
 
 def _valid(folder: Path) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from speechkd.core import dist
 from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored, read_tensor
 from speechkd.engine.ds_config import OptimValues, Precision, full_ds_config
@@ -41,6 +42,7 @@ class Engine:
         self.skipped = 0
         """number of steps skipped because a gradient was not finite; they change no parameter or moment on any rank"""
         self.skipped_in_a_row = 0
+        self._dropped_norm: float | None = None
 
     def _place(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Move and cast unpartitioned parameters: DeepSpeed does neither if any parameter is already partitioned."""
@@ -87,10 +89,32 @@ class Engine:
         self._ds.step()
         if not boundary:
             return False
-        skipped = bool(self._ds.optimizer.overflow)
+        updated = not self._ds.optimizer.overflow
+        skipped = not updated and self._dropped_norm is None
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        return not skipped
+        return updated
+
+    def drop_when(self, drops: Callable[[float], bool]) -> None:
+        """Ask `drops` before every update, with the norm of the gradient over all ranks; True drops the update on this rank.
+
+        All ranks must say the same. DeepSpeed has read the norm on the host at this point in any case: nothing waits longer. To it the
+        norm then seems infinite, so a dropped update takes the way of one that is not finite; `skipped` does not count it.
+        """
+        outer = self._ds.optimizer
+        name = "_get_norm_groups" if hasattr(outer, "_get_norm_groups") else "scaled_global_norm"  # of stage 3, of stage 2
+        measure = getattr(outer, name)
+
+        def measured() -> Any:
+            found = measure()
+            norms = [float(norm) for norm in (found if isinstance(found, list) else [found])]
+            norm = math.hypot(*norms) if all(value >= 0 for value in norms) else math.inf  # -1 stands for a norm that is not finite
+            self._dropped_norm = norm if drops(norm) else None
+            if self._dropped_norm is None:
+                return found
+            return [math.inf] if isinstance(found, list) else math.inf
+
+        setattr(outer, name, measured)
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next step."""
@@ -99,7 +123,7 @@ class Engine:
 
     def grad_norm(self) -> float:
         """Norm of the last global step's gradient over all ranks, before clipping; infinite if it was skipped, NaN before the first."""
-        norm = self._ds.get_global_grad_norm()
+        norm = self._ds.get_global_grad_norm() if self._dropped_norm is None else self._dropped_norm
         return math.nan if norm is None else float(norm)
 
     def train(self, mode: bool = True) -> None:
@@ -119,6 +143,34 @@ class Engine:
         if not self._inner_states_ready():
             return torch.zeros(tuple(getattr(param, "ds_shape", param.shape)))
         return _present(safe_get_full_optimizer_state(param, key))
+
+    def bring_to_host(self, param: nn.Parameter, key: str, into_N: torch.Tensor | None) -> None:
+        """The whole float32 weight (key `""`) or Adam moment of `param` into rank 0's flat tensor in host memory. Collective.
+
+        `into_N` has `host_size(param)` elements, of which the first are the parameter's; other ranks give None. On a GPU the last copy is
+        only queued. Only rank 0 receives, and on CPUs straight into its place.
+        """
+        if not is_partitioned(param):
+            whole = self.moment(param, key) if key else self.master_weight(param)
+            if into_N is not None:
+                into_N[: whole.numel()].copy_(whole.flatten(), non_blocking=True)
+            return
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        if key and not self._inner_states_ready():
+            part = torch.zeros(param.ds_tensor.numel(), device=self.device)  # type: ignore[attr-defined]
+        else:
+            part = _present(safe_get_local_optimizer_state(param, key) if key else safe_get_local_fp32_param(param)).detach()
+        whole_N = None
+        if into_N is not None:
+            whole_N = into_N if part.device == into_N.device else torch.empty_like(into_N, device=part.device)
+        dist.gather_to_rank_zero(part, None if whole_N is None else list(whole_N.split(part.numel())))
+        if whole_N is not None and into_N is not None and whole_N is not into_N:
+            into_N.copy_(whole_N, non_blocking=True)
+
+    def host_size(self, param: nn.Parameter) -> int:
+        """Elements that `bring_to_host` needs: the parameter's, and the padding of its partitions."""
+        return param.ds_tensor.numel() * dist.world_size() if is_partitioned(param) else param.numel()  # type: ignore[attr-defined]
 
     def adam_step(self) -> int:
         """Number of Adam updates without skipped steps (the exponent of the bias correction)."""

@@ -9,7 +9,10 @@ from typing import Any, Literal
 from speechkd.core.config import build, differences, dump_yaml, read_yaml
 from speechkd.core.errors import InputError
 from speechkd.core.files import canonical_json, read_json, write_json, write_text
+from speechkd.data.storage.store import parse_location
 from speechkd.engine.checkpoint import ever_published, latest
+from speechkd.engine.checkpoint_copy import SecondPlace, bring_back
+from speechkd.engine.checkpoint_saver import Retention
 from speechkd.recipe import Recipe
 
 Resume = Literal["auto", "require", "never"]
@@ -68,6 +71,17 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:56] + "...`"
 
 
+def second_place(recipe: Recipe, folder: Path, retention: Retention) -> SecondPlace | None:
+    """Where the run's checkpoints are copied to: a folder of this run and recipe below `train.copy_to`; None where that is not set.
+
+    Raises InputError for a URL that no driver opens.
+    """
+    if recipe.train.copy_to is None:
+        return None
+    place = parse_location(recipe.train.copy_to) / f"{folder.name}-{recipe.digest()[:12]}"
+    return SecondPlace(place, retention.stays, retention.for_good)
+
+
 def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) -> None:
     """Write the resolved recipe into the run folder, or prove that it is the one already there.
 
@@ -85,6 +99,9 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
             found = f"digest {str(stored.get('plan'))[:8]}, this one is {plan_digest[:8]}"
             raise InputError(f"run folder `{folder}` belongs to other data ({found}): use another `name`, or remove it")
     newest = latest(checkpoints)
+    second = second_place(recipe, folder, Retention())
+    if newest is None and second is not None and resume != "never":
+        newest = bring_back(second.place, checkpoints)
     if resume == "require" and newest is None:
         raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`")
     if resume == "never" and newest is not None:

@@ -19,7 +19,8 @@ from speechkd.core.log import progress, say
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
 from speechkd.data.plan.plan import ExampleRef
-from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_trainer, save
+from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_trainer
+from speechkd.engine.checkpoint_saver import Retention, Saver
 from speechkd.engine.ds_config import Precision, read_ds_config
 from speechkd.engine.export import save_probe
 from speechkd.engine.wrap import Engine
@@ -28,17 +29,19 @@ from speechkd.losses.positions import predicting_positions
 from speechkd.models.exported import load_features, make_collator
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.base_models import frozen_base, same_base
+from speechkd.stages.assembly.flops import model_flops
 from speechkd.stages.assembly.method import build_method
 from speechkd.stages.assembly.student import build_student
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
-from speechkd.stages.run_folder import CHECKPOINTS, PROBES, run_recipe
+from speechkd.stages.run_folder import CHECKPOINTS, PROBES, run_recipe, second_place
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
 from speechkd.train.loop import Diverged, Loop, Outcome
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import Schedule, feed
-from speechkd.train.watchdog import Watchdog
+from speechkd.train.spikes import SpikeGuard
+from speechkd.train.watchdog import STACKS, Watchdog
 
 LOCK, LOCK_WAIT_S = ".lock", 60.0
 PROBE_POSITIONS, PROBES_KEPT = 16, 4
@@ -82,12 +85,21 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     collator = make_collator(distiller.student, load_features(recipe.student.encoder))
     load = make_loader(recipe, sources, prompt, collator)
 
+    retention = Retention(keep=recipe.train.keep_checkpoints, every=recipe.train.keep_every)
+    second = second_place(recipe, folder, retention)
+    if second is not None and newest is not None and dist.rank() == 0:
+        second.offer(newest)  # whoever was killed may have left it uncopied
+    saver = Saver(engine, folder / CHECKPOINTS, retention, second)
+    spikes = SpikeGuard(recipe.train.spike) if recipe.train.spike is not None else None
+    _restore_counters(newest, engine, spikes)
+
     def keep(step: int) -> None:
         _assert_partitioned(engine, ds_config)
-        save(engine, folder / CHECKPOINTS, step, state, recipe.train.keep_checkpoints)
-        _write_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
+        probe = _make_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
+        counters = {"skipped": engine.skipped, "spikes": spikes.state() if spikes is not None else None}
+        saver.begin(step, {**state, "counters": counters}, probe)
 
-    watchdog = Watchdog(recipe.train.stall_s, dist.rank())
+    watchdog = Watchdog(recipe.train.stall_s, dist.rank(), folder / STACKS, world)
     loop = Loop(
         engine=engine,
         distiller=distiller,
@@ -98,13 +110,23 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         device=local_device(),
         journal=Journal(folder / JOURNAL) if dist.rank() == 0 else None,
         save=keep,
+        saver=saver,
         preemption=preemption,
         watchdog=watchdog,
+        spikes=spikes,
+        flops=model_flops(recipe) if local_device().type == "cuda" or recipe.train.peak_tflops else None,
     )
-    step_batches = feed(schedule, load, dist.rank(), world, start, recipe.train.prefetch, recipe.train.workers)
+    most_bytes = int(recipe.train.prefetch_gib * 2**30)
+    step_batches = feed(schedule, load, dist.rank(), world, start, recipe.train.prefetch, recipe.train.workers, most_bytes)
     with watchdog:
         watchdog.enter(start, "data")
-        outcome = loop.run(progress(step_batches, "train", total=schedule.steps, start=start, quiet=dist.rank() != 0))
+        try:
+            outcome = loop.run(progress(step_batches, "train", total=schedule.steps, start=start, quiet=dist.rank() != 0))
+        finally:
+            saver.wait()  # on an error too: what was begun is a good checkpoint
+        if second is not None and outcome is Outcome.FINISHED:  # a preemption has no time for it; the next start copies
+            watchdog.enter(schedule.steps, "copy")
+            second.wait(recipe.train.stall_s / 2)
     if outcome is Outcome.PREEMPTED and dist.rank() == 0:
         write_json(folder / REQUEUE, {"reason": "preempted", "steps": schedule.steps})
     dist.barrier()
@@ -125,8 +147,11 @@ def _assert_partitioned(engine: Engine, ds_config: Mapping[str, Any]) -> None:
         assert not whole, f"whole between steps: {whole[:5]}"
 
 
-def _write_probe(path: Path, engine: Engine, load: Callable[[Sequence[ExampleRef]], Batch], schedule: Schedule) -> None:
-    """Save training's logits at a few positions of the first examples, to compare the export with. Every rank must call it."""
+def _make_probe(path: Path, engine: Engine, load: Callable[[Sequence[ExampleRef]], Batch], schedule: Schedule) -> Callable[[], None] | None:
+    """Compute training's logits at a few positions of the first examples, to compare the export with. Every rank must call it.
+
+    Returns what writes them, on rank 0.
+    """
     refs = [ref for micro in schedule.share(0, 0, 1) for ref in micro][:2]
     batch = load(refs)
     batch.response_T, batch.mask_T = batch.response_T[:PROBE_POSITIONS], batch.mask_T[:PROBE_POSITIONS]
@@ -134,13 +159,28 @@ def _write_probe(path: Path, engine: Engine, load: Callable[[Sequence[ExampleRef
     with torch.no_grad():
         logits_TV: Tensor = engine.forward(batch.to(local_device()), True)
     engine.train()
-    if dist.rank() == 0:
+    if dist.rank() != 0:
+        return None
+
+    def write() -> None:
         try:
             save_probe(path, batch, predicting_positions(batch.response_T), logits_TV)
             for old in sorted(path.parent.glob("step-*.safetensors"))[:-PROBES_KEPT]:
                 old.unlink()
         except OSError as error:  # the checkpoint is what counts
             say(f"train: no probe for this checkpoint: {error}")
+
+    return write
+
+
+def _restore_counters(checkpoint: Path | None, engine: Engine, spikes: SpikeGuard | None) -> None:
+    """Go on counting skipped steps, and looking back on the steps before, where the checkpoint was."""
+    counters = read_trainer(checkpoint).get("counters") if checkpoint is not None else None
+    if not isinstance(counters, dict):
+        return
+    engine.skipped = int(counters["skipped"])
+    if spikes is not None and counters["spikes"] is not None:
+        spikes.restore(counters["spikes"])
 
 
 def main() -> None:

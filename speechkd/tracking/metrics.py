@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -21,8 +21,12 @@ class Meter:
     Names are declared up front because every rank must bring the same vector to the all-reduce, whatever its batch contained.
     """
 
-    def __init__(self, kinds: Mapping[str, Kind], device: torch.device | str = "cpu") -> None:
+    def __init__(self, kinds: Mapping[str, Kind], device: torch.device | str = "cpu", by_rank: Sequence[str] = ()) -> None:
+        """`by_rank`: numbers of the host that are kept apart by rank."""
         self._kinds = dict(kinds)
+        self._own_sums = dict.fromkeys(by_rank, 0.0)
+        self.by_rank: dict[str, list[float]] = {}
+        """after `drain`: what each rank brought under each of these names; the same on all ranks"""
         self._row = {name: row for row, name in enumerate(self._kinds)}
         self._device = torch.device(device)
         self._reset()
@@ -42,14 +46,25 @@ class Meter:
             else:
                 self._host[row][column] += value
 
+    def add_own(self, name: str, value: float) -> None:
+        """Add to one of the numbers that are kept apart by rank."""
+        self._own_sums[name] += value
+
     def drain(self) -> dict[str, float]:
         """Return the values since the last drain, equal on all ranks, and reset. Collective: every rank must call it at the same step.
 
         A mean with count 0 on all ranks is left out, not reported as 0 or NaN.
         """
         self._host[-1] = [time.perf_counter() - self._began, 1.0]
-        sums = dist.sum_over_ranks(self._sums + torch.tensor(self._host, dtype=torch.float64).to(self._device, non_blocking=True))
-        *rows, (seconds, ranks) = sums.tolist()  # the one transfer of the interval
+        sums = self._sums + torch.tensor(self._host, dtype=torch.float64).to(self._device, non_blocking=True)
+        apart = torch.zeros(dist.world_size(), len(self._own_sums), dtype=torch.float64)
+        apart[dist.rank()] = torch.tensor([*self._own_sums.values()])
+        flat = dist.sum_over_ranks(torch.cat([sums.flatten(), apart.flatten().to(self._device, non_blocking=True)]))
+        host = flat.cpu()  # the one transfer of the interval
+        *rows, (seconds, ranks) = host[: sums.numel()].view(-1, 2).tolist()
+        columns = host[sums.numel() :].view(dist.world_size(), -1).t().tolist() if self._own_sums else []
+        self.by_rank = dict(zip(self._own_sums, columns, strict=True))
+        self._own_sums = dict.fromkeys(self._own_sums, 0.0)
         self._reset()
         values: dict[str, float] = {}
         for (name, kind), (total, count) in zip(self._kinds.items(), rows, strict=True):

@@ -21,6 +21,15 @@ class Phase(Config):
     mix: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
+class SpikeConfig(Config):
+    """Drop an update whose loss or gradient norm is far above those of the steps before (OLMo-core's skip-step optimizer)."""
+
+    window: int = Field(128, ge=8)
+    """steps that are looked back on; nothing is dropped before half of them are there"""
+    sigmas: float = Field(6.0, gt=0, allow_inf_nan=False)
+    """standard deviations above the mean of the window from which an update is dropped"""
+
+
 class TrainConfig(Config):
     """`regimes` are named lists of phases; `regime` picks one (`--set train.regime=mix`)."""
 
@@ -29,12 +38,23 @@ class TrainConfig(Config):
     log_every: int = Field(10, gt=0)
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, ge=2)
+    """newest checkpoints that stay"""
+    keep_every: int | None = Field(None, gt=0)
+    """checkpoints of steps that this number divides stay for good"""
+    copy_to: str | None = None
+    """folder or URL for a second copy of the checkpoints, which a run that lost its own continues from"""
     max_nonfinite: int = Field(10, gt=0)
     """consecutive steps with a non-finite loss or gradient after which the run stops"""
+    spike: SpikeConfig | None = None
+    """unset: no update is dropped but those that are not finite"""
+    peak_tflops: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """of one GPU in the precision of the run, for `train/mfu`; unset: half precision of the GPUs that are known by name"""
     stall_s: float = Field(1800, gt=0, le=86_400)
     """seconds that one act of a step (`data`, `all_reduce`, `forward`, ...) may take before its rank is ended, so that the run can go on"""
     prefetch: int = Field(2, ge=1)
     """global steps that are read ahead"""
+    prefetch_gib: float = Field(8.0, gt=0, allow_inf_nan=False)
+    """host memory of each rank for batches that are read ahead"""
     workers: int = Field(2, ge=0)
     """threads of each rank that read, decode and collate ahead; 0: the training thread itself"""
 

@@ -13,8 +13,10 @@ from speechkd.core import dist
 from speechkd.core.log import say
 from speechkd.core.seeds import derive
 from speechkd.core.types import Batch, LossOut
+from speechkd.engine.checkpoint_saver import Saver
 from speechkd.engine.wrap import Engine
 from speechkd.kernels import dispatch
+from speechkd.models.flops import ModelFlops
 from speechkd.tracking.journal import Journal
 from speechkd.tracking.metrics import Kind, Meter
 from speechkd.train.config import TrainConfig
@@ -22,8 +24,11 @@ from speechkd.train.distiller import Distiller
 from speechkd.train.optim import OptimConfig, learning_rate
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import StepBatches
+from speechkd.train.spikes import SpikeGuard
+from speechkd.train.timing import BY_RANK, StepTimes
 from speechkd.train.watchdog import Watchdog
 
+FLOPS = "train/flops_per_s"
 TOPK_MASS = "teacher/topk_mass"
 """Mean probability that stored top-k rows keep: where it is low, much of the teacher is in the tail"""
 
@@ -53,23 +58,33 @@ class Loop:
     journal: Journal | None
     """on rank 0"""
     save: Callable[[int], None]
-    """called on every rank with the number of finished steps"""
+    """called on every rank with the number of finished steps; begins to save them"""
+    saver: Saver
+    """which `save` uses"""
     preemption: PreemptionFlag
     watchdog: Watchdog
+    spikes: SpikeGuard | None = None
+    flops: ModelFlops | None = None
+    """of the model, for `train/mfu`"""
 
     def run(self, step_batches: Iterator[StepBatches]) -> Outcome:
         """Train to the end or to a preemption, whichever comes first; saves in both cases."""
-        meter = Meter(self._kinds(), self.device)
+        meter = Meter(self._kinds(), self.device, BY_RANK)
+        times = StepTimes(meter, self.device, self.config.peak_tflops)
+        step_loss = _StepLoss(self.engine, self.spikes, self.device) if self.spikes is not None else None
         for item in step_batches:
             step, enter = item.step, self.watchdog.enter
             meter.add("train/data_wait_ratio", item.waited)
+            times.begin(item.waited)
             batches = [batch.to(self.device) for batch in item.batches]
-            # One all-reduce a step: each loss's count over all ranks, and whether any rank got a signal to stop.
+            # One all-reduce a step: each loss's count over all ranks, whether any rank got a signal to stop, whether a save has failed.
             counts = torch.stack([self.distiller.counts(batch) for batch in batches]).sum(0)
             enter(step, "all_reduce")
-            global_counts = torch.cat([counts, counts.new_full((1,), float(self.preemption.raised))])
+            flags = counts.new_tensor([float(self.preemption.raised), float(self.saver.failed())])
+            global_counts = torch.cat([counts, flags])
+            times.arrive()
             dist.sum_over_ranks(global_counts)
-            stop_flag = dist.ToHost(global_counts[-1:])
+            flags_read = dist.ToHost(global_counts[-2:])
             self.engine.set_lr(learning_rate(self.optim, step, self.steps))
             for index, batch in enumerate(batches):
                 batch.progress = step / self.steps
@@ -77,24 +92,33 @@ class Loop:
                 enter(step, "forward")
                 out = self.engine.forward(batch)
                 enter(step, "backward")
-                self.engine.backward(self._loss(out, global_counts[:-1]) * dist.world_size())
+                loss = self._loss(out, global_counts[:-2])
+                self.engine.backward(loss * dist.world_size())
                 enter(step, "optimizer")
+                if step_loss is not None:
+                    step_loss.add(loss, last=index == len(batches) - 1)
                 self.engine.step()
                 self._measure(meter, out, batch)
+            times.end()
             if self.engine.skipped_in_a_row >= self.config.max_nonfinite:
                 raise Diverged(f"{self.engine.skipped_in_a_row} steps in a row had a non-finite loss or gradient (last: step {step})")
             done = step + 1
             enter(step, "device")
-            # Before the forward of this step was queued, `stop_flag` was: reading it never drains the device.
-            last, stop = done == self.steps, stop_flag.read()[0] > 0
+            # Before the forward of this step was queued, the flags were: reading them never drains the device.
+            last, (stop, save_failed) = done == self.steps, (flag > 0 for flag in flags_read.read())
+            if save_failed:
+                self.saver.finish()  # raises on every rank
             if self.journal is not None:
                 self._tell_kernels(self.journal)
             enter(step, "report")
             if done % self.config.log_every == 0 or done == 1 or last or stop:
-                self._report(meter, done)
+                self._report(meter, times, done)
             if last or stop or done % self.config.checkpoint_every == 0:
                 enter(step, "checkpoint")
                 self.save(done)
+                if last or stop:
+                    self.saver.finish()
+                self._tell_saves()
             if stop and not last:
                 return Outcome.PREEMPTED
             enter(done, "data")
@@ -113,7 +137,8 @@ class Loop:
         """The metrics of an interval, the same on every rank whatever its batches hold."""
         rates = ("train/samples_per_s", "train/audio_seconds_per_s", "train/tokens_per_s", "train/data_wait_ratio")
         kinds: dict[str, Kind] = {f"train/loss_{name}": "mean" for name in self.distiller.losses}
-        return kinds | {name: "rate" for name in rates} | {"train/padding_ratio": "mean", TOPK_MASS: "mean"}
+        of_flops: dict[str, Kind] = {FLOPS: "rate"} if self.flops is not None else {}
+        return kinds | of_flops | {name: "rate" for name in rates} | {"train/padding_ratio": "mean", TOPK_MASS: "mean"}
 
     def _measure(self, meter: Meter, out: dict[str, LossOut], batch: Batch) -> None:
         for name, loss in out.items():
@@ -123,6 +148,8 @@ class Loop:
         meter.add("train/audio_seconds_per_s", batch.seconds)
         meter.add("train/tokens_per_s", real)
         meter.add("train/padding_ratio", batch.mask_BS.numel() - real, batch.mask_BS.numel())
+        if self.flops is not None:
+            meter.add(FLOPS, self.flops.of_batch(batch))
         tail_T = batch.signals.tail_logp_T
         if tail_T is not None:
             stored_T = batch.mask_T & (tail_T < 0)  # rows of streams without such a signal hold zeros; some mass is always kept
@@ -135,13 +162,52 @@ class Loop:
             say(f"kernel {op}: {choice}")
             journal.tags({f"kernel.{op}": choice.name})
 
-    def _report(self, meter: Meter, done: int) -> None:
+    def _tell_saves(self) -> None:
+        """Journal the saves that were committed since the last call, at their own steps."""
+        for save in self.saver.drain_times():
+            if self.journal is not None:
+                self.journal.metrics(save.step, {"checkpoint/seconds": save.seconds, "checkpoint/stall_seconds": save.stall_s})
+
+    def _report(self, meter: Meter, times: StepTimes, done: int) -> None:
         """Move the interval's sums off the device once, add them over ranks, and write them to the journal."""
+        times.before_drain()
         values = meter.drain()
+        values |= times.values(values.pop(FLOPS, None), self.steps - done)
         values["train/data_wait_ratio"] /= dist.world_size()
         values["train/loss"] = sum(weight * values.get(f"train/loss_{name}", 0.0) for name, weight in self.distiller.loss_weights().items())
         values["train/lr"] = learning_rate(self.optim, done - 1, self.steps)
         values["train/grad_norm"] = self.engine.grad_norm()
         values["train/skipped_steps"] = self.engine.skipped
+        if self.spikes is not None:
+            values["train/spikes_skipped"] = self.spikes.dropped
         if self.journal is not None:
             self.journal.metrics(done, values)
+        self._tell_saves()
+
+
+class _StepLoss:
+    """The loss of a whole step over all ranks, for the spike guard: one more all-reduce of one number a step, only where a guard is set.
+
+    It is read where DeepSpeed reads the gradient's norm on the host, which it does before every update.
+    """
+
+    def __init__(self, engine: Engine, spikes: SpikeGuard, device: torch.device) -> None:
+        self._sum = torch.zeros(1, dtype=torch.float64, device=device)
+        self._read: dist.ToHost | None = None
+        self._spikes = spikes
+        engine.drop_when(self._drops)
+
+    def add(self, loss: Tensor, last: bool) -> None:
+        """This rank's part of a micro-batch; after the `last` of a step all ranks' parts are summed."""
+        self._sum += loss.detach()
+        if last:
+            self._read = dist.ToHost(dist.sum_over_ranks(self._sum))
+            self._sum = torch.zeros_like(self._sum)
+
+    def _drops(self, norm: float) -> bool:
+        assert self._read is not None, "the loss comes before the update"
+        loss = self._read.read()[0]
+        drops = self._spikes.drops(loss, norm)
+        if drops and dist.rank() == 0:  # DeepSpeed calls it an overflow
+            say(f"train: an update was dropped: loss {loss:.4g}, gradient norm {norm:.4g} (train.spike)")
+        return drops

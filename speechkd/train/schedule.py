@@ -64,15 +64,24 @@ class StepBatches:
 
 
 def feed(
-    schedule: Schedule, load: Callable[[Sequence[ExampleRef]], Batch], rank: int, world: int, start: int, depth: int, workers: int = 1
+    schedule: Schedule,
+    load: Callable[[Sequence[ExampleRef]], Batch],
+    rank: int,
+    world: int,
+    start: int,
+    depth: int,
+    workers: int = 1,
+    most_bytes: int = 1 << 40,
 ) -> Iterator[StepBatches]:
     """Steps from `start` to the end, planned, read and collated by `workers` threads that stay at most `depth` steps ahead.
 
+    `most_bytes` bounds the batches that wait (see `in_order`).
     The order is the schedule's, whatever the threads do; `load` must be safe to call from several at once. An exception in one (a digest
     that differs, say) is raised here, at the step that needs the data.
     """
     numbers = ((step, number) for step in range(start, schedule.steps) for number in schedule.indices(step, rank, world))
-    loaded = in_order(lambda number: load(schedule.micro_batch(*number)), numbers, workers, depth * len(schedule.indices(0, rank, world)))
+    ahead = depth * len(schedule.indices(0, rank, world))
+    loaded = in_order(lambda number: load(schedule.micro_batch(*number)), numbers, workers, ahead, Batch.nbytes, most_bytes)
     try:
         for step in range(start, schedule.steps):
             began = monotonic()

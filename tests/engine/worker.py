@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,9 @@ import torch
 from torch import nn
 
 from speechkd.core import dist
+from speechkd.core.tensors import TensorWriter, read_header, read_tensor
 from speechkd.engine import checkpoint
+from speechkd.engine.checkpoint_saver import Retention, Saver, save
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.wrap import Engine
@@ -90,7 +94,7 @@ def train(folder: Path, memory: str, steps: str, save_at: str = "0", resume: str
     for step in range(start, int(steps)):
         curve.append(run_step(engine, step))
         if step + 1 == int(save_at):
-            checkpoint.save(engine, folder / "checkpoints", step + 1, {"recipe": "r", "seed": 1})
+            save(engine, folder / "checkpoints", step + 1, {"recipe": "r", "seed": 1})
     answer(folder, {"start": start, "curve": curve, "weights": weights(engine), "report": partition_report(engine.module)})
 
 
@@ -107,6 +111,25 @@ def nan(folder: Path, memory: str) -> None:
                     "moved": weights(engine) != before})  # fmt: skip
 
 
+def spike(folder: Path, memory: str) -> None:
+    """Three updates, of which the second is dropped; `norms` is what the guard was asked about."""
+    engine, _ = make(memory)
+    norms: list[float] = []
+
+    def drops(norm: float) -> bool:
+        norms.append(norm)
+        return len(norms) == 2
+
+    engine.drop_when(drops)
+    run_step(engine, 0)
+    before = weights(engine)
+    run_step(engine, 1)
+    same, dropped_norm, skipped = weights(engine) == before, engine.grad_norm(), [engine.skipped, engine.skipped_in_a_row]
+    run_step(engine, 2, poison=True)
+    answer(folder, {"same": same, "norms": list(map(repr, norms)), "norm": repr(dropped_norm), "skipped": skipped,
+                    "after": [engine.skipped, engine.adam_step()], "kept": weights(engine) == before})  # fmt: skip
+
+
 def keep(folder: Path) -> None:
     """Saves at steps 1 to 4, then one on a full disk."""
     engine, _ = make("zero3_test")
@@ -114,17 +137,50 @@ def keep(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for step in range(4):
         run_step(engine, step)
-        checkpoint.save(engine, folder / "checkpoints", step + 1, {})
+        save(engine, folder / "checkpoints", step + 1, {})
     if dist.rank() == 0:
         (folder / "blocked").write_text("a file where the folder should be")
     try:
-        checkpoint.save(engine, folder / "blocked", 5, {})
+        save(engine, folder / "blocked", 5, {})
         failed = False
     except OSError:
         failed = True
     assert not _any_rank(not failed), "a rank did not hear of the failure"
     found = checkpoint.latest(folder / "checkpoints")
     answer(folder, {"failed": failed, "latest": found.name if found else None})
+
+
+def beside(folder: Path) -> None:
+    """A save that is slow, with steps while it runs; then one that fails, which only the next save says."""
+    engine, _ = make("zero3_test")
+    saver, go = Saver(engine, folder / "checkpoints", Retention()), threading.Event()
+    run_step(engine, 0)
+    saved = weights(engine)
+    if dist.rank() == 0:
+        slow = TensorWriter.add
+        TensorWriter.add = lambda self, name, tensor: (go.wait(60), slow(self, name, tensor))[1]  # type: ignore[method-assign]
+    saver.begin(1, {})
+    for step in range(1, 4):
+        run_step(engine, step)
+    meanwhile = 0 if (folder / "checkpoints/step-000001").exists() else 3
+    go.set()
+    saver.finish()
+    header = read_header(folder / "checkpoints/step-000001/weights.safetensors")
+    same = all(read_tensor(header[name]).flatten().tolist() == values for name, values in saved.items())
+    times = [save.step for save in saver.drain_times()]
+    if dist.rank() == 0:
+        shutil.rmtree(folder / "checkpoints")
+        (folder / "checkpoints").write_text("a file where the folder should be")
+    dist.barrier()
+    saver.begin(2, {})
+    saver.wait()
+    late, told = _any_rank(saver.failed()), False
+    try:
+        saver.begin(3, {})
+    except OSError:
+        told = True
+    assert not _any_rank(not told), "a rank did not hear of the failure"
+    answer(folder, {"steps_meanwhile": meanwhile, "same": same, "failed_late": late, "told": told, "times": times})
 
 
 def load(folder: Path, lm: str, whisper: str, dtype: str) -> None:
@@ -173,7 +229,7 @@ def memory(folder: Path, lm: str, how: str) -> None:
     (folder / f"{how}-{dist.rank()}.json").write_text(json.dumps(high_water() - before))
 
 
-WHAT = {"train": train, "nan": nan, "keep": keep, "load": load, "memory": memory}
+WHAT = {"train": train, "nan": nan, "spike": spike, "beside": beside, "keep": keep, "load": load, "memory": memory}
 
 if __name__ == "__main__":
     for what, where, *rest in json.loads(sys.argv[1]):

@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from speechkd.engine.checkpoint import why_invalid
+from speechkd.engine.checkpoint_saver import Retention, Saver
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.engine.wrap import Engine
 from speechkd.engine.zero import init_distributed, local_device
+from speechkd.models.flops import student_flops
 from speechkd.tracking.journal import JOURNAL, Journal, metric_series, read_journal
 from speechkd.train.config import Phase, TrainConfig
 from speechkd.train.loop import Loop
@@ -46,7 +49,7 @@ class Watched(Watchdog):
 
 
 class Asked(TorchDispatchMode):
-    """Where our own code asks the device for a value, outside the reports of an interval."""
+    """Where our own code asks the device for a value, outside the reports of an interval and the saves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class Asked(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name() in ASKING:
             frames = [frame for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename]
-            if str(ROOT / "speechkd") in frames[-1].filename and all(frame.name != "_report" for frame in frames):
+            if str(ROOT / "speechkd") in frames[-1].filename and all(frame.name not in ("_report", "save") for frame in frames):
                 self.places.append(f"{frames[-1].filename}:{frames[-1].lineno} {func.name()}")
         return func(*args, **(kwargs or {}))
 
@@ -76,18 +79,27 @@ def main(out: Path) -> None:
             yield StepBatches(step, fed_batches, 0.0)
 
     optim, journal = OptimConfig(lr=1e-3), Journal(out / JOURNAL)
+    engine = Engine(distiller, optim, read_ds_config(ROOT / "ds_configs/zero3_test.json"), 2, 1.0)
+    saver = Saver(engine, out / "checkpoints", Retention())
+
+    def save(step: int) -> None:
+        saved.append(step)
+        saver.begin(step, {})
+
     loop = Loop(
-        engine=Engine(distiller, optim, read_ds_config(ROOT / "ds_configs/zero3_test.json"), 2, 1.0),
+        engine=engine,
         distiller=distiller,
-        config=TrainConfig(regime="kd", regimes={"kd": [Phase(name="kd", steps=STEPS, mix={"kd": 1})]}, log_every=3),
+        config=TrainConfig(regime="kd", regimes={"kd": [Phase(name="kd", steps=STEPS, mix={"kd": 1})]}, log_every=3, peak_tflops=0.1),
         optim=optim,
         seed=0,
         steps=STEPS,
         device=local_device(),
         journal=journal,
-        save=saved.append,
+        save=save,
+        saver=saver,
         preemption=flag,
         watchdog=watchdog,
+        flops=student_flops(distiller.student),
     )
     with Asked() as asked, watchdog:
         outcome = loop.run(fed())
@@ -100,6 +112,7 @@ def main(out: Path) -> None:
         "asked": sorted(set(asked.places)),
         "outcome": outcome.value,
         "saved": saved,
+        "committed": not why_invalid(out / "checkpoints" / f"step-{saved[-1]:06d}"),
         "steps": steps,
         "tags": tags,
         "mass": mass,

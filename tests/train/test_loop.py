@@ -29,7 +29,7 @@ def test_no_step_asks_the_device_for_a_number(facts: dict[str, Any]) -> None:
 
 
 def test_ctrl_c_saves_at_the_end_of_the_very_step(facts: dict[str, Any]) -> None:
-    assert facts["outcome"] == "preempted" and facts["saved"] == [STOPPED + 1]
+    assert facts["outcome"] == "preempted" and facts["saved"] == [STOPPED + 1] and facts["committed"]
     assert facts["steps"] == [1, 3, 6]
 
 
@@ -52,5 +52,7 @@ def test_the_mass_that_a_stored_top_k_keeps_is_that_of_its_rows(facts: dict[str,
 
 
 def test_the_documents_list_every_metric_of_training(facts: dict[str, Any]) -> None:
-    table = set(re.findall(r"`((?:train|teacher)/[a-z_<>]+)`", (ROOT / "docs/operations.md").read_text(encoding="utf-8")))
-    assert {name.replace("loss_topk_kl", "loss_<name>") for name in facts["names"]} == table
+    table = set(re.findall(r"`((?:train|teacher|rank|checkpoint)/[a-z_<>/]+)`", (ROOT / "docs/operations.md").read_text(encoding="utf-8")))
+    elsewhere = {"train/gpu_memory_peak_gib", "train/spikes_skipped", "rank/<r>/step_seconds", "rank/<r>/data_wait_ratio"}
+    """on GPUs, with a guard, with several ranks"""
+    assert {name.replace("loss_topk_kl", "loss_<name>") for name in facts["names"]} | elsewhere == table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -220,6 +221,17 @@ def publishing_at(file: Location) -> Iterator[Path]:
         _writable(file)
         with open_filesystem(file.url) as (files, path):
             files.put_file(str(temporary), path)  # an object becomes visible only when complete
+
+
+def put(source: Path, file: Location) -> None:
+    """Copy a local file to `file`, which appears there only when it is complete."""
+    if isinstance(file, Path):
+        with publishing(file) as temporary:
+            shutil.copyfile(source, temporary)
+        return
+    _writable(file)
+    with open_filesystem(file.url) as (files, path):
+        files.put_file(str(source), path)
 
 
 def write_bytes(file: Location, data: bytes) -> None:

@@ -1,0 +1,216 @@
+"""A training run whose ranks are killed again and again: `python -m tests.e2e.kill_ranks RECIPE OUT --kills N --seed S`.
+
+Prints what it found. One process imports the libraries and forks the ranks, each of which is the real worker in a real gloo group, so that
+a start costs the run's own loading and kills fall on the work. A kill is at a random moment, or while a checkpoint is being written; of the
+other ranks, some live on for a moment, as under torchrun. Now and then the newest checkpoint is damaged before the next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers.models.qwen2.modeling_qwen2  # noqa: F401  (loaded here so that ranks find it loaded)
+import transformers.models.whisper.modeling_whisper  # noqa: F401
+
+from speechkd.engine.checkpoint import COMMIT, FILES, newest_first, step_of, why_invalid
+from speechkd.engine.zero import import_deepspeed
+from speechkd.recipe import Recipe, load_recipe
+from speechkd.stages import worker
+from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.inputs.sources import make_schedule, open_train_sources
+from speechkd.stages.run_folder import CHECKPOINTS, prepare_run
+from speechkd.tracking.journal import JOURNAL, metric_series
+
+WORLDS = (1, 2, 4)
+DAMAGES = ("cut", "flip", "remove")
+DAMAGE_EVERY = 4
+LONGEST_START_S, LONGEST_RUN_S = 90.0, 240.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(folder: Path, world: int, log: Path) -> list[int]:
+    """Fork the ranks of an attempt; their pids."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    pids = []
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "kills", "GLOO_SOCKET_IFNAME": "lo"}
+            sys.argv = ["worker", str(folder)]
+            try:
+                worker.main()
+                code = 0
+            except SystemExit as leaving:
+                code = int(leaving.code or 0)
+            except BaseException:
+                code = 1
+            os._exit(code)
+        pids.append(pid)
+    return pids
+
+
+def wait_until(what: Callable[[], bool], pids: list[int], seconds: float) -> bool:
+    """Wait until `what` holds; False if all ranks have ended before."""
+    end = time.monotonic() + seconds
+    while not what():
+        if all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) for pid in pids):
+            return False
+        assert time.monotonic() < end, "a rank hangs"
+        time.sleep(0.002)
+    return True
+
+
+def end_all(pids: list[int]) -> list[int]:
+    """Kill what still runs; exit codes."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def valid(folder: Path) -> list[Path]:
+    """Committed checkpoints, newest first; each must be valid, whatever was killed."""
+    committed = [step for step in newest_first(folder / CHECKPOINTS) if (step / COMMIT).is_file()]
+    torn = [f"{step.name}: {why_invalid(step)}" for step in committed if why_invalid(step)]
+    assert not torn, f"committed and not valid: {torn}"
+    return committed
+
+
+def damage(checkpoint: Path, how: str, choice: random.Random) -> str:
+    """Damage one file of a checkpoint; its name."""
+    file = choice.choice(FILES)
+    data = bytearray((checkpoint / file).read_bytes())
+    if how == "flip":
+        data[choice.randrange(len(data))] ^= 1
+    (checkpoint / file).write_bytes(data[:-1] if how == "cut" else data)
+    if how == "remove":
+        (checkpoint / file).unlink()
+    return file
+
+
+class Campaign:
+    """Kills until there are enough, over as many runs as that takes."""
+
+    def __init__(self, recipe: Path, out: Path, seed: int) -> None:
+        self.path, self.out, self.choice = recipe, out, random.Random(seed)
+        self.found = {"kills": 0, "in_a_save": 0, "damaged": 0, "runs": 0, "starts": 0}
+        self.worlds: dict[int, int] = dict.fromkeys(WORLDS, 0)
+
+    def recipe(self, name: str) -> Recipe:
+        return load_recipe(self.path, [f"name={name}", f"runs={self.out}"])
+
+    def prepare(self, recipe: Recipe) -> None:
+        schedule = make_schedule(recipe, open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm)))
+        prepare_run(recipe.run_dir, recipe, schedule.digest, "auto")
+
+    def whole(self) -> Path:
+        """The uninterrupted run."""
+        recipe = self.recipe("whole")
+        self.prepare(recipe)
+        pids = start(recipe.run_dir, 2, self.out / "whole.log")
+        wait_until(lambda: False, pids, LONGEST_RUN_S)
+        assert end_all(pids) == [0, 0], (self.out / "whole.log").read_text()[-2000:]
+        return recipe.run_dir
+
+    def run(self, kills: int) -> None:
+        """One run, killed until it is finished or there are enough kills, then let go to its end."""
+        self.found["runs"] += 1
+        recipe = self.recipe(f"run{self.found['runs']}")
+        folder, log, newest, damaged = recipe.run_dir, self.out / "killed.log", 0, ""
+        while True:
+            self.prepare(recipe)
+            log.unlink(missing_ok=True)
+            world = self.choice.choice(WORLDS)
+            self.worlds[world] += 1
+            self.found["starts"] += 1
+            pids = start(folder, world, log)
+            killed = self.found["kills"] < kills and self.kill(folder, pids)
+            if not killed:
+                wait_until(lambda: False, pids, LONGEST_RUN_S)
+            codes, said = end_all(pids), log.read_text()
+            if damaged:
+                assert damaged in said and "is ignored" in said, f"{damaged} was damaged, and this was said: {said[-2000:]}"
+            self.found["kills"] += killed
+            steps, damaged = valid(folder), ""
+            assert steps and step_of(steps[0]) >= newest or not newest, "a checkpoint was lost"
+            newest = step_of(steps[0]) if steps else 0
+            if not killed:
+                assert codes == [0] * world, said[-3000:]
+                return
+            if len(steps) > 1 and self.found["kills"] % DAMAGE_EVERY == 0:
+                damaged = damage(steps[0], self.choice.choice(DAMAGES), self.choice)
+                newest, self.found["damaged"] = step_of(steps[1]), self.found["damaged"] + 1
+                # what is damaged stays until it is written again, and is named at every start
+                shutil.copytree(steps[0], self.out / "damaged" / f"{self.found['damaged']}")
+
+    def kill(self, folder: Path, pids: list[int]) -> bool:
+        """Kill a random rank at a random moment of its work; False if the run was finished before."""
+        journal, before = folder / JOURNAL, _size(folder / JOURNAL)
+        if not wait_until(lambda: _size(journal) > before, pids, LONGEST_START_S):
+            return False
+        if self.choice.random() < 0.5:
+            saving = wait_until(lambda: any((folder / CHECKPOINTS).glob(".step-*.tmp")), pids, LONGEST_RUN_S)
+            if not saving:
+                return False
+            time.sleep(self.choice.uniform(0, 0.02))
+        else:
+            time.sleep(self.choice.uniform(0, 1.5))
+        victim = self.choice.choice(pids)
+        if os.waitid(os.P_PID, victim, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return False
+        os.kill(victim, signal.SIGKILL)
+        self.found["in_a_save"] += any((folder / CHECKPOINTS).glob(".step-*.tmp"))
+        time.sleep(self.choice.choice([0.0, 0.05, 0.3]))
+        return True
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def compare(whole: Path, killed: Path) -> float:
+    """Largest relative difference of the two loss curves; every step must be there once, with the very same examples."""
+    ours, theirs = (metric_series(run / JOURNAL) for run in (killed, whole))
+    assert dict(ours["train/padding_ratio"]) == dict(theirs["train/padding_ratio"]), "other examples were seen"
+    first, second = dict(theirs["train/loss"]), dict(ours["train/loss"])
+    assert sorted(first) == sorted(second)
+    return max(abs(second[step] / first[step] - 1) for step in first)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kills", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    import_deepspeed()
+    campaign = Campaign(given.recipe, given.out, given.seed)
+    given.out.mkdir(parents=True, exist_ok=True)
+    whole, worst = campaign.whole(), 0.0
+    while campaign.found["kills"] < given.kills:
+        campaign.run(given.kills)
+        worst = max(worst, compare(whole, given.out / f"run{campaign.found['runs']}"))
+    print(json.dumps(campaign.found | {"worst": worst, "worlds": campaign.worlds}))
+
+
+if __name__ == "__main__":
+    main()
