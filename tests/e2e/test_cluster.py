@@ -56,7 +56,7 @@ def words(workshop: Path, cluster: Path) -> tuple[object, ...]:
     secrets = cluster / "env"
     secrets.write_text(f"MLFLOW_TRACKING_PASSWORD={CANARY}\nMEETS=everyone\n", encoding="utf-8")
     profile |= {"venv": sys.prefix, "env": {"PYTHONPATH": str(ROOT)}, "env_file": str(secrets)}
-    profile["train"] = {"nodes": NODES}
+    profile |= {"shard": {"max_array": NODES}, "teach": {"max_array": NODES}, "train": {"nodes": NODES}}
     (cluster / "profile.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     sets = [f"data.root={cluster / 'data'}", f"train.regimes.kd.0.steps={STEPS}", "train.checkpoint_every=8"]
     sets += [f"tracking.uri=sqlite:///{cluster / 'mlflow.db'}", "tracking.experiment=cluster"]
