@@ -63,8 +63,11 @@ def _by_key(recipe: Recipe, but: Collection[str]) -> dict[str, Any]:
     """What changes the trained student, by the keys that a user writes in a recipe."""
     data = {key: value for key, value in recipe.trained_by().items() if key not in but}
     data["student"] = {key: value for key, value in data["student"].items() if key != "config_root"}  # of dry runs only
-    regime, phases = recipe.train.regime, data.pop("phases")
-    return {"train": {"regime": regime, "regimes": {regime: phases}}, **data}  # whoever forgot `--set train.regime` should read just that
+    regime, phases, spike = recipe.train.regime, data.pop("phases"), data.pop("spike", None)
+    return {
+        "train": {"regime": regime, "regimes": {regime: phases}, "spike": spike},
+        **data,
+    }  # whoever forgot `--set train.regime` should read just that
 
 
 def _brief(value: Any) -> str:
