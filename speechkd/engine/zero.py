@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, cast
@@ -32,10 +33,26 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Make an optional package look absent while another one is imported; one that is imported already stays as it is."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
 def import_deepspeed() -> Any:
-    """DeepSpeed, imported once and quietly, without the compiled shared-memory collectives that it would build on a CPU machine."""
+    """DeepSpeed, imported once and quietly, without the compiled shared-memory collectives that it would build on a CPU machine.
+
+    Its autotuner, which nothing here uses, imports MLflow wherever that is installed: half of the time that a rank needs to start.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _hidden("mlflow"):
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops

@@ -24,3 +24,13 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, *LIGHT[module]], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_deepspeed_does_not_bring_mlflow() -> None:
+    """Its autotuner would: half of a rank's start, and thousands of small reads from a shared folder."""
+    code = (
+        "import sys; from speechkd.engine.zero import import_deepspeed; import_deepspeed(); import deepspeed.autotuning;"
+        "assert not {'mlflow', 'pandas', 'fastapi'} & set(sys.modules); import mlflow"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

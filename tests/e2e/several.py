@@ -14,14 +14,14 @@ from speechkd.recipe import Recipe
 from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_schedule, open_train_sources
-from speechkd.stages.run_folder import prepare_run
+from speechkd.stages.run_folder import Resume, prepare_run
 from speechkd.stages.teach import teach
 from speechkd.stages.worker import work
 from speechkd.tracking.journal import JOURNAL, metric_series
 
 
-def train_several(recipes: Sequence[Recipe]) -> None:
-    """Columns of all recipes, then all trained by the very worker of `speechkd train` on two ranks; each must show all its losses."""
+def train_several(recipes: Sequence[Recipe], ranks: int = 2, resume: Resume = "never") -> None:
+    """Columns of all recipes, then all trained by the very worker of `speechkd train` in one launch; each must show all its losses."""
     for recipe in recipes:
         assert all(teach(recipe))
         check_method(recipe)
@@ -29,9 +29,9 @@ def train_several(recipes: Sequence[Recipe]) -> None:
             recipe.run_dir,
             recipe,
             make_schedule(recipe, open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))).digest,
-            "never",
+            resume,
         )
-    assert run_ranks([__file__, *(str(recipe.run_dir) for recipe in recipes)], 2) == 0
+    assert run_ranks([__file__, *(str(recipe.run_dir) for recipe in recipes)], ranks) == 0
     for recipe in recipes:
         trained(recipe)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import EXIT_INPUT, EXIT_REQUEUE
-from tests.e2e.conftest import kill_one_rank, losses, speechkd, start, wait_for
+from speechkd.recipe import load_recipe
+from tests.e2e.conftest import ROOT, kill_one_rank, losses, speechkd, start, wait_for
+from tests.e2e.several import train_several
 
 
 def _train(workshop: Path, name: str, ranks: int, *more: object) -> dict[int, float]:
@@ -26,14 +29,6 @@ def curve(workshop: Path) -> dict[int, float]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_any_number_of_ranks_gives_the_same_curve(workshop: Path, curve: dict[int, float], ranks: int) -> None:
-    """fp32: relative difference at most 1e-6 at step 1 and 1e-4 at step 50."""
-    other = _train(workshop, f"ranks{ranks}", ranks)
-    assert abs(other[1] / curve[1] - 1) <= 1e-6
-    assert abs(other[50] / curve[50] - 1) <= 1e-4
-
-
 @pytest.fixture(scope="module")
 def killed(workshop: Path) -> Path:
     """A two-rank run of which one rank was killed after the checkpoint at step 20."""
@@ -46,20 +41,50 @@ def killed(workshop: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_killed_run_continues_on_any_number_of_ranks(workshop: Path, curve: dict[int, float], killed: Path, ranks: int) -> None:
-    """As if nothing had happened. A torn checkpoint beside the good one is passed over, and a pickle in it is never opened."""
+def _resumable(workshop: Path, killed: Path, ranks: int) -> Path:
+    """A copy of the killed run. A torn checkpoint stands beside the good one, with a pickle in it that must never be opened."""
     run = workshop / "runs" / f"resumed{ranks}"
     shutil.copytree(killed, run)
     torn = run / "checkpoints" / "step-000030"
     shutil.copytree(run / "checkpoints" / "step-000020", torn)
     (torn / "COMMIT.json").unlink()
-    opened = workshop / f"opened{ranks}"
-    (torn / "moments.pkl").write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(opened).encode())
-    resumed = _train(workshop, run.name, ranks)
+    (torn / "moments.pkl").write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(workshop / f"opened{ranks}").encode())
+    return run
+
+
+@pytest.fixture(scope="module", params=[1, 4])
+def on_other_ranks(request: pytest.FixtureRequest, workshop: Path, killed: Path) -> int:
+    """A number of ranks on which the recipe was trained from its start, and the killed run to its end, in one launch."""
+    ranks = int(request.param)
+    _resumable(workshop, killed, ranks)
+    with contextlib.chdir(ROOT):
+        recipes = [load_recipe(workshop / "recipe.yaml", [f"name={name}{ranks}"]) for name in ("ranks", "resumed")]
+        train_several(recipes, ranks, resume="auto")
+    return ranks
+
+
+def test_any_number_of_ranks_gives_the_same_curve(workshop: Path, curve: dict[int, float], on_other_ranks: int) -> None:
+    """fp32: relative difference at most 1e-6 at step 1 and 1e-4 at step 50."""
+    other = losses(workshop / "runs" / f"ranks{on_other_ranks}")
+    assert abs(other[1] / curve[1] - 1) <= 1e-6
+    assert abs(other[50] / curve[50] - 1) <= 1e-4
+
+
+def test_a_killed_run_continues_on_another_number_of_ranks(workshop: Path, curve: dict[int, float], on_other_ranks: int) -> None:
+    _continued(workshop, curve, on_other_ranks)
+
+
+def test_a_killed_run_continues_on_as_many_ranks(workshop: Path, curve: dict[int, float], killed: Path) -> None:
+    _train(workshop, _resumable(workshop, killed, 2).name, 2)
+    _continued(workshop, curve, 2)
+
+
+def _continued(workshop: Path, curve: dict[int, float], ranks: int) -> None:
+    """As if nothing had happened, and the torn checkpoint was passed over."""
+    resumed = losses(workshop / "runs" / f"resumed{ranks}")
     assert sorted(resumed) == list(range(1, 51))
     assert all(abs(resumed[step] / curve[step] - 1) <= 1e-4 for step in resumed)
-    assert not opened.exists()
+    assert not (workshop / f"opened{ranks}").exists()
 
 
 def test_a_signal_stops_at_a_step_boundary_and_asks_to_be_requeued(workshop: Path, curve: dict[int, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -10,18 +11,23 @@ import yaml
 
 from speechkd.core.files import read_json
 from speechkd.models import load_student
-from speechkd.recipe import load_recipe
+from speechkd.recipe import Recipe, load_recipe
+from speechkd.stages.export import export_run
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import open_train_sources
 from speechkd.stages.teach import teach
-from tests.e2e.conftest import ROOT, speechkd
-from tests.e2e.several import train_several, trained
+from tests.e2e.conftest import ROOT
+from tests.e2e.several import train_several
 from tests.e2e.variants import CHANGES, EVERY, LAYER_AC, RECIPES, TRAINED
 
-VARIANTS = [
-    *(pytest.param(name, "", marks=pytest.mark.system) for name in RECIPES),
-    *(pytest.param(*variant, marks=pytest.mark.torture) for variant in CHANGES),
-]
+
+@pytest.fixture(scope="module")
+def shipped(workshop: Path, exported: Path) -> dict[str, Recipe]:
+    """Every recipe that ships by its file's name, trained for a few steps, all in one launch of ranks."""
+    with contextlib.chdir(ROOT):
+        recipes = {name: load_recipe(*varied(workshop, exported, name, "")) for name in RECIPES}
+        train_several([*recipes.values()])
+    return recipes
 
 
 def small(workshop: Path, exported: Path, name: str) -> Path:
@@ -86,27 +92,32 @@ def test_a_teacher_reads_what_the_start_wrote_about_the_clips(workshop: Path, ex
     train_several([recipe])
 
 
-@pytest.mark.parametrize(("name", "change"), VARIANTS)
-def test_a_shipped_recipe_trains_and_exports(
+@pytest.mark.system
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_trains_and_exports(shipped: dict[str, Recipe], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    exports(shipped[name])
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(("name", "change"), CHANGES)
+def test_another_form_of_a_recipe_trains_and_exports(
     workshop: Path, exported: Path, name: str, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    path, changes = varied(workshop, exported, name, change)
-    words, recipe = [path, *(word for change in changes for word in ("--set", change))], load_recipe(path, changes)
-    assert all(teach(recipe))
-    done = speechkd("train", *words, "--ranks", 2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    trained(recipe)
+    recipe = load_recipe(*varied(workshop, exported, name, change))
+    train_several([recipe])
+    exports(recipe)
+
+
+def exports(recipe: Recipe) -> None:
+    """A trained run becomes an export with training's logits, and with LoRA also a merged one."""
     folder = recipe.run_dir
-    out = folder / "export"
-    done = speechkd("export", *words, "--out", out)
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = export_run(recipe, folder / "export")
     assert read_json(out / "export.json")["probe_difference"] <= 1e-5
     if recipe.student.lora:
         assert (out / "lora/adapter_model.safetensors").is_file()
-        done = speechkd("export", *words, "--out", folder / "merged", "--merge")
-        assert done.returncode == 0, done.stderr[-3000:]
-        merged = read_json(folder / "merged/export.json")
+        merged = read_json(export_run(recipe, folder / "merged", merge=True) / "export.json")
         assert merged["merged"] and merged["student"]["lora"] is None and (folder / "merged/llm/config.json").is_file()
         assert merged["probe_difference"] <= 1e-5
         load_student(folder / "merged")
