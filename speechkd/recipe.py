@@ -219,6 +219,8 @@ class Recipe(Config):
             data["gates"] = self.gates.model_dump(mode="json")
         data["prompt"] = self.prompt.identity()
         data["phases"] = [phase.model_dump(mode="json") for phase in self.train.phases]
+        if self.train.spike is not None:
+            data["spike"] = self.train.spike.model_dump(mode="json")
         data["teachers"] = {role: self.teachers[role].identity() for role in self.train.roles}
         return data
 

@@ -102,6 +102,7 @@ def script(profile: ClusterProfile, job: Job, place: RunPlace) -> str:
         port=profile.rendezvous_port,
         signal_s=profile.signal_s,
         restart=["python", "-m", "speechkd.stages.restart", str(place.run)],
+        max_restarts=profile.max_restarts,
         requeue_code=EXIT_REQUEUE,
     )
     return text
@@ -156,8 +157,7 @@ def _share(profile: ClusterProfile, resources: StageResources, stage: Stage) -> 
 
 def _exports(profile: ClusterProfile) -> list[tuple[str, str]]:
     network = {name: profile.socket_ifname for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if profile.socket_ifname}
-    restarts = {"SPEECHKD_MAX_RESTARTS": str(profile.max_restarts)}
-    return list({"SPEECHKD_SCRATCH": profile.scratch, **restarts, **network, **profile.nccl, **profile.env}.items())
+    return list({"SPEECHKD_SCRATCH": profile.scratch, **network, **profile.nccl, **profile.env}.items())
 
 
 def _node_setup(profile: ClusterProfile) -> str:

@@ -82,7 +82,7 @@ def run_state(run: Path) -> RunState:
     step = max((points[-1][0] for name, points in series.items() if points and name.startswith("train/")), default=0)
     newest = latest(run / CHECKPOINTS)
     state = last_status(run / JOURNAL)
-    restarts = _restarts(run)
+    events = _events(run)
     stages = _stages(run, recipe, records, queue, step, state)
     return RunState(
         run=str(run),
@@ -97,8 +97,8 @@ def run_state(run: Path) -> RunState:
         metrics={name: points[-1][1] for name, points in series.items() if points and (name in SHOWN or name.startswith("eval/"))},
         eta_seconds=_eta(run, series, recipe.train.steps) if state == "RUNNING" else None,
         quarantined=_quarantined(recipe, series),
-        restarts=len(restarts),
-        failure=_failure(run, records, queue, restarts, stages, state),
+        restarts=max(0, sum(event.get("event") == "start" for event in events) - 1),
+        failure=_failure(run, records, events, stages, state),
         stacks=sorted(str(path) for path in (run / STACKS).glob("*.txt")),
         slurm=records is not None and has_slurm(),
     )
@@ -173,8 +173,8 @@ def _quarantined(recipe: Recipe, series: Mapping[str, list[tuple[int, float]]]) 
         return None
 
 
-def _restarts(run: Path) -> list[dict[str, Any]]:
-    """The lines that training wrote about its starts, but for the first."""
+def _events(run: Path) -> list[dict[str, Any]]:
+    """What training wrote about its starts and ends."""
     if not (run / RESTARTS).is_file():
         return []
     try:
@@ -186,8 +186,7 @@ def _restarts(run: Path) -> list[dict[str, Any]]:
 def _failure(
     run: Path,
     records: JobRecords | None,
-    queue: Sequence[QueuedJob],
-    restarts: Sequence[Mapping[str, Any]],
+    events: Sequence[Mapping[str, Any]],
     stages: Sequence[StageState],
     state: str | None,
 ) -> str | None:
@@ -200,7 +199,7 @@ def _failure(
         if job.stage == failed and job.job == records.stage_jobs(job.stage)[-1]:  # type: ignore[union-attr]
             bad = [found for found in ended(job.job) if found.state not in WELL]
             words += [f"job {bad[0].label} {bad[0].state}{f' ({bad[0].reason})' if bad[0].reason else ''}"] if bad else []
-    reasons = [str(line["reason"]) for line in restarts if line.get("reason")]
+    reasons = [str(event["reason"]) for event in events if event.get("reason")]
     words += reasons[-1:] if failed in (None, "train") else []
     logs = sorted((run / JOBS).glob(f"{failed or 'train'}*.log"), key=lambda path: path.stat().st_mtime)
     for log in reversed(logs):

@@ -14,6 +14,7 @@ from speechkd.engine.checkpoint import ever_published, latest
 from speechkd.engine.checkpoint_copy import SecondPlace, bring_back
 from speechkd.engine.checkpoint_saver import Retention
 from speechkd.recipe import Recipe
+from speechkd.stages.grown_data import plan_facts
 
 Resume = Literal["auto", "require", "never"]
 RECIPE, RUN, CHECKPOINTS, PROBES = "recipe.yaml", "run.json", "checkpoints", "probes"
@@ -62,8 +63,11 @@ def _by_key(recipe: Recipe, but: Collection[str]) -> dict[str, Any]:
     """What changes the trained student, by the keys that a user writes in a recipe."""
     data = {key: value for key, value in recipe.trained_by().items() if key not in but}
     data["student"] = {key: value for key, value in data["student"].items() if key != "config_root"}  # of dry runs only
-    regime, phases = recipe.train.regime, data.pop("phases")
-    return {"train": {"regime": regime, "regimes": {regime: phases}}, **data}  # whoever forgot `--set train.regime` should read just that
+    regime, phases, spike = recipe.train.regime, data.pop("phases"), data.pop("spike", None)
+    return {
+        "train": {"regime": regime, "regimes": {regime: phases}, "spike": spike},
+        **data,
+    }  # whoever forgot `--set train.regime` should read just that
 
 
 def _brief(value: Any) -> str:
@@ -88,16 +92,12 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
     Raises InputError if the folder belongs to another recipe or other data, if `require` finds no checkpoint, if `never` finds one,
     or if checkpoints were published once and none of them is valid now: a run never silently starts over.
     """
-    digests = {"recipe": recipe.digest(), "plan": plan_digest}
-    checkpoints = folder / CHECKPOINTS
+    checkpoints, stored = folder / CHECKPOINTS, None
     if (folder / RUN).is_file():
         stored = read_json(folder / RUN)
-        if stored.get("recipe") != digests["recipe"]:
+        if stored.get("recipe") != recipe.digest():
             found = _difference(recipe, run_recipe(folder)) or f"its digest is {str(stored.get('recipe'))[:8]}"
             raise InputError(f"run folder `{folder}` belongs to another recipe ({found}): use another `name`, or remove it")
-        if stored.get("plan") != digests["plan"]:
-            found = f"digest {str(stored.get('plan'))[:8]}, this one is {plan_digest[:8]}"
-            raise InputError(f"run folder `{folder}` belongs to other data ({found}): use another `name`, or remove it")
     newest = latest(checkpoints)
     second = second_place(recipe, folder, Retention())
     if newest is None and second is not None and resume != "never":
@@ -110,5 +110,6 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
         raise InputError(
             f"`{checkpoints}` holds checkpoints and none is valid: repair or remove the run folder; it is not started over silently"
         )
+    facts = plan_facts(recipe, plan_digest, stored, newest, folder)
     write_text(folder / RECIPE, dump_yaml(recipe.model_dump(mode="json")))
-    write_json(folder / RUN, digests)
+    write_json(folder / RUN, {"recipe": recipe.digest(), **facts})

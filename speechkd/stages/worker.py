@@ -14,7 +14,7 @@ from torch import Tensor
 from speechkd.cluster.local import REQUEUE
 from speechkd.core import dist
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
-from speechkd.core.files import exclusive, sha256_bytes, write_json
+from speechkd.core.files import exclusive, read_json, sha256_bytes, write_json
 from speechkd.core.log import progress, say
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch
@@ -32,9 +32,10 @@ from speechkd.stages.assembly.base_models import frozen_base, same_base
 from speechkd.stages.assembly.flops import model_flops
 from speechkd.stages.assembly.method import build_method
 from speechkd.stages.assembly.student import build_student
+from speechkd.stages.grown_data import of_this_run
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
-from speechkd.stages.run_folder import CHECKPOINTS, PROBES, run_recipe, second_place
+from speechkd.stages.run_folder import CHECKPOINTS, PROBES, RUN, run_recipe, second_place
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
 from speechkd.train.loop import Diverged, Loop, Outcome
@@ -61,7 +62,8 @@ def work(folder: Path) -> None:
 def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     prompt = open_prompt(recipe.prompt, recipe.student.llm)
     sources = open_train_sources(recipe, prompt)
-    schedule = make_schedule(recipe, sources)
+    data = read_json(folder / RUN)
+    schedule = make_schedule(recipe, sources, data.get("grown_at", 0))
     world = dist.world_size()
     dist.barrier()  # rank 0 holds the run folder's lock
     newest = latest(folder / CHECKPOINTS)
@@ -70,12 +72,15 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     with torch_seed(recipe.seed, "losses"):
         distiller = Distiller(student, build_method(recipe, student))
     if newest is not None:
-        _same_run(read_trainer(newest), recipe, schedule, newest)
+        _same_run(read_trainer(newest), recipe, data | {"plan": schedule.digest}, newest)
         load_weights(distiller, newest)
     accumulate = recipe.plan.per_rank(world)
     precision: Precision = "bf16" if recipe.student.dtype == "bfloat16" else "fp32"
     engine = Engine(distiller, recipe.optim, ds_config, accumulate, recipe.optim.clip, precision)
     start = 0
+    journal = Journal(folder / JOURNAL) if dist.rank() == 0 else None
+    if journal is not None and schedule.grown_at:
+        journal.tags({"data_grown_at": str(schedule.grown_at)})
     if newest is not None:
         start = load_moments(engine, newest)
         if dist.rank() == 0:
@@ -108,7 +113,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         seed=recipe.seed,
         steps=schedule.steps,
         device=local_device(),
-        journal=Journal(folder / JOURNAL) if dist.rank() == 0 else None,
+        journal=journal,
         save=keep,
         saver=saver,
         preemption=preemption,
@@ -132,9 +137,9 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     dist.barrier()
 
 
-def _same_run(trainer: dict[str, object], recipe: Recipe, schedule: Schedule, checkpoint: Path) -> None:
+def _same_run(trainer: dict[str, Any], recipe: Recipe, data: Mapping[str, Any], checkpoint: Path) -> None:
     """Raises InputError for a checkpoint of another recipe, other data or other frozen models."""
-    if trainer.get("recipe") != recipe.digest() or trainer.get("plan") != schedule.digest:
+    if trainer.get("recipe") != recipe.digest() or not of_this_run(trainer, data):
         raise InputError(f"`{checkpoint}` belongs to another recipe or other data than `{recipe.name}` has now")
     same_base(trainer, checkpoint, recipe.student, recipe.live)
 
@@ -152,7 +157,7 @@ def _make_probe(path: Path, engine: Engine, load: Callable[[Sequence[ExampleRef]
 
     Returns what writes them, on rank 0.
     """
-    refs = [ref for micro in schedule.share(0, 0, 1) for ref in micro][:2]
+    refs = [ref for micro in schedule.share(schedule.grown_at, 0, 1) for ref in micro][:2]
     batch = load(refs)
     batch.response_T, batch.mask_T = batch.response_T[:PROBE_POSITIONS], batch.mask_T[:PROBE_POSITIONS]
     engine.train(False)

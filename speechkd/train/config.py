@@ -49,6 +49,8 @@ class TrainConfig(Config):
     """unset: no update is dropped but those that are not finite"""
     peak_tflops: float | None = Field(None, gt=0, allow_inf_nan=False)
     """of one GPU in the precision of the run, for `train/mfu`; unset: half precision of the GPUs that are known by name"""
+    accept_grown_data: bool = False
+    """continue a run whose corpora have grown since: a new epoch over the grown data begins at the step that the run is at"""
     stall_s: float = Field(1800, gt=0, le=86_400)
     """seconds that one act of a step (`data`, `all_reduce`, `forward`, ...) may take before its rank is ended, so that the run can go on"""
     prefetch: int = Field(2, ge=1)

@@ -62,20 +62,21 @@ class _Room(Generic[Done]):
 
     def __init__(self, size: Callable[[Done], int] | None, most: int, workers: int) -> None:
         self._size, self._most, self._workers = size, most, workers
-        self._largest = 0
+        self._largest: int | None = None
 
     def saw(self, done: Done) -> None:
         """An item was finished: others may be as large."""
         if self._size is not None:
-            self._largest = max(self._largest, self._size(done))
+            self._largest = max(self._largest or 0, self._size(done))
 
     def for_another(self, begun: deque[Future[Done]]) -> bool:
         if self._size is None or not begun:  # one is always begun, however large it is
             return True
-        if not self._largest:  # nothing is known yet
+        if self._largest is None:  # nothing is known yet
             return len(begun) < self._workers
-        held = sum(self._size(future.result()) if _succeeded(future) else self._largest for future in begun)
-        return held + self._largest <= self._most
+        largest = self._largest
+        held = sum(self._size(future.result()) if _succeeded(future) else largest for future in begun)
+        return held + largest <= self._most
 
 
 def _succeeded(future: Future[Any]) -> bool:

@@ -23,10 +23,14 @@ class Segment:
 
 
 class Schedule:
-    """The plan of a whole run. Its state is one integer, the global step."""
+    """The plan of a whole run. Its state is one integer, the global step.
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = list(segments)
+    `grown_at`: the global step from which on the plans hold, because the data grew there; a new epoch begins at it. What the epoch before
+    had shown until then comes again, once, in this one; from there on every pass visits every example exactly once, as ever.
+    """
+
+    def __init__(self, segments: Sequence[Segment], grown_at: int = 0) -> None:
+        self.segments, self.grown_at = list(segments), grown_at
         self.steps = sum(segment.phase.steps for segment in self.segments)
         self.digest = digest([[s.phase.name, s.phase.steps, s.plan.digest, list(s.sources)] for s in self.segments])
 
@@ -44,8 +48,10 @@ class Schedule:
 
     def micro_batch(self, step: int, number: int) -> list[ExampleRef]:
         """Micro-batch `number` of the M of a global step, in terms of the run's own source numbers."""
+        assert step >= self.grown_at, "the plan of the steps before belongs to the data as they were"
         segment, local = self.locate(step)
-        epoch, step_in_epoch = segment.plan.position(local)
+        before = max(0, self.grown_at - (step - local))  # steps of this phase that the earlier data had
+        epoch, step_in_epoch = segment.plan.position(local - before)
         (refs,) = segment.plan.micro_batches(epoch, step_in_epoch, range(number, number + 1))
         return [ExampleRef(segment.sources[ref.source], ref.row) for ref in refs]
 

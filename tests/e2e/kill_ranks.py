@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import sys
@@ -85,16 +84,17 @@ def end_all(pids: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-def valid(folder: Path) -> list[Path]:
-    """Committed checkpoints, newest first; each must be valid, whatever was killed."""
+def valid(folder: Path, damaged: str) -> list[Path]:
+    """Committed checkpoints, newest first; each must be valid, whatever was killed, but the one that was `damaged`."""
     committed = [step for step in newest_first(folder / CHECKPOINTS) if (step / COMMIT).is_file()]
-    torn = [f"{step.name}: {why_invalid(step)}" for step in committed if why_invalid(step)]
+    broken = {step: why for step in committed if (why := why_invalid(step))}
+    torn = [f"{step.name}: {why}" for step, why in broken.items() if step.name != damaged]
     assert not torn, f"committed and not valid: {torn}"
-    return committed
+    return [step for step in committed if step not in broken]
 
 
-def damage(checkpoint: Path, how: str, choice: random.Random) -> str:
-    """Damage one file of a checkpoint; its name."""
+def damage(checkpoint: Path, how: str, choice: random.Random) -> None:
+    """Damage one file of a checkpoint."""
     file = choice.choice(FILES)
     data = bytearray((checkpoint / file).read_bytes())
     if how == "flip":
@@ -102,7 +102,6 @@ def damage(checkpoint: Path, how: str, choice: random.Random) -> str:
     (checkpoint / file).write_bytes(data[:-1] if how == "cut" else data)
     if how == "remove":
         (checkpoint / file).unlink()
-    return file
 
 
 class Campaign:
@@ -140,25 +139,26 @@ class Campaign:
             world = self.choice.choice(WORLDS)
             self.worlds[world] += 1
             self.found["starts"] += 1
+            began = time.monotonic()
             pids = start(folder, world, log)
             killed = self.found["kills"] < kills and self.kill(folder, pids)
             if not killed:
                 wait_until(lambda: False, pids, LONGEST_RUN_S)
             codes, said = end_all(pids), log.read_text()
+            print(f"start {self.found['starts']}: {world} ranks, killed {killed}, {time.monotonic() - began:.1f} s", file=sys.stderr)
             if damaged:
-                assert damaged in said and "is ignored" in said, f"{damaged} was damaged, and this was said: {said[-2000:]}"
+                assert f"checkpoint {damaged} is ignored" in said, f"{damaged} was damaged, and this was said: {said[-2000:]}"
             self.found["kills"] += killed
-            steps, damaged = valid(folder), ""
-            assert steps and step_of(steps[0]) >= newest or not newest, "a checkpoint was lost"
+            steps = valid(folder, damaged)
+            damaged = damaged if damaged not in [step.name for step in steps] and (folder / CHECKPOINTS / damaged).is_dir() else ""
+            assert not newest or (steps and step_of(steps[0]) >= newest), "a checkpoint was lost"
             newest = step_of(steps[0]) if steps else 0
             if not killed:
                 assert codes == [0] * world, said[-3000:]
                 return
-            if len(steps) > 1 and self.found["kills"] % DAMAGE_EVERY == 0:
-                damaged = damage(steps[0], self.choice.choice(DAMAGES), self.choice)
-                newest, self.found["damaged"] = step_of(steps[1]), self.found["damaged"] + 1
-                # what is damaged stays until it is written again, and is named at every start
-                shutil.copytree(steps[0], self.out / "damaged" / f"{self.found['damaged']}")
+            if len(steps) > 1 and not damaged and self.found["kills"] % DAMAGE_EVERY == 0:
+                damage(steps[0], self.choice.choice(DAMAGES), self.choice)  # it stays so until its step is saved again
+                damaged, newest, self.found["damaged"] = steps[0].name, step_of(steps[1]), self.found["damaged"] + 1
 
     def kill(self, folder: Path, pids: list[int]) -> bool:
         """Kill a random rank at a random moment of its work; False if the run was finished before."""

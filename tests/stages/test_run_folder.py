@@ -8,10 +8,12 @@ import pytest
 
 from speechkd import cli
 from speechkd.core.errors import InputError
-from speechkd.core.files import sha256_bytes
+from speechkd.core.files import sha256_bytes, sha256_file, write_json
+from speechkd.engine.checkpoint import COMMIT, FILES, FORMAT, latest
+from speechkd.engine.checkpoint_saver import Retention
 from speechkd.recipe import Recipe, load_recipe
 from speechkd.stages.export import _prompt
-from speechkd.stages.run_folder import NOT_THE_STUDENTS, RECIPE, prepare_run, run_recipe, same_recipe
+from speechkd.stages.run_folder import CHECKPOINTS, NOT_THE_STUDENTS, RECIPE, prepare_run, run_recipe, same_recipe, second_place
 
 ROOT = Path(__file__).parents[2]
 NAME = "pipelines/meta_prompt_kd.yaml"
@@ -21,6 +23,7 @@ OTHERS = {
     "student.lora={r: 2, targets: [q_proj]}": r"`student\.lora` is `\{.*`, there not set",
     "student.llm=elsewhere/llm": r"`student\.llm` is `\"elsewhere/llm\"`, there `\"standins/llm\"`",
     "train.regime=ift": r"`train\.regime` is `\"ift\"`, there `\"kd\"`",
+    "train.spike={window: 64}": r"`train\.spike` is `\{.*64\}`, there not set",
     "seed=5": r"`seed` is `5`, there `1`",
     "data.corpora.0.weights={kd: 0.5}": r"`data\.corpora\.0\.weights\.kd` is `0\.5`, there not set",
 }
@@ -30,6 +33,14 @@ SAME = [
     "tracking.uri=sqlite:///m.db",
     "data.root=elsewhere",
     "train.log_every=7",
+    "train.checkpoint_every=7",
+    "train.keep_checkpoints=7",
+    "train.keep_every=7",
+    "train.copy_to=elsewhere",
+    "train.stall_s=7",
+    "train.prefetch_gib=7",
+    "train.peak_tflops=7",
+    "train.accept_grown_data=true",
     "paper=x",
 ]
 
@@ -110,3 +121,36 @@ def test_a_template_that_changed_since_training_is_not_exported(tmp_path: Path) 
     template.write_text("{{ question }} please " + template.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(InputError, match="prompt.j2` has changed since"):
         _prompt(first.prompt, first.student.llm, trained_with, tmp_path)
+
+
+def committed(checkpoints: Path, step: int) -> Path:
+    """A checkpoint whose digests are in order; nobody looks inside here."""
+    folder = checkpoints / f"step-{step:06d}"
+    folder.mkdir(parents=True)
+    for file in FILES:
+        (folder / file).write_text(f'{{"step": {step}, "adam_step": {step}, "plan": "plan"}}')
+    write_json(folder / COMMIT, {"format": FORMAT, "files": {file: sha256_file(folder / file) for file in FILES}})
+    return folder
+
+
+def test_a_run_that_lost_its_checkpoints_continues_from_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the whole folder is gone; where it has a valid one of its own, that counts, however old."""
+    made = recipe(tmp_path / "runs", f"train.copy_to={tmp_path / 'second'}")
+    second = second_place(made, made.run_dir, Retention())
+    assert second is not None and isinstance(second.place, Path)
+    committed(second.place, 20)
+    prepare_run(made.run_dir, made, "plan", "require")
+    assert latest(made.run_dir / CHECKPOINTS) == made.run_dir / CHECKPOINTS / "step-000020"
+    assert "step-000020 was fetched from" in capsys.readouterr().err
+    committed(second.place, 30)
+    prepare_run(made.run_dir, made, "plan", "auto")
+    assert not (made.run_dir / CHECKPOINTS / "step-000030").exists()
+    (made.run_dir / CHECKPOINTS / "step-000020" / COMMIT).unlink()
+    prepare_run(made.run_dir, made, "plan", "auto")
+    assert latest(made.run_dir / CHECKPOINTS) == made.run_dir / CHECKPOINTS / "step-000030"
+
+
+def test_a_second_place_that_nothing_opens_is_one_line(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "train.copy_to=s4://bucket/copies")
+    with pytest.raises(InputError, match="`s4://` is not known"):
+        prepare_run(made.run_dir, made, "plan", "auto")

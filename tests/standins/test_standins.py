@@ -69,19 +69,40 @@ def test_a_q_former_starts_from_the_decoder_that_is_built_over_the_encoder(tmp_p
     assert torch.equal(bank.decoder.layers[1].fc1.weight, saved["model.decoder.layers.1.fc1.weight"])
 
 
-@pytest.mark.system
-@pytest.mark.timeout(2400)
-def test_a_rebuild_scores_the_same(tmp_path: Path) -> None:
-    """Both scripts side by side, one core each; within 5 points on every task and split."""
-    parts = {"llm": "build_llm.py", "encoder": "build_encoder.py"}
+def _rebuilt(folder: Path, steps: dict[str, list[str]]) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Run both scripts side by side, one core each; yields what ships scores, and what was built, for each."""
+    scripts = {"llm": "build_llm.py", "encoder": "build_encoder.py"}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     builds = {}
-    for part, script in parts.items():
-        command = [sys.executable, str(STANDINS / script), "--out", str(tmp_path / part), "--scores", str(tmp_path / f"{part}.json")]
-        with (tmp_path / f"{part}.log").open("w") as log:
+    for part, script in scripts.items():
+        command = [
+            sys.executable,
+            str(STANDINS / script),
+            "--out",
+            str(folder / part),
+            "--scores",
+            str(folder / f"{part}.json"),
+            *steps[part],
+        ]
+        with (folder / f"{part}.log").open("w") as log:
             builds[part] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     for part, build in builds.items():
-        assert build.wait(timeout=2300) == 0, (tmp_path / f"{part}.log").read_text()[-2000:]
-        shipped, rebuilt = _scores(STANDINS / "scores.json", part), _scores(tmp_path / f"{part}.json", part)
+        assert build.wait(timeout=2300) == 0, (folder / f"{part}.log").read_text()[-2000:]
+        yield _scores(STANDINS / "scores.json", part), _scores(folder / f"{part}.json", part)
+
+
+@pytest.mark.system
+@pytest.mark.timeout(600)
+def test_the_scripts_build_and_score_both(tmp_path: Path) -> None:
+    """A few steps: every task and split has a score; what they are worth is the next test's."""
+    for shipped, built in _rebuilt(tmp_path, {"llm": ["--steps", "0.01"], "encoder": ["--steps", "20"]}):
+        assert set(shipped) == set(built) and len(shipped) >= 4
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(2400)
+def test_a_rebuild_scores_the_same(tmp_path: Path) -> None:
+    """Within 5 points on every task and split."""
+    for shipped, rebuilt in _rebuilt(tmp_path, {"llm": [], "encoder": []}):
         assert set(shipped) == set(rebuilt) and len(shipped) >= 4
         assert all(rebuilt[name] >= shipped[name] - TOLERANCE for name in shipped), (shipped, rebuilt)

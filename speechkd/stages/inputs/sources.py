@@ -115,8 +115,11 @@ def _check_origin(recipe: Recipe, role: str, column: Column, prompt: Prompt) -> 
                 raise InputError(f"column `{column.name}`: signal `{signal}` {reason} (loss `{loss}`)")
 
 
-def make_schedule(recipe: Recipe, sources: Sequence[TrainSource]) -> Schedule:
-    """The plan of every phase. An example is visited as often as the phase's passes over its stream times its corpus's weight."""
+def make_schedule(recipe: Recipe, sources: Sequence[TrainSource], grown_at: int = 0) -> Schedule:
+    """The plan of every phase, from step `grown_at` on.
+
+    An example is visited as often as the phase's passes over its stream times its corpus's weight.
+    """
     segments = []
     for number, phase in enumerate(recipe.train.phases):
         passes = [phase.mix.get(source.stream, 0) * source.corpus.config.weight(source.role) for source in sources]
@@ -124,7 +127,7 @@ def make_schedule(recipe: Recipe, sources: Sequence[TrainSource]) -> Schedule:
         plan_sources = [replace(sources[i].plan_source, passes=passes[i]) for i in used]
         plan = Plan(recipe.plan, plan_sources, derive(recipe.seed, "plan", number, phase.name))
         segments.append(Segment(phase, plan, used))
-    return Schedule(segments)
+    return Schedule(segments, grown_at)
 
 
 def make_loader(
