@@ -13,7 +13,8 @@ from pathlib import Path
 import speechkd
 from speechkd.cluster.local import run_ranks
 from speechkd.core.errors import EXIT_REQUEUE
-from speechkd.core.files import exclusive, write_json
+from speechkd.core.files import write_json
+from speechkd.core.locks import exclusive
 from speechkd.core.log import say
 from speechkd.engine.checkpoint import latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
