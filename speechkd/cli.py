@@ -97,6 +97,9 @@ def train(
     from speechkd.recipe import load_recipe
 
     if nodes > 1 and not dry_run:
+        os.environ.setdefault(
+            "TORCH_CPP_LOG_LEVEL", "ERROR"
+        )  # read when torch is loaded: a lost connection is one line of ours, not a trace
         from speechkd.cluster.nodes import Place
         from speechkd.stages.train_nodes import train_on_nodes
 

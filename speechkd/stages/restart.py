@@ -52,8 +52,8 @@ def decide(history: Sequence[Event], code: int, step: int, max_restarts: int = 3
         return Decision(False, f"{reason}: the input is wrong, and would be again")
     tries = _restarts_at(history, step)
     if tries >= max_restarts:
-        codes = [event["code"] for event in history if event["event"] in ("restart", "end") and event.get("step") == step][-tries:]
-        codes = [*codes, code][-tries:] if codes[-1:] != [code] or len(codes) < tries else codes
+        kind = "end" if any(event["event"] == "end" for event in history) else "restart"
+        codes = [event["code"] for event in history if event["event"] == kind and event["step"] == step][-tries:] or [code]
         return Decision(
             False, f"{tries} restarts without a new step since step {step} (codes {', '.join(map(str, codes))}; last: {reason})"
         )
@@ -77,7 +77,9 @@ def _reason(history: Sequence[Event], code: int) -> str:
     if code == EXIT_REQUEUE:
         return f"exit {code} (stopped cleanly)"
     last = next((event for event in reversed(history) if event["event"] in ("start", "end")), None)
-    if last is None or last["event"] == "start":
+    if last is None:
+        return f"exit {code}"
+    if last["event"] == "start":
         return f"exit {code} (no launcher lived to say why)"
     return f"exit {code} ({last['reason']})" if last["code"] == code else f"exit {code}"
 

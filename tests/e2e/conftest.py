@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from speechkd.tracking.journal import JOURNAL, metric_series
+from tests.cluster.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,10 +64,7 @@ def start(*words: object) -> subprocess.Popen[bytes]:
 
 def start_on_nodes(nodes: int, *words: object) -> list[subprocess.Popen[str]]:
     """`speechkd train` as srun would start it on several nodes; here all of them are this machine, by way of launch/node.sh."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1] % 20_000 + 10_000  # below the ports of outgoing connections
-    command = [ROOT / "launch/node.sh", *words, "--nodes", nodes, "--rendezvous", f"127.0.0.1:{port}"]
+    command = [ROOT / "launch/node.sh", *words, "--nodes", nodes, "--rendezvous", f"127.0.0.1:{free_port()}"]
     env = {**os.environ, "SPEECHKD_PYTHON": sys.executable}
     return [
         subprocess.Popen(
