@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import EXIT_INPUT, EXIT_REQUEUE
-from tests.e2e.conftest import kill_one_rank, losses, speechkd, start, wait_for
+from speechkd.core.files import read_json_lines
+from speechkd.tracking.journal import JOURNAL, read_journal
+from tests.e2e.conftest import ended, kill_one_rank, losses, speechkd, start, start_on_nodes, wait_for
 
 
 def _train(workshop: Path, name: str, ranks: int, *more: object) -> dict[int, float]:
@@ -32,6 +34,19 @@ def test_any_number_of_ranks_gives_the_same_curve(workshop: Path, curve: dict[in
     other = _train(workshop, f"ranks{ranks}", ranks)
     assert abs(other[1] / curve[1] - 1) <= 1e-6
     assert abs(other[50] / curve[50] - 1) <= 1e-4
+
+
+def test_two_nodes_of_one_rank_give_the_curve_of_one_node_with_two(workshop: Path, curve: dict[int, float]) -> None:
+    """fp32: relative difference at most 1e-6 at every step, in one journal that says how the run was started."""
+    run = workshop / "runs" / "nodes"
+    (first, said), (second, also) = ended(start_on_nodes(2, workshop / "recipe.yaml", "--set", "name=nodes"))
+    assert (first, second) == (0, 0), said[-2000:] + also[-2000:]
+    other = losses(run)
+    assert sorted(other) == sorted(curve) and all(abs(other[step] / curve[step] - 1) <= 1e-6 for step in curve)
+    tags = {name: value for record in read_journal(run / JOURNAL) if record["kind"] == "tag" for name, value in record["values"].items()}
+    assert (tags["nodes"], tags["ranks"]) == ("2", "2")
+    events = read_json_lines(run / "restarts.jsonl")
+    assert [(event["event"], event["step"], event.get("code")) for event in events] == [("start", 0, None), ("end", 50, 0)]
 
 
 @pytest.fixture(scope="module")
