@@ -40,17 +40,7 @@ class OnNodes:
     """seconds that ranks get to end by themselves when another node has failed"""
 
 
-def run_ranks(module_args: Sequence[str], ranks: int, run_folder: Path | None = None, env: Mapping[str, str] | None = None) -> int:
-    """Run `python -m <module_args>` (or a script path with arguments) on `ranks` processes of this machine; returns the exit code.
-
-    0: all ranks finished. 75: they stopped cleanly at a step boundary and left `requeue.json` in `run_folder`, so the run can continue.
-    2: a rank refused the user's input. Otherwise 1: a rank failed and the others were stopped. SIGTERM, SIGINT and SIGUSR1 are forwarded to
-    the workers but not to torchrun, which would kill them (a second SIGINT does that). Raises InputError for fewer than one rank.
-    """
-    return start_ranks(module_args, ranks, run_folder, env).code
-
-
-def start_ranks(
+def run_ranks(
     module_args: Sequence[str],
     ranks: int,
     run_folder: Path | None = None,
@@ -58,9 +48,13 @@ def start_ranks(
     received: list[signal.Signals] | None = None,
     on_nodes: OnNodes | None = None,
 ) -> Ended:
-    """As `run_ranks`, with the reason. `received`: signals that came before; `on_nodes`: this machine is one of several.
+    """Run `python -m <module_args>` (or a script path with arguments) on `ranks` processes of this machine; returns exit code and reason.
 
-    On several nodes all get the same exit code: a rank that fails on one ends the ranks of all.
+    0: all ranks finished. 75: they stopped cleanly at a step boundary and left `requeue.json` in `run_folder`, so the run can continue.
+    2: a rank refused the user's input. Otherwise 1: a rank failed and the others were stopped. SIGTERM, SIGINT and SIGUSR1 are forwarded to
+    the workers but not to torchrun, which would kill them (a second SIGINT does that); `received` are signals that came before.
+    `on_nodes`: this machine is one of several, which all get the same code; a rank that fails on one ends the ranks of all.
+    Raises InputError for fewer than one rank.
     """
     if ranks < 1:
         raise InputError(f"at least one rank is needed, given {ranks}")

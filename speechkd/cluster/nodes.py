@@ -89,18 +89,18 @@ class Team:
                 self._own.setdefault("ended", ended)
             elif "verdict" not in self._own:
                 self.dismiss(ended if ended.code == EXIT_INPUT else self._own_words(ended))
-        self._tell(left=True)
+        self._tell("left", True)
         self._stop.set()
         self._wake.set()
         self._thread.join(2 * POLL_S)
 
     def ready(self) -> None:
         """This node can start its ranks."""
-        self._tell(ready=True)
+        self._tell("ready", True)
 
     def lead(self, plan: dict[str, Any]) -> Ended | None:
         """On node 0: tell the others to go on with `plan`, and wait until all can start. Returns why not, if they cannot."""
-        self._tell(plan=plan)
+        self._tell("plan", plan)
         return self._until(lambda: all(self._others.get(i, {}).get("ready") for i in self._numbers())) or None
 
     def follow(self) -> dict[str, Any] | Ended:
@@ -118,7 +118,7 @@ class Team:
 
     def dismiss(self, verdict: Ended) -> None:
         """On node 0: tell the others how the training ended, and wait until they know: the store ends with this process."""
-        self._tell(verdict=verdict)
+        self._tell("verdict", verdict)
         end = time.monotonic() + LEAVE_S
         while time.monotonic() < end and not all(self._others[i].get("left") or self._silent(i) for i in list(self._others)):
             time.sleep(0.1)
@@ -135,7 +135,7 @@ class Team:
         return verdict
 
     def _await_verdict(self, own: Ended) -> Ended:
-        self._tell(ended=own)
+        self._tell("ended", own)
         verdict = self._until(lambda: False)
         assert verdict is not None
         return own if own.code and "verdict" not in self._others.get(0, {}) else verdict
@@ -193,9 +193,9 @@ class Team:
     def _silent(self, i: int) -> bool:
         return time.monotonic() - self._beats.get(i, time.monotonic()) > self.limit_s
 
-    def _tell(self, **changes: Any) -> None:
+    def _tell(self, key: str, value: Any) -> None:
         with self._lock:
-            self._own |= changes
+            self._own[key] = value
         self._wake.set()
 
     def _open(self, token: str) -> Store:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import speechkd
-from speechkd.cluster.local import start_ranks
+from speechkd.cluster.local import run_ranks
 from speechkd.cluster.nodes import Ended
 from speechkd.core.errors import EXIT_FAILED, EXIT_REQUEUE
 from speechkd.core.files import write_json
@@ -56,7 +56,7 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     A finished run is left as it is. Raises InputError for anything that can be known to be wrong before a process starts.
     """
     with prepared(recipe, ranks, resume, run_dir or recipe.run_dir) as run:
-        return launch(run, lambda: start_ranks([*WORKER, str(run.folder)], ranks, run.folder), ranks)
+        return launch(run, lambda: run_ranks([*WORKER, str(run.folder)], ranks, run.folder), ranks)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from speechkd.cluster.interface import socket_interface
-from speechkd.cluster.local import OnNodes, free_port, start_ranks
+from speechkd.cluster.local import OnNodes, free_port, run_ranks
 from speechkd.cluster.nodes import SILENT_S, Ended, Place, Team
 from speechkd.core.errors import EXIT_INPUT, InputError
 from speechkd.core.files import digest, sha256_file
@@ -48,7 +48,7 @@ def train_on_nodes(load: Callable[[], Recipe], words: Sequence[str], place: Plac
             interface = socket_interface(place.host, place.port)
             team.ready()
             on_nodes = OnNodes(team=team, port=port, interface=interface, grace_s=min(_GRACE_S, stall_s / 4))
-            return start_ranks([*WORKER, str(folder)], ranks, folder, received=received, on_nodes=on_nodes)
+            return run_ranks([*WORKER, str(folder)], ranks, folder, received=received, on_nodes=on_nodes)
 
         return _lead(recipe, team, ranks, resume, start) if team.leads else _follow(recipe, team, start)
 

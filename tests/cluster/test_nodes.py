@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import psutil
@@ -80,14 +81,16 @@ def test_what_another_node_lacks_ends_all_before_a_rank_starts() -> None:
 
 def test_the_cause_is_told_and_not_its_consequence() -> None:
     """A rank that was killed takes its peers on other nodes with it, which may be noticed first."""
+    noticed = Event()
 
     def do(team: Team) -> Any:
         if team.leads:
             assert team.lead({}) is None
+            noticed.set()
             return team.conclude(Ended(1, "rank 0 ended with exit code 1"))
         team.follow()
         team.ready()
-        time.sleep(2.5)
+        assert noticed.wait(20)
         return team.conclude(Ended(1, f"rank 1 ended with {'SIGKILL' if team.place.node_rank == 2 else 'exit code 1'}"))
 
     first, *others = on_nodes(3, do)

@@ -65,7 +65,7 @@ def start(*words: object) -> subprocess.Popen[bytes]:
 def start_on_nodes(nodes: int, *words: object) -> list[subprocess.Popen[str]]:
     """`speechkd train` as srun would start it on several nodes; here all of them are this machine, by way of launch/node.sh."""
     command = [ROOT / "launch/node.sh", *words, "--nodes", nodes, "--rendezvous", f"127.0.0.1:{free_port()}"]
-    env = {**os.environ, "SPEECHKD_PYTHON": sys.executable}
+    env = {**os.environ, "SPEECHKD_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}  # as two ranks of one node have: sums in the same order
     return [
         subprocess.Popen(
             list(map(str, command)), env={**env, "SLURM_NODEID": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -31,7 +31,7 @@ def train_several(recipes: Sequence[Recipe]) -> None:
             make_schedule(recipe, open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))).digest,
             "never",
         )
-    assert run_ranks([__file__, *(str(recipe.run_dir) for recipe in recipes)], 2) == 0
+    assert run_ranks([__file__, *(str(recipe.run_dir) for recipe in recipes)], 2).code == 0
     for recipe in recipes:
         trained(recipe)
 
