@@ -91,15 +91,27 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, build on the meta device, print the plan")] = False,
     ranks: Ranks = 1,
     resume: Resume = "auto",
+    nodes: Annotated[int, typer.Option(help="nodes; the command runs on each of them, with --ranks processes", min=1)] = 1,
+    node_rank: Annotated[int, typer.Option(help="which of the nodes this is, from 0")] = 0,
+    rendezvous: Annotated[Optional[str], typer.Option(help="HOST:PORT of node 0, where the nodes meet")] = None,
 ) -> None:
     """Train the student's projector on shards and columns, under DeepSpeed ZeRO-3."""
     from speechkd.recipe import load_recipe
 
+    if nodes > 1 and not dry_run:
+        os.environ.setdefault(
+            "TORCH_CPP_LOG_LEVEL", "ERROR"
+        )  # read when torch is loaded: a lost connection is one line of ours, not a trace
+        from speechkd.cluster.nodes import Place
+        from speechkd.stages.train_nodes import train_on_nodes
+
+        place = Place.parse(nodes, node_rank, rendezvous)
+        raise typer.Exit(train_on_nodes(lambda: load_recipe(recipe, set or []), [str(recipe), *(set or [])], place, ranks, resume))
     loaded = load_recipe(recipe, set or [])
     if dry_run:
         from speechkd.stages.plan import plan as dry
 
-        raise typer.Exit(dry(loaded, ranks))
+        raise typer.Exit(dry(loaded, nodes * ranks))
     from speechkd.stages.train import train as stage
 
     raise typer.Exit(stage(loaded, ranks, resume))

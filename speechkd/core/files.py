@@ -1,21 +1,17 @@
-"""Atomic, durable file writes (temporary name, fsync, rename, fsync of the folder), lock files, JSON and digests."""
+"""Atomic, durable file writes (temporary name, fsync, rename, fsync of the folder), JSON and digests."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from speechkd.core.errors import DataError, InputError
+from speechkd.core.errors import DataError
 
 CHUNK = 1 << 20
 
@@ -66,50 +62,6 @@ def publishing(path: Path) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[None]:
-    """Hold the lock file `path` alone; it is freed when the process dies.
-
-    Raises InputError with `busy`, and which process on which host holds it, after `wait_s` seconds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
-        end = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    stream.seek(0)
-                    holder = stream.read(200).strip()
-                    raise InputError(f"{busy} ({holder})" if holder else busy) from None
-                time.sleep(0.2)
-        stream.truncate(0)
-        stream.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
-        stream.flush()
-        yield
-
-
-@contextmanager
-def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Try to hold the lock file `path` during the block; yields whether it is held. With `wait`, block until it is free.
-
-    Only saves two workers from doing the same work: on a file system without locks both get True, so both results must be correct.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-        yield True
 
 
 def write_bytes(path: Path, data: bytes) -> None:

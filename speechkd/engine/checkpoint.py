@@ -12,6 +12,8 @@ depend on the world size.
 from __future__ import annotations
 
 import re
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ FORMAT = 1
 WEIGHTS, MOMENTS, TRAINER, COMMIT = "weights.safetensors", "moments.safetensors", "trainer.json", "COMMIT.json"
 FILES = (WEIGHTS, MOMENTS, TRAINER)
 KEYS = ("exp_avg", "exp_avg_sq")
+SEEN_S = 60.0
 NAME = re.compile(r"step-(\d{6,12})")
 
 
@@ -56,7 +59,19 @@ def latest(checkpoints: Path) -> Path | None:
     """
     name = next((folder.name for folder in newest_first(checkpoints) if _valid(folder)), None) if dist.rank() == 0 else None
     name = dist.from_rank_zero(name)
-    return checkpoints / name if name is not None else None
+    return _seen(checkpoints / name) if name is not None else None
+
+
+def _seen(folder: Path) -> Path:
+    """Wait until this rank sees it, too: on a shared folder, other nodes see a rename seconds later."""
+    end = time.monotonic() + SEEN_S
+    while not all((folder / file).is_file() for file in (*FILES, COMMIT)):
+        if time.monotonic() > end:
+            raise DataError(
+                f"`{folder}` is not whole on {socket.gethostname()} after {SEEN_S:g} s, though rank 0 reads it: is it on a shared folder?"
+            )
+        time.sleep(0.2)
+    return folder
 
 
 def ever_published(checkpoints: Path) -> bool:

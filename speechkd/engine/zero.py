@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
+import socket
 import sys
 import time
 import warnings
@@ -17,6 +19,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import nn
 
+from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored, read_into
 
 if not torch.cuda.is_available():
@@ -73,6 +76,7 @@ def init_distributed(timeout_s: float = GROUP_TIMEOUT_S) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         wait = timedelta(seconds=timeout_s)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+            _check_interface()
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             torch_dist.init_process_group(backend, timeout=wait)
@@ -81,6 +85,22 @@ def init_distributed(timeout_s: float = GROUP_TIMEOUT_S) -> None:
             torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1, timeout=wait)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=torch_dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def _check_interface() -> None:
+    """On several nodes, gloo must not fall back to loopback, as it does where this host's name resolves to none of its addresses."""
+    if int(os.environ["WORLD_SIZE"]) == int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) or os.environ.get(
+        "GLOO_SOCKET_IFNAME"
+    ):
+        return
+    name = socket.gethostname()
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        found = set()
+    if not any(not ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found):
+        where = f"resolves to {', '.join(sorted(found))}" if found else "does not resolve"
+        raise InputError(f"host name `{name}` {where}, where ranks of other nodes cannot reach it: set GLOO_SOCKET_IFNAME to its interface")
 
 
 def close_distributed() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 from speechkd.cluster.local import REQUEUE
 from speechkd.cluster.scheduler import QueuedJob, ended, has_slurm
 from speechkd.core.errors import DataError, InputError
-from speechkd.core.files import read_json_lines
 from speechkd.data.storage.manifest import MANIFEST
 from speechkd.data.storage.store import list_folder, parse_location
 from speechkd.engine.checkpoint import latest
@@ -19,11 +18,12 @@ from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import SUMMARY
 from speechkd.stages.inputs.corpora import open_corpora
 from speechkd.stages.job_records import JOBS, JobRecords, alive, read_records
+from speechkd.stages.restart import read_history
 from speechkd.stages.run import REPORT
 from speechkd.stages.run_folder import CHECKPOINTS, RECIPE, run_recipe
 from speechkd.tracking.journal import JOURNAL, last_status, metric_series, read_journal
 
-RESTARTS, STACKS = "restarts.jsonl", "stacks"
+STACKS = "stacks"
 SHOWN = ("train/loss", "train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_ratio", "train/skipped_steps")
 WELL = {"COMPLETED", "COMPLETING"}
 PACE_STEPS = 50
@@ -82,7 +82,7 @@ def run_state(run: Path) -> RunState:
     step = max((points[-1][0] for name, points in series.items() if points and name.startswith("train/")), default=0)
     newest = latest(run / CHECKPOINTS)
     state = last_status(run / JOURNAL)
-    events = _events(run)
+    events = read_history(run)
     stages = _stages(run, recipe, records, queue, step, state)
     return RunState(
         run=str(run),
@@ -171,16 +171,6 @@ def _quarantined(recipe: Recipe, series: Mapping[str, list[tuple[int, float]]]) 
         return sum(int(corpus.shards.manifest["quarantined"]) for corpus in open_corpora(recipe.data))
     except (InputError, DataError):  # not sharded yet
         return None
-
-
-def _events(run: Path) -> list[dict[str, Any]]:
-    """What training wrote about its starts and ends."""
-    if not (run / RESTARTS).is_file():
-        return []
-    try:
-        return [line for line in read_json_lines(run / RESTARTS) if isinstance(line, dict)]
-    except DataError:  # a line is being written
-        return []
 
 
 def _failure(

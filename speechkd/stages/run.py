@@ -7,7 +7,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
-from speechkd.core.files import exclusive, read_json, write_json
+from speechkd.core.files import read_json, write_json
+from speechkd.core.locks import exclusive
 from speechkd.core.log import say
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.evaluation.report import write_report

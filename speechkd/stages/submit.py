@@ -11,7 +11,8 @@ from speechkd.cluster.scheduler import cancel, submit_script
 from speechkd.cluster.slurm import Job, RunPlace, script
 from speechkd.core.config import dump_yaml
 from speechkd.core.errors import InputError
-from speechkd.core.files import exclusive, write_text
+from speechkd.core.files import write_text
+from speechkd.core.locks import exclusive
 from speechkd.core.log import say
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.recipe import Recipe

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from speechkd.core.errors import InputError
-from speechkd.core.files import claimed
+from speechkd.core.locks import claimed
 from speechkd.core.log import progress, say
 from speechkd.data.column_writer import ColumnWriter
 from speechkd.data.columns.column import Column

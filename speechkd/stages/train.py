@@ -7,13 +7,17 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import speechkd
 from speechkd.cluster.local import run_ranks
-from speechkd.core.errors import EXIT_REQUEUE
-from speechkd.core.files import exclusive, write_json
+from speechkd.cluster.nodes import Ended
+from speechkd.core.errors import EXIT_FAILED, EXIT_REQUEUE
+from speechkd.core.files import write_json
+from speechkd.core.locks import exclusive
 from speechkd.core.log import say
 from speechkd.engine.checkpoint import latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
@@ -23,13 +27,27 @@ from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.inputs.corpora import check_clips
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import TrainSource, make_schedule, open_train_sources
+from speechkd.stages.restart import record_end, record_start
 from speechkd.stages.run_folder import CHECKPOINTS, Resume, prepare_run
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.mlflow_process import start_sender
 from speechkd.train.schedule import Schedule
 
 DATASETS, LAUNCH_LOCK = "datasets.json", ".train.lock"
+WORKER = ("-m", "speechkd.stages.worker")
 SENDER_GRACE_S = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A run that has passed its checks; its folder is written and locked."""
+
+    folder: Path
+    recipe: Recipe
+    sources: Sequence[TrainSource]
+    schedule: Schedule
+    newest: Path | None
+    """the checkpoint that it continues from"""
 
 
 def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | None = None) -> int:
@@ -37,7 +55,13 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
 
     A finished run is left as it is. Raises InputError for anything that can be known to be wrong before a process starts.
     """
-    folder = run_dir or recipe.run_dir
+    with prepared(recipe, ranks, resume, run_dir or recipe.run_dir) as run:
+        return launch(run, lambda: run_ranks([*WORKER, str(run.folder)], ranks, run.folder), ranks)
+
+
+@contextmanager
+def prepared(recipe: Recipe, ranks: int, resume: Resume, folder: Path) -> Iterator[Prepared]:
+    """Check everything for a training on `ranks` processes in all, write the run folder and hold its lock during the block."""
     read_ds_config(Path(recipe.deepspeed))  # refuses a bad file
     sources = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     schedule = make_schedule(recipe, sources)
@@ -48,33 +72,50 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     # Held before anything is written: a second training must not touch the first one's journal, nor start ranks that only wait.
     with exclusive(folder / LAUNCH_LOCK, 0.0, f"another training is at work in `{folder}`"):
         prepare_run(folder, recipe, schedule.digest, resume)
-        return _launch(folder, recipe, sources, schedule, ranks)
+        yield Prepared(folder=folder, recipe=recipe, sources=sources, schedule=schedule, newest=latest(folder / CHECKPOINTS))
 
 
-def _launch(folder: Path, recipe: Recipe, sources: Sequence[TrainSource], schedule: Schedule, ranks: int) -> int:
-    newest = latest(folder / CHECKPOINTS)
+def launch(run: Prepared, start: Callable[[], Ended], ranks: int, nodes: int = 1) -> int:
+    """Keep the books of a prepared run while `start` runs its ranks: journal, MLflow sender, history. Returns the exit code."""
+    folder, recipe = run.folder, run.recipe
     journal = Journal(folder / JOURNAL)
-    if newest is not None and read_trainer(newest)["step"] >= schedule.steps:
-        same_base(read_trainer(newest), newest, recipe.student, recipe.live)
-        say(f"train: finished before at step {schedule.steps} ({newest})")
+    if (done := finished(run)) is not None:
+        say(f"train: {done}")
         if last_status(folder / JOURNAL) != "FINISHED":  # killed after the last checkpoint, before it journalled the end
             journal.status("FINISHED")
         return 0
     journal.status("RUNNING")
-    code, sender = 1, None
+    ended, sender = Ended(EXIT_FAILED, "the launcher failed"), None
     try:
-        _describe(journal, folder, recipe, sources)
+        _describe(journal, folder, recipe, run.sources)
+        journal.tags({"ranks": str(ranks), "nodes": str(nodes)})
+        restarts = record_start(folder, start_step(run), ranks, nodes)
+        journal.metrics(restarts, {"run/restarts": float(restarts)})  # one point for each, for its steps may be none
         if recipe.tracking.uri:
             sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment)
-        code = run_ranks(["-m", "speechkd.stages.worker", str(folder)], ranks, folder)
-        if code == EXIT_REQUEUE:
+        ended = start()
+        if ended.code == EXIT_REQUEUE:
             say("train: stopped after a checkpoint; the same command continues")
     finally:
-        journal.status("FINISHED" if code == 0 else "KILLED" if code == EXIT_REQUEUE else "FAILED")
+        record_end(folder, ended.code, ended.reason)
+        journal.status("FINISHED" if ended.code == 0 else "KILLED" if ended.code == EXIT_REQUEUE else "FAILED")
         journal.close()
         if sender is not None:
             _let_finish(sender)
-    return code
+    return ended.code
+
+
+def start_step(run: Prepared) -> int:
+    """Steps that are done when the ranks start."""
+    return int(read_trainer(run.newest)["step"]) if run.newest is not None else 0
+
+
+def finished(run: Prepared) -> str | None:
+    """In words, where nothing is left to train; the checkpoint must be of these base models."""
+    if run.newest is None or start_step(run) < run.schedule.steps:
+        return None
+    same_base(read_trainer(run.newest), run.newest, run.recipe.student, run.recipe.live)
+    return f"finished before at step {run.schedule.steps} ({run.newest})"
 
 
 def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[TrainSource]) -> None:

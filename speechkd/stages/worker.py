@@ -14,7 +14,8 @@ from torch import Tensor
 from speechkd.cluster.local import REQUEUE
 from speechkd.core import dist
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
-from speechkd.core.files import exclusive, read_json, sha256_bytes, write_json
+from speechkd.core.files import read_json, sha256_bytes, write_json
+from speechkd.core.locks import exclusive
 from speechkd.core.log import progress, say
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch

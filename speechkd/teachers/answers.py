@@ -10,7 +10,6 @@ digest, turn, question, and the text in the audio span of the teacher's prompt.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import zlib
@@ -21,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from speechkd.core.errors import DataError
 from speechkd.core.files import canonical_json, digest, fsync_folder
+from speechkd.core.locks import claimed
 from speechkd.teachers.base import Answer, Request, Teacher
 
 FINISHED = "eos"
@@ -85,21 +85,20 @@ class AnswerJournal:
 
     def _append(self, records: Callable[[], list[dict[str, Any]]]) -> None:
         new = not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # freed by the system when the process dies
-            self._read_new_lines(handle)
-            lines = b"".join(_line(record) for record in records())
-            if not lines:
-                return
-            size = os.fstat(handle).st_size
-            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            _write(handle, (b"\n" if torn else b"") + lines)
-            os.fsync(handle)
-            self._read_new_lines(handle)
-        finally:
-            os.close(handle)
+        with claimed(self.path, wait=True):
+            handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            try:
+                self._read_new_lines(handle)
+                lines = b"".join(_line(record) for record in records())
+                if not lines:
+                    return
+                size = os.fstat(handle).st_size
+                torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+                _write(handle, (b"\n" if torn else b"") + lines)
+                os.fsync(handle)
+                self._read_new_lines(handle)
+            finally:
+                os.close(handle)
         if new:
             fsync_folder(self.path.parent)
 

@@ -20,7 +20,7 @@ WORKER = str(Path(__file__).with_name("worker.py"))
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_all_ranks_run_and_an_old_requeue_note_does_not_count(tmp_path: Path, ranks: int) -> None:
     (tmp_path / "requeue.json").write_text("{}")
-    assert run_ranks([WORKER, "fine", str(tmp_path)], ranks, tmp_path) == 0
+    assert run_ranks([WORKER, "fine", str(tmp_path)], ranks, tmp_path).code == 0
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     found = {p.name: p.read_text() for p in tmp_path.glob("rank-*")}
     assert found == {f"rank-{r}": f"{ranks} {os.environ.get('OMP_NUM_THREADS', threads)}" for r in range(ranks)}
@@ -28,7 +28,7 @@ def test_all_ranks_run_and_an_old_requeue_note_does_not_count(tmp_path: Path, ra
 
 def start(what: str, folder: Path, ranks: int) -> subprocess.Popen[bytes]:
     """`run_ranks` in a process of its own, as the command line runs it; returns when all ranks are in their loop."""
-    code = f"import sys; from pathlib import Path; from speechkd.cluster.local import run_ranks; sys.exit(run_ranks({[WORKER, what, str(folder)]!r}, {ranks}, Path({str(folder)!r})))"  # noqa: E501
+    code = f"import sys; from pathlib import Path; from speechkd.cluster.local import run_ranks; sys.exit(run_ranks({[WORKER, what, str(folder)]!r}, {ranks}, Path({str(folder)!r})).code)"  # noqa: E501
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 40
     while len(list(folder.glob("rank-*"))) < ranks:
@@ -50,7 +50,7 @@ import os, signal, sys, threading
 from pathlib import Path
 from speechkd.cluster.local import run_ranks
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()  # torchrun itself is still importing
-sys.exit(run_ranks({[WORKER, "preempt", str(tmp_path)]!r}, 1, Path({str(tmp_path)!r})))
+sys.exit(run_ranks({[WORKER, "preempt", str(tmp_path)]!r}, 1, Path({str(tmp_path)!r})).code)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == EXIT_REQUEUE
 
@@ -72,7 +72,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
 
 
 def test_a_users_error_keeps_its_exit_code(tmp_path: Path) -> None:
-    assert run_ranks([WORKER, "input", str(tmp_path)], 1, tmp_path) == 2
+    assert run_ranks([WORKER, "input", str(tmp_path)], 1, tmp_path).code == 2
 
 
 def test_no_rank_is_refused() -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from speechkd.core.errors import DataError, InputError
-from speechkd.core.files import exclusive, read_json, read_json_lines
+from speechkd.core.errors import DataError
+from speechkd.core.files import read_json, read_json_lines
 
 SEPARATORS = "a\u2028b\u2029c\u0085d"
 """Ends of lines to str.splitlines(), plain letters to JSON"""
@@ -33,20 +30,3 @@ def test_what_is_no_json_names_its_file(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(b"{}\n" + (data or b"{"))
     with pytest.raises(DataError, match="state.json, line 2"):
         read_json_lines(path)
-
-
-def test_a_lock_that_is_held_names_its_holder(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from speechkd.core.files import exclusive\n"
-        "with exclusive(Path(sys.argv[1]), 0.0, 'busy'):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match=f"busy \\(pid {holder.pid} on host "), exclusive(tmp_path / "lock", 0.0, "busy"):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
-    with exclusive(tmp_path / "lock", 0.0, "busy"):
-        assert (tmp_path / "lock").read_text().startswith(f"pid {os.getpid()} on host ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from speechkd.core.files import sha256_bytes
 from speechkd.data.reader import Reader
 from speechkd.data.shards.index import open_shards
 from speechkd.data.storage import cache as caches
-from speechkd.data.storage.cache import Cache, CacheFull, shared_cache
+from speechkd.data.storage.cache import Cache, CacheFull, cache_folder, shared_cache, working_folder
 from speechkd.data.storage.store import UrlPath, create, list_folder, open_filesystem, parse_location
 from speechkd.stages.shard import shard
 from tests.data.corpus import write_card, write_echo, write_tones
@@ -140,6 +143,45 @@ def test_the_cache_is_bounded_and_removes_what_was_used_longest_ago_but_never_wh
         assert cache.used() == 3000 and get(4) == bytes([4]) * 1000 and server.gets["b4"] == 1
         with pytest.raises(InputError, match="has 9999 bytes, the cache 3500: raise SPEECHKD_CACHE_GIB"):
             cache.open(UrlPath(f"{server.url}/b0"), made[0][1], 9999)
+
+
+def test_the_cache_works_where_only_a_file_open_for_writing_can_be_locked_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFSv4 answers EBADF otherwise; one without locks is refused, with a way out."""
+    flock = fcntl.flock
+
+    def as_nfs(stream: Any, operation: int) -> None:
+        mode = fcntl.fcntl(stream, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == (os.O_RDONLY if operation & fcntl.LOCK_EX else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(stream, operation)
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    made = blobs(tmp_path / "served", 3)
+    cache = Cache(tmp_path / "small", 1500)
+    cache.folder.mkdir()
+    with file_server(tmp_path / "served") as server:
+        monkeypatch.setattr(fcntl, "flock", as_nfs)
+        for name, sha256 in made:
+            cache.open(UrlPath(f"{server.url}/{name}"), sha256, 1000).close()
+        assert cache.used() == 1000 and len(server.gets) == 3
+        monkeypatch.setattr(fcntl, "flock", refused)
+        with pytest.raises(
+            InputError, match=r"on a file system without locks .*: set SPEECHKD_SCRATCH \(or SPEECHKD_CACHE\) to a folder on"
+        ):
+            cache.open(UrlPath(f"{server.url}/{made[0][0]}"), made[0][1], 1000)
+
+
+def test_the_cache_lies_on_the_nodes_own_disk_but_unfinished_work_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEECHKD_SCRATCH", str(tmp_path / "scratch"))
+    assert cache_folder() == tmp_path / "cache"  # SPEECHKD_CACHE says so
+    monkeypatch.delenv("SPEECHKD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "scratch" / f"speechkd-{os.getuid()}"
+    assert working_folder(UrlPath("s3://bucket/data")).is_relative_to(tmp_path / "home" / "speechkd" / "work")
+    monkeypatch.delenv("SPEECHKD_SCRATCH")
+    assert cache_folder() == tmp_path / "home" / "speechkd"
 
 
 READ = """

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from speechkd.tracking.journal import JOURNAL, metric_series
+from tests.cluster.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +62,28 @@ def start(*words: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(_command(words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def start_on_nodes(nodes: int, *words: object) -> list[subprocess.Popen[str]]:
+    """`speechkd train` as srun would start it on several nodes; here all of them are this machine, by way of launch/node.sh."""
+    command = [ROOT / "launch/node.sh", *words, "--nodes", nodes, "--rendezvous", f"127.0.0.1:{free_port()}"]
+    env = {**os.environ, "SPEECHKD_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}  # as two ranks of one node have: sums in the same order
+    return [
+        subprocess.Popen(
+            list(map(str, command)), env={**env, "SLURM_NODEID": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for i in range(nodes)
+    ]
+
+
+def ended(launchers: list[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str]]:
+    """Exit code and output of each launcher; none outlives the test."""
+    try:
+        outputs = [launcher.communicate(timeout=timeout)[0] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    return [(launcher.returncode, output) for launcher, output in zip(launchers, outputs, strict=True)]
+
+
 def _command(words: tuple[object, ...]) -> list[str]:
     return [sys.executable, "-m", "speechkd", *map(str, words)]
 
@@ -78,12 +101,12 @@ def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def kill_one_rank(run: Path, rank: int = 0) -> None:
-    """SIGKILL one worker of a run."""
+def kill_one_rank(run: Path, rank: int = 0, number: signal.Signals = signal.SIGKILL) -> None:
+    """SIGKILL one worker of a run, or send it another signal."""
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         if "speechkd.stages.worker" in words and str(run) in words and process.environ().get("RANK") == str(rank):
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, number)
             return
     raise AssertionError("no such worker")
 

@@ -31,7 +31,7 @@ def train_several(recipes: Sequence[Recipe], ranks: int = 2, resume: Resume = "n
             make_schedule(recipe, open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))).digest,
             resume,
         )
-    assert run_ranks([__file__, *(str(recipe.run_dir) for recipe in recipes)], ranks) == 0
+    assert run_ranks([__file__, *(str(recipe.run_dir) for recipe in recipes)], ranks).code == 0
     for recipe in recipes:
         trained(recipe)
 

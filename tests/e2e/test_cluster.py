@@ -140,11 +140,11 @@ def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
     assert stage_states(run) == {"shard": "done", "teach": "done", "train": "running", "eval": "waiting"}
     requeued(train, 1)
 
-    wait_for(step_reached(run, 16), 120)
+    wait_for(step_reached(run, 16), 240)
     slurm("scancel", "--signal=USR1", "--batch", str(train))  # what SLURM does before the time limit, which it checks twice a minute
     requeued(train, 2)
 
-    wait_for(step_reached(run, 28), 120)
+    wait_for(step_reached(run, 28), 240)
     lose_node(f"n{NODES}", train)
     wait_for(lambda: int(shown(train, "Restarts")) >= 3, 90)
     subprocess.run([ROOT / "launch/devcluster/start.sh"], check=True, capture_output=True, timeout=60)

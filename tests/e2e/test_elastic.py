@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import EXIT_INPUT, EXIT_REQUEUE
+from speechkd.core.files import read_json_lines
 from speechkd.recipe import load_recipe
-from tests.e2e.conftest import ROOT, kill_one_rank, losses, speechkd, start, wait_for
+from speechkd.tracking.journal import JOURNAL, read_journal
+from tests.e2e.conftest import ROOT, ended, kill_one_rank, losses, speechkd, start, start_on_nodes, wait_for
 from tests.e2e.several import train_several
 
 
@@ -27,6 +29,19 @@ def curve(workshop: Path) -> dict[int, float]:
     found = _train(workshop, "two", 2)
     assert sorted(found) == list(range(1, 51)) and found[50] < found[1]
     return found
+
+
+def test_two_nodes_of_one_rank_give_the_curve_of_one_node_with_two(workshop: Path, curve: dict[int, float]) -> None:
+    """fp32: relative difference at most 1e-6 at every step, in one journal that says how the run was started."""
+    run = workshop / "runs" / "nodes"
+    (first, said), (second, also) = ended(start_on_nodes(2, workshop / "recipe.yaml", "--set", "name=nodes"))
+    assert (first, second) == (0, 0), said[-2000:] + also[-2000:]
+    other = losses(run)
+    assert sorted(other) == sorted(curve) and all(abs(other[step] / curve[step] - 1) <= 1e-6 for step in curve)
+    tags = {name: value for record in read_journal(run / JOURNAL) if record["kind"] == "tag" for name, value in record["values"].items()}
+    assert (tags["nodes"], tags["ranks"]) == ("2", "2")
+    events = read_json_lines(run / "restarts.jsonl")
+    assert [(event["event"], event["step"], event.get("code")) for event in events] == [("start", 0, None), ("end", 50, 0)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from speechkd.core.files import claimed
+from speechkd.core.locks import claimed
 from speechkd.teachers.answers import AnswerJournal, answer_all, answer_key
 from speechkd.teachers.base import Answer, Request
 

@@ -28,7 +28,7 @@ def alone(body: str, limit_s: float, stacks: Path | None = None, world: int = 1)
 
 def test_a_rank_that_hangs_ends_the_run_and_says_where(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    assert run_ranks([STALLING, str(LIMIT_S), "4", str(tmp_path / "stacks")], 2) == EXIT_FAILED
+    assert run_ranks([STALLING, str(LIMIT_S), "4", str(tmp_path / "stacks")], 2).code == EXIT_FAILED
     took, message = time.monotonic() - began, capfd.readouterr().err
     assert took < 300, "it would hang for ever"
     line = r"error on rank (\d): it has stalled: (`\w+` of step \d+) has taken \d+ s, more than train\.stall_s \(8 s\)"

@@ -1,7 +1,8 @@
 """Local cache of remote files: fetched once per node, checked against their digest, limited in size.
 
 Files are named by their sha256, so versions that share a shard share its copy. Locks are flock, released when their process ends. A reader
-holds a shared lock on its file; eviction removes the least recently used files that nobody holds.
+holds a shared lock on its file; eviction removes the least recently used files that nobody holds. The folder belongs on the node's
+own disk: one on a file system without locks is refused.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import sha256_bytes, sha256_file
+from speechkd.core.locks import NO_LOCKS
 from speechkd.data.storage.store import ATTEMPTS, Location, Unreachable, UrlPath, open_filesystem
 
-FOLDER, LIMIT = "SPEECHKD_CACHE", "SPEECHKD_CACHE_GIB"
+FOLDER, LIMIT, SCRATCH = "SPEECHKD_CACHE", "SPEECHKD_CACHE_GIB", "SPEECHKD_SCRATCH"
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 _PART = re.compile(r"^\.[0-9a-f]{64}\.(\d+)\..*\.part$")
 
@@ -31,13 +33,18 @@ class CacheFull(Exception):
 
 
 def cache_folder() -> Path:
-    """SPEECHKD_CACHE, or speechkd in the user's cache folder."""
+    """For fetched files: SPEECHKD_CACHE; else `speechkd-<user id>` in SPEECHKD_SCRATCH, the node's own disk; else ~/.cache/speechkd."""
+    scratch = os.environ.get(SCRATCH)
+    return Path(scratch) / f"speechkd-{os.getuid()}" if scratch and not os.environ.get(FOLDER) else _users_folder()
+
+
+def _users_folder() -> Path:
     return Path(os.environ.get(FOLDER) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "speechkd")
 
 
 @lru_cache(maxsize=1)
 def shared_cache() -> Cache:
-    """The node's cache: in SPEECHKD_CACHE (default: in ~/.cache), at most SPEECHKD_CACHE_GIB (default: 50, or half of the free disk)."""
+    """The node's cache, in `cache_folder`; at most SPEECHKD_CACHE_GIB (default: 50, or half of the free disk)."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     given = os.environ.get(LIMIT)
@@ -54,8 +61,8 @@ def shared_cache() -> Cache:
 
 
 def working_folder(folder: Location) -> Path:
-    """`folder` itself if it is local; for a URL, a local folder derived from it."""
-    return folder if isinstance(folder, Path) else cache_folder() / "work" / sha256_bytes(str(folder).encode())
+    """`folder` itself if it is local; for a URL, a local folder derived from it, never on scratch: unfinished work outlives a node."""
+    return folder if isinstance(folder, Path) else _users_folder() / "work" / sha256_bytes(str(folder).encode())
 
 
 class Cache:
@@ -96,7 +103,7 @@ class Cache:
             stream = path.open("rb")
         except FileNotFoundError:
             return None
-        fcntl.flock(stream, fcntl.LOCK_SH)
+        _flock(stream, fcntl.LOCK_SH)
         if not os.fstat(stream.fileno()).st_nlink:  # removed between opening and locking
             stream.close()
             return None
@@ -107,7 +114,7 @@ class Cache:
         with self._locked("room"):
             self._make_room(size)
             handle, name = tempfile.mkstemp(prefix=f".{sha256}.{size}.", suffix=".part", dir=path.parent)
-            fcntl.flock(handle, fcntl.LOCK_SH)  # held while fetching; the name reserves the room
+            _flock(handle, fcntl.LOCK_SH)  # held while fetching; the name reserves the room
         part = Path(name)
         try:
             for attempt in range(ATTEMPTS):
@@ -143,8 +150,8 @@ class Cache:
     def _removed(self, path: Path) -> bool:
         """Remove a file unless somebody holds it."""
         try:
-            with path.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with path.open("r+b") as stream:  # NFSv4 gives an exclusive lock only on a file that is open for writing
+                _flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
         except FileNotFoundError:
             return True
@@ -170,5 +177,15 @@ class Cache:
         folder = self.folder / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            _flock(stream, fcntl.LOCK_EX)
             yield
+
+
+def _flock(stream: BinaryIO | TextIO | int, operation: int) -> None:
+    try:
+        fcntl.flock(stream, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        way_out = f"set {SCRATCH} (or {FOLDER}) to a folder on the node's own disk"
+        raise InputError(f"the cache `{cache_folder()}` is on a file system without locks ({error.strerror}): {way_out}") from None
