@@ -13,7 +13,7 @@ STRAGGLING = str(Path(__file__).with_name("straggling.py"))
 
 
 def test_the_slow_rank_is_named_on_all_ranks(tmp_path: Path) -> None:
-    assert run_ranks([STRAGGLING, str(tmp_path)], 2) == 0
+    assert run_ranks([STRAGGLING, str(tmp_path)], 2).code == 0
     values, others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert values == others
     assert values["train/slowest_rank"] == 1
