@@ -23,9 +23,10 @@ from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.inputs.corpora import check_clips
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import TrainSource, make_schedule, open_train_sources
+from speechkd.stages.lineage import record_checkpoints, record_datasets
 from speechkd.stages.run_folder import CHECKPOINTS, Resume, prepare_run
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
-from speechkd.tracking.mlflow_process import start_sender
+from speechkd.tracking.sender_process import start_sender
 from speechkd.train.schedule import Schedule
 
 DATASETS, LAUNCH_LOCK = "datasets.json", ".train.lock"
@@ -64,12 +65,12 @@ def _launch(folder: Path, recipe: Recipe, sources: Sequence[TrainSource], schedu
     code, sender = 1, None
     try:
         _describe(journal, folder, recipe, sources)
-        if recipe.tracking.uri:
-            sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment)
+        sender = start_sender(folder, recipe.tracking)
         code = run_ranks(["-m", "speechkd.stages.worker", str(folder)], ranks, folder)
         if code == EXIT_REQUEUE:
             say("train: stopped after a checkpoint; the same command continues")
     finally:
+        record_checkpoints(Journal(folder / JOURNAL), folder / CHECKPOINTS)  # a fresh view: rank 0 has written most of them
         journal.status("FINISHED" if code == 0 else "KILLED" if code == EXIT_REQUEUE else "FAILED")
         journal.close()
         if sender is not None:
@@ -86,6 +87,8 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[
     journal.metrics(0, {"data/quarantined": quarantined} | ({"data/gated": gated} if recipe.gates.active else {}))
     datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in sources}
     write_json(folder / DATASETS, datasets)
+    record_datasets(journal, [train_source.corpus for train_source in sources])
+    record_checkpoints(journal, folder / CHECKPOINTS)  # a killed run may not have told of its last one
 
 
 def _let_finish(sender: subprocess.Popen[bytes]) -> None:

@@ -32,6 +32,7 @@ from speechkd.stages.assembly.method import build_method
 from speechkd.stages.assembly.student import build_student
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
+from speechkd.stages.lineage import record_checkpoints
 from speechkd.stages.run_folder import CHECKPOINTS, PROBES, run_recipe
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
@@ -82,9 +83,13 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
     collator = make_collator(distiller.student, load_features(recipe.student.encoder))
     load = make_loader(recipe, sources, prompt, collator)
 
+    journal = Journal(folder / JOURNAL) if dist.rank() == 0 else None
+
     def keep(step: int) -> None:
         _assert_partitioned(engine, ds_config)
         save(engine, folder / CHECKPOINTS, step, state, recipe.train.keep_checkpoints)
+        if journal is not None:
+            record_checkpoints(journal, folder / CHECKPOINTS)
         _write_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
 
     watchdog = Watchdog(recipe.train.stall_s, dist.rank())
@@ -96,7 +101,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         seed=recipe.seed,
         steps=schedule.steps,
         device=local_device(),
-        journal=Journal(folder / JOURNAL) if dist.rank() == 0 else None,
+        journal=journal,
         save=keep,
         preemption=preemption,
         watchdog=watchdog,
