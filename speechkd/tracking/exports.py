@@ -91,7 +91,7 @@ def _write_tensorboard(run_dir: Path, folder: Path) -> None:
 
 
 def _write_wandb(run_dir: Path, folder: Path) -> None:
-    """An offline run that `wandb sync FOLDER/wandb/offline-run-*` uploads; its id is always the same, so a second upload replaces the first."""
+    """An offline run that `wandb sync FOLDER/wandb/offline-run-*` uploads; its id stays, so a second upload replaces the first."""
     import wandb
 
     key = sha256_bytes(f"{run_dir.resolve().name} {next((r['time_ms'] for r in read_journal(run_dir / JOURNAL)), 0)}".encode())[:16]
