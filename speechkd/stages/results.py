@@ -11,6 +11,7 @@ from speechkd.core.log import say
 from speechkd.tracking import TrackingConfig
 from speechkd.tracking.journal import JOURNAL, Journal, read_journal
 from speechkd.tracking.mlflow_sender import sync
+from speechkd.tracking.prometheus import MetricsFile
 from speechkd.tracking.records import MEAN_SCORE
 
 Tasks = Mapping[str, Mapping[str, object]]
@@ -32,7 +33,8 @@ def publish_results(tracking: TrackingConfig, folder: Path, tasks: Tasks, step: 
 
 
 def send(tracking: TrackingConfig, folder: Path) -> None:
-    """Send the run to MLflow, where the recipe names a server; an outage is one line."""
+    """Renew the Prometheus file, and send the run to MLflow where the recipe names a server; an outage is one line."""
+    MetricsFile(folder, tracking.prometheus_dir).write()
     if tracking.uri:
         try:
             sync(folder, tracking.uri, tracking.experiment)
