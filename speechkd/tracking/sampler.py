@@ -63,6 +63,11 @@ class NodeSamples:
             stream.write(b"\n" + json.dumps(record, separators=(",", ":")).encode() + b"\n")
 
 
+def node_name() -> str:
+    """This node's name: SLURM's where there is one, for a host may stand for several nodes."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def node_label(name: str) -> str:
     """The node's name as file name and metric label."""
     clean = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:63].lstrip(".")
@@ -78,7 +83,7 @@ def sample_files(run_dir: Path) -> Iterator[tuple[str, Path]]:
 
 def start_sampler(run_dir: Path, node: str | None = None) -> subprocess.Popen[bytes]:
     """Start sampling this node in the background, at low priority, until the calling process is gone."""
-    options = ["--node", node or socket.gethostname(), "--parent", str(os.getpid())]
+    options = ["--node", node or node_name(), "--parent", str(os.getpid())]
     command = [sys.executable, "-m", "speechkd.tracking.sampler", str(run_dir), *options]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
@@ -88,7 +93,7 @@ def main() -> None:
     """Entry point of the sampling process."""
     parser = argparse.ArgumentParser(prog="python -m speechkd.tracking.sampler", description="sample this node's CPU, memory and GPUs")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--node", default=socket.gethostname(), help="its name in metrics")
+    parser.add_argument("--node", default=node_name(), help="its name in metrics")
     parser.add_argument("--parent", type=int, default=os.getppid(), help="process id of the training")
     args = parser.parse_args()
     os.nice(19)

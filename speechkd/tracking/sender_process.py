@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from socket import gethostname
 
 from speechkd.core.log import say
 from speechkd.tracking import TrackingConfig
@@ -20,7 +19,7 @@ from speechkd.tracking.journal import JOURNAL, process_start_time, records_from
 from speechkd.tracking.mlflow_client import one_line
 from speechkd.tracking.mlflow_sender import GRACE_S, POLL_S, Sender, sender_lock, set_target
 from speechkd.tracking.prometheus import MetricsFile
-from speechkd.tracking.sampler import NodeSamples
+from speechkd.tracking.sampler import NodeSamples, node_name
 
 LOG = "sender.log"
 LONGEST_PAUSE_S, LONGEST_PAUSE_AT_END_S = 30.0, 4.0
@@ -52,7 +51,7 @@ def follow(run_dir: Path, parent: int, since: int, mlflow: bool, prometheus_dir:
     """Forward new records until process `parent` is gone or a final status appears after byte `since`; then finish within GRACE_S."""
     started = process_start_time(parent)
     with sender_lock(run_dir, wait_s=float("inf")):  # an earlier sender may still be sending the end of the interrupted run
-        watch, samples = _StatusWatch(run_dir / JOURNAL, since), NodeSamples(run_dir, gethostname(), parent)
+        watch, samples = _StatusWatch(run_dir / JOURNAL, since), NodeSamples(run_dir, node_name(), parent)
         sending = _Sending(run_dir) if mlflow else None
         metrics, next_metrics = MetricsFile(run_dir, prometheus_dir), time.monotonic() + POLL_S
         while True:
