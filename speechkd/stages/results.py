@@ -10,7 +10,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.log import say
 from speechkd.tracking import TrackingConfig
 from speechkd.tracking.journal import JOURNAL, Journal, read_journal
-from speechkd.tracking.mlflow_sender import sync
+from speechkd.tracking.mlflow_sender import bytes_behind, sync
 from speechkd.tracking.prometheus import MetricsFile
 from speechkd.tracking.records import MEAN_SCORE
 
@@ -33,13 +33,13 @@ def publish_results(tracking: TrackingConfig, folder: Path, tasks: Tasks, step: 
 
 
 def send(tracking: TrackingConfig, folder: Path) -> None:
-    """Renew the Prometheus file, and send the run to MLflow where the recipe names a server; an outage is one line."""
-    MetricsFile(folder, tracking.prometheus_dir).write()
+    """Send the run to MLflow where the recipe names a server, and renew the Prometheus file; an outage is one line."""
     if tracking.uri:
         try:
             sync(folder, tracking.uri, tracking.experiment)
         except (ConnectionError, InputError) as error:
             say(f"mlflow: {error}; `speechkd sync {folder}` sends it later")
+    MetricsFile(folder, tracking.prometheus_dir).write(bytes_behind(folder) if tracking.uri else None)
 
 
 def _by_dataset(folder: Path, tasks: Tasks) -> dict[tuple[str, str] | None, dict[str, Mapping[str, object]]]:

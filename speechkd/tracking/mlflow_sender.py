@@ -260,6 +260,13 @@ class Sender:
         write_json(self.run_dir / STATE, self.state)
 
 
+def bytes_behind(run_dir: Path) -> int:
+    """Bytes of the journal that MLflow does not have yet."""
+    journal, state = run_dir / JOURNAL, run_dir / STATE
+    written = journal.stat().st_size if journal.exists() else 0
+    return max(0, written - int(read_json(state)["offset"] if state.exists() else 0))
+
+
 def set_target(run_dir: Path, uri: str, experiment: str) -> None:
     """Point `mlflow.json` at a server and experiment; if that changes the target, the run is sent again from the beginning."""
     if uri.startswith("sqlite:///"):  # a relative path would depend on the current folder

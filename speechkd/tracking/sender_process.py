@@ -17,7 +17,7 @@ from speechkd.core.log import say
 from speechkd.tracking import TrackingConfig
 from speechkd.tracking.journal import JOURNAL, process_start_time, records_from
 from speechkd.tracking.mlflow_client import one_line
-from speechkd.tracking.mlflow_sender import GRACE_S, POLL_S, Sender, sender_lock, set_target
+from speechkd.tracking.mlflow_sender import GRACE_S, POLL_S, Sender, bytes_behind, sender_lock, set_target
 from speechkd.tracking.prometheus import MetricsFile
 from speechkd.tracking.sampler import NodeSamples, node_name
 
@@ -63,7 +63,7 @@ def follow(run_dir: Path, parent: int, since: int, mlflow: bool, prometheus_dir:
                 samples.tick()
             done = sending.work(alive, ended) if sending else ended
             if done or time.monotonic() >= next_metrics:
-                metrics.write(sending.behind() if sending else None)
+                metrics.write(bytes_behind(run_dir) if sending else None)
                 next_metrics = time.monotonic() + METRICS_EVERY_S
             if done:
                 return
@@ -105,11 +105,6 @@ class _Sending:
                 say(f"mlflow: cannot send now, will keep trying: {one_line(error)}")
             self._pause, self._down = min(2 * self._pause, LONGEST_PAUSE_S if alive else LONGEST_PAUSE_AT_END_S), True
         return False
-
-    def behind(self) -> int:
-        """Bytes of the journal that are not sent."""
-        journal = self._run_dir / JOURNAL
-        return max(0, (journal.stat().st_size if journal.exists() else 0) - int(self._sender.state["offset"]))
 
 
 class _StatusWatch:
