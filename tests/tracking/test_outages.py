@@ -19,12 +19,14 @@ from tests.tracking.store import Store, only_run, wanted
 
 FAULTS = ("down", "middle", "silent", "password", "disk", "429")
 STEPS_A_BLOCK, PAIRS, MOST_PAIRS = 25, 24, 96
-LIMIT = 1.01
+LIMIT, CPU_LIMIT = 1.01, 0.02
+"""Longest step with all six senders, over the same step without; share of a core that a sender may use while it meets its fault"""
 
 # One process trains for all runs: a step is 10 ms of work on one thread, then a record in each journal. Blocks of steps alternate between
 # all senders running and all senders frozen, so that whatever else the machine does hits both.
 TRAINER = f"""
-import hashlib, json, os, resource, signal, statistics, sys, time
+import hashlib, json, math, os, resource, signal, statistics, sys, time
+import psutil
 from pathlib import Path
 from speechkd.tracking import TrackingConfig
 from speechkd.tracking.journal import Journal
@@ -66,9 +68,17 @@ def pairs(number):
         os.kill(sender.pid, signal.SIGCONT)
     return ratios
 
+def lowest(ratios):
+    # The lower end of the median's 95 % interval: noise of a busy machine widens it, a sender that costs time lifts it.
+    return sorted(ratios)[max(0, int(len(ratios) / 2 - math.sqrt(len(ratios))))]
+
+def cpu():
+    return {{fault: sum(psutil.Process(sender.pid).cpu_times()[:2]) for fault, sender in senders.items()}}
+
 block()
 print("started", flush=True)
 sys.stdin.readline()
+before, at = cpu(), time.monotonic()
 place = os.dup(journals["disk"]._handle)
 os.dup2(os.open("/dev/full", os.O_WRONLY), journals["disk"]._handle)  # no space left on device, for this journal alone
 ratios = pairs({PAIRS // 2})
@@ -77,6 +87,7 @@ sys.stdin.readline()
 ratios += pairs({PAIRS // 2})
 while statistics.median(ratios) > {LIMIT} and len(ratios) < {MOST_PAIRS}:  # the machine may be busy: look longer
     ratios += pairs({PAIRS // 2})
+used = {{fault: 2 * (seconds - before[fault]) / (time.monotonic() - at) for fault, seconds in cpu().items()}}  # frozen half the time
 os.dup2(place, journals["disk"]._handle)
 for journal in journals.values():
     journal.status("FINISHED")
@@ -85,7 +96,8 @@ began, exits = time.monotonic(), {{}}
 while len(exits) < len(senders):
     exits |= {{fault: time.monotonic() - began for fault, sender in senders.items() if sender.poll() is not None and fault not in exits}}
     time.sleep(0.05)
-print(json.dumps({{"ratio": statistics.median(ratios), "pairs": len(ratios), "steps": step, "exits": exits}}), flush=True)
+report = {{"ratio": statistics.median(ratios), "lowest": lowest(ratios), "cpu": used, "pairs": len(ratios), "steps": step, "exits": exits}}
+print(json.dumps(report), flush=True)
 """
 
 
@@ -123,7 +135,8 @@ def test_no_outage_slows_a_step_or_holds_up_the_end_and_every_point_arrives_once
         report = json.loads(trainer.stdout.readline())
         print(report)
         trainer.wait(timeout=60)
-        assert report["ratio"] <= LIMIT, report
+        assert report["lowest"] <= LIMIT, report
+        assert max(share for fault, share in report["cpu"].items() if fault != "middle") <= CPU_LIMIT, report  # which sends for a while
         assert max(report["exits"].values()) <= 30, report
 
         for fault in FAULTS:
