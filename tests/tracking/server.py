@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.request import urlopen
@@ -78,9 +79,17 @@ class Door:
     def __init__(self, target: int, state: Literal["open", "refuse", "silent", "429"]) -> None:
         self.state, self._target = state, target
         self.asked = 0
+        self._through: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
+
+    def shut(self) -> None:
+        """Refuse visitors from now on, and throw out those inside."""
+        self.state = "refuse"
+        for end in self._through:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
         held = []
@@ -89,6 +98,7 @@ class Door:
             self.asked += 1
             if self.state == "open":
                 inside = socket.create_connection(("127.0.0.1", self._target))
+                self._through += [visitor, inside]
                 for source, sink in ((visitor, inside), (inside, visitor)):
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
             elif self.state == "silent":
@@ -103,12 +113,10 @@ class Door:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
+    with suppress(OSError):
         while data := source.recv(1 << 16):
             sink.sendall(data)
         sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
 
 
 def wait_for(pid: int, seconds: float) -> None:

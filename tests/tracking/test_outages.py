@@ -18,7 +18,7 @@ from tests.tracking.server import PASSWORD, USER, Door, Server
 from tests.tracking.store import Store, only_run, wanted
 
 FAULTS = ("down", "middle", "silent", "password", "disk", "429")
-STEPS_A_BLOCK, PAIRS, MOST_PAIRS = 25, 24, 96
+STEPS_A_BLOCK, PAIRS, MOST_PAIRS = 50, 20, 40
 LIMIT, CPU_LIMIT = 1.01, 0.02
 """Longest step with all six senders, over the same step without; share of a core that a sender may use while it meets its fault"""
 
@@ -130,7 +130,7 @@ def test_no_outage_slows_a_step_or_holds_up_the_end_and_every_point_arrives_once
             time.sleep(0.2)
         trainer.stdin.write("go\n")
         assert trainer.stdout.readline() == "middle\n"
-        doors["middle"].state = "refuse"
+        doors["middle"].shut()
         trainer.stdin.write("go\n")
         report = json.loads(trainer.stdout.readline())
         print(report)
