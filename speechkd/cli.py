@@ -237,11 +237,15 @@ def plan(
 
 
 @app.command()
-def sync(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
-    """Send to MLflow what an outage held back."""
-    from speechkd.tracking.mlflow_sender import sync as send
+def sync(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    to: Annotated[Optional[Literal["tensorboard", "wandb"]], typer.Option(help="write for another tracker; unset: send to MLflow")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="folder for --to; unset: tensorboard or wandb in the run folder")] = None,
+) -> None:
+    """Send to MLflow what an outage held back, or write the run for TensorBoard or Weights & Biases."""
+    from speechkd.stages.sync import sync as stage
 
-    print(f"{send(run)} points sent")
+    print(stage(run, to, out))
 
 
 def _partition(text: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,8 +13,9 @@ INTERVAL_S = 10.0
 
 
 def say(text: str) -> None:
-    """Print one line to standard error and flush."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line to standard error and flush. A log on a full disk is no reason to stop."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

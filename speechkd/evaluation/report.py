@@ -23,7 +23,8 @@ from markupsafe import Markup
 
 from speechkd.core.files import write_text
 from speechkd.evaluation.report_charts import charts_of, waveform
-from speechkd.tracking.journal import JOURNAL, flat_texts, metric_series, read_journal
+from speechkd.tracking.journal import JOURNAL, metric_series, read_journal
+from speechkd.tracking.redact import flat_texts
 
 SAMPLES, SAMPLE_BYTES, SAMPLE_SECONDS = 12, 2 << 20, 60.0
 STAGES = ("shard", "teach", "train", "export", "eval", "report")

@@ -18,6 +18,8 @@ from speechkd.models.student_config import StudentConfig
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.student import meta_student
 from speechkd.stages.inputs.prompt import open_prompt
+from speechkd.stages.lineage import record_export
+from speechkd.stages.results import send
 from speechkd.stages.run_folder import CHECKPOINTS, NOT_THE_STUDENTS, PROBES, run_recipe, same_recipe
 from speechkd.teachers.prompts import PromptConfig
 
@@ -28,7 +30,9 @@ STUDENT = "student."
 def export_run(recipe: Recipe, out: Path, merge: bool = False) -> Path:
     """`export` of the recipe's run. Raises InputError where that was trained by another recipe."""
     same_recipe(recipe.run_dir, recipe, NOT_THE_STUDENTS)
-    return export(recipe.run_dir, out, merge=merge)
+    exported = export(recipe.run_dir, out, merge=merge)
+    send(recipe.tracking, recipe.run_dir)
+    return exported
 
 
 def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool = False) -> Path:
@@ -48,6 +52,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     trainer = read_trainer(source)
     if _is_of(out, trainer, merge):
         say(f"export: `{out}` is of this checkpoint already")
+        record_export(run_dir, out, recipe.name)
         return out
     trained = load_file(source / WEIGHTS)  # what a loss learned for itself ends with training
     tensors = {name.removeprefix(STUDENT): tensor for name, tensor in trained.items() if name.startswith(STUDENT)}
@@ -68,6 +73,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     )
     compared = "no probe" if difference is None else f"logits within {difference:.1e} of training's"
     say(f"export: `{out}` from {source.name}, read back ({compared})")
+    record_export(run_dir, out, recipe.name)
     return out
 
 

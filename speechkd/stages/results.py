@@ -4,28 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 
 from speechkd.core.errors import InputError
 from speechkd.core.log import say
 from speechkd.tracking import TrackingConfig
-from speechkd.tracking.journal import JOURNAL, Journal
-from speechkd.tracking.mlflow_sender import sync
+from speechkd.tracking.journal import JOURNAL, Journal, read_journal
+from speechkd.tracking.mlflow_sender import bytes_behind, sync
+from speechkd.tracking.prometheus import MetricsFile
+from speechkd.tracking.records import MEAN_SCORE
+
+Tasks = Mapping[str, Mapping[str, object]]
 
 
-def publish_results(
-    tracking: TrackingConfig, folder: Path, tasks: Mapping[str, Mapping[str, object]], step: int, files: tuple[str, ...] = ()
-) -> None:
+def publish_results(tracking: TrackingConfig, folder: Path, tasks: Tasks, step: int, files: tuple[str, ...] = ()) -> None:
     """Publish the student's results after `step` steps, and `files` of the run folder. `speechkd sync` catches up after an outage."""
     journal = Journal(folder / JOURNAL)
-    journal.results(step, {f"eval/{task}/{name}": value for task, row in tasks.items() for name, value in _scores(row).items()})
+    for dataset, rows in _by_dataset(folder, tasks).items():
+        scores = {f"eval/{task}/{name}": value for task, row in rows.items() for name, value in _scores(row).items()}
+        journal.results(step, scores, dataset)
+    students = [float(row["student"]) for row in tasks.values() if isinstance(row.get("student"), (int, float))]  # type: ignore[arg-type]
+    if students:
+        journal.results(step, {MEAN_SCORE: mean(students)})
     for name in files:
         journal.artifact(name)
     journal.close()
+    send(tracking, folder)
+
+
+def send(tracking: TrackingConfig, folder: Path) -> None:
+    """Send the run to MLflow where the recipe names a server, and renew the Prometheus file; an outage is one line."""
     if tracking.uri:
         try:
             sync(folder, tracking.uri, tracking.experiment)
         except (ConnectionError, InputError) as error:
             say(f"mlflow: {error}; `speechkd sync {folder}` sends it later")
+    MetricsFile(folder, tracking.prometheus_dir).write(bytes_behind(folder) if tracking.uri else None)
+
+
+def _by_dataset(folder: Path, tasks: Tasks) -> dict[tuple[str, str] | None, dict[str, Mapping[str, object]]]:
+    """Dataset (name, digest) of the run -> its tasks. Where a run has several, a task's name begins with its dataset's."""
+    records = [record for record in read_journal(folder / JOURNAL) if record["kind"] == "dataset"]
+    datasets = {record["name"]: (record["name"], record["digest"]) for record in records}
+    only = next(iter(datasets.values())) if len(datasets) == 1 else None
+    out: dict[tuple[str, str] | None, dict[str, Mapping[str, object]]] = {}
+    for task, row in tasks.items():
+        out.setdefault(only or datasets.get(task.partition("/")[0]), {})[task] = row
+    return out
 
 
 def _scores(row: Mapping[str, object]) -> dict[str, float]:

@@ -27,10 +27,11 @@ from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.inputs.corpora import check_clips
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import TrainSource, make_schedule, open_train_sources
+from speechkd.stages.lineage import record_checkpoints, record_datasets
 from speechkd.stages.restart import record_end, record_start
 from speechkd.stages.run_folder import CHECKPOINTS, Resume, prepare_run
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
-from speechkd.tracking.mlflow_process import start_sender
+from speechkd.tracking.sender_process import start_sender
 from speechkd.train.schedule import Schedule
 
 DATASETS, LAUNCH_LOCK = "datasets.json", ".train.lock"
@@ -91,12 +92,12 @@ def launch(run: Prepared, start: Callable[[], Ended], ranks: int, nodes: int = 1
         journal.tags({"ranks": str(ranks), "nodes": str(nodes)})
         restarts = record_start(folder, start_step(run), ranks, nodes)
         journal.metrics(restarts, {"run/restarts": float(restarts)})  # one point for each, for its steps may be none
-        if recipe.tracking.uri:
-            sender = start_sender(folder, recipe.tracking.uri, recipe.tracking.experiment)
+        sender = start_sender(folder, recipe.tracking)
         ended = start()
         if ended.code == EXIT_REQUEUE:
             say("train: stopped after a checkpoint; the same command continues")
     finally:
+        record_checkpoints(Journal(folder / JOURNAL), folder / CHECKPOINTS)  # a fresh view: rank 0 has written most of them
         record_end(folder, ended.code, ended.reason)
         journal.status("FINISHED" if ended.code == 0 else "KILLED" if ended.code == EXIT_REQUEUE else "FAILED")
         journal.close()
@@ -127,6 +128,8 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[
     journal.metrics(0, {"data/quarantined": quarantined} | ({"data/gated": gated} if recipe.gates.active else {}))
     datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in sources}
     write_json(folder / DATASETS, datasets)
+    record_datasets(journal, [train_source.corpus for train_source in sources])
+    record_checkpoints(journal, folder / CHECKPOINTS)  # a killed run may not have told of its last one
 
 
 def _let_finish(sender: subprocess.Popen[bytes]) -> None:

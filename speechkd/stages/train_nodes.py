@@ -20,6 +20,7 @@ from speechkd.engine.checkpoint import COMMIT, why_invalid
 from speechkd.recipe import Recipe
 from speechkd.stages.run_folder import CHECKPOINTS, RECIPE, Resume
 from speechkd.stages.train import WORKER, finished, launch, prepared
+from speechkd.tracking.sampler import node_name, start_sampler
 
 SEEN_S = 60.0
 """Seconds that another node gets to see what node 0 has written into the run folder: shared folders show renames late"""
@@ -62,6 +63,7 @@ def _lead(recipe: Recipe, team: Team, ranks: int, resume: Resume, start: Callabl
         def begin() -> Ended:
             port = free_port(team.place.port)
             plan = {"recipe": sha256_file(run.folder / RECIPE), "checkpoint": run.newest.name if run.newest else None, "port": port}
+            plan["node"] = node_name()
             plan["commit"] = sha256_file(run.newest / COMMIT) if run.newest else None
             if (refused := team.lead(plan)) is not None:
                 say(f"error: {refused.reason}")
@@ -80,6 +82,8 @@ def _follow(recipe: Recipe, team: Team, start: Callable[[Path, int], Ended]) -> 
         say(f"train: {plan.reason}")
         return plan.code
     _await_run(recipe.run_dir, plan, SEEN_S)
+    if node_name() != plan["node"]:  # the sender there samples its own
+        start_sampler(recipe.run_dir)
     return start(recipe.run_dir, int(plan["port"])).code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -36,6 +37,7 @@ from speechkd.stages.assembly.student import build_student
 from speechkd.stages.grown_data import of_this_run
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
+from speechkd.stages.lineage import record_checkpoints
 from speechkd.stages.run_folder import CHECKPOINTS, PROBES, RUN, run_recipe, second_place
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
@@ -104,6 +106,8 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
         probe = _make_probe(folder / PROBES / f"step-{step:06d}.safetensors", engine, load, schedule)
         counters = {"skipped": engine.skipped, "spikes": spikes.state() if spikes is not None else None}
         saver.begin(step, {**state, "counters": counters}, probe)
+        if journal is not None:
+            record_checkpoints(journal, folder / CHECKPOINTS)  # up to the save before: this one is being written
 
     watchdog = Watchdog(recipe.train.stall_s, dist.rank(), folder / STACKS, world)
     loop = Loop(
@@ -205,6 +209,7 @@ def main() -> None:
         traceback.print_exc()
         say(f"error on rank {dist.rank()}: {error}")
         sys.exit(EXIT_FAILED)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Python drops handlers while it shuts down, and the default one kills
     close_distributed()
 
 

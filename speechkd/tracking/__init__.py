@@ -15,6 +15,8 @@ class TrackingConfig(Config):
     uri: str | None = None
     """`sqlite:///path.db`, `http://...` or `https://...`; None: no MLflow. Credentials come from MLFLOW_TRACKING_USERNAME and _PASSWORD"""
     experiment: str = "speechkd"
+    prometheus_dir: str | None = None
+    """folder of a node exporter's textfile collector; the run's text file is written there, too"""
 
     @field_validator("uri")
     @classmethod

@@ -1,8 +1,9 @@
-"""The run's journal `journal.jsonl`: an append-only log of metrics, params, tags, status and artifacts, one JSON object per line.
+"""The run's journal `journal.jsonl`: an append-only log of all that trackers show, one JSON object per line.
 
+Kinds of records: metric, param, tag, status, artifact, dataset (what the run reads), checkpoint (committed, or removed later) and export.
 A metric is keyed by (name, step) and its first value counts; for evaluation results the last value counts. A kill may tear the last line:
 readers skip it, and the next writer starts a new line, so one kill loses at most one record. Training needs nothing but this file; a
-separate process forwards it to a server (`mlflow_process`).
+separate process forwards it (`sender_process`).
 """
 
 from __future__ import annotations
@@ -10,60 +11,29 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import socket
 import time
-from array import array
-from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from speechkd.core.log import say
+from speechkd.tracking.points import PointIndex
+from speechkd.tracking.records import LATEST, STATUSES, Record, parse_record
+from speechkd.tracking.redact import flat_texts
 
 JOURNAL = "journal.jsonl"
-STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
-MASK = "***"
-LATEST = "latest"
-"""Key that marks a record whose values replace earlier ones of the same step"""
-_SECRET = re.compile(  # whole words: `max_new_tokens` and `tokenizer` are not secrets
-    r"(?<![a-z])(token|secrets?|passwords?|passwd|(api|access|private)_?keys?|credentials?|authorization)(?![a-z])"
-)
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-
-Record = dict[str, Any]
-
-
-class PointIndex:
-    """The set of (metric, step) pairs already written: a sorted array of steps per name, eight bytes per point."""
-
-    def __init__(self) -> None:
-        self._steps: dict[str, array[int]] = {}
-
-    def take(self, name: str, step: int) -> bool:
-        """Add (name, step); returns False if it was there already."""
-        steps = self._steps.setdefault(name, array("q"))
-        if not steps or step > steps[-1]:  # the usual case: steps increase
-            steps.append(step)
-            return True
-        at = bisect_left(steps, step)
-        if steps[at] == step:
-            return False
-        steps.insert(at, step)
-        return True
-
-    def release(self, name: str, step: int) -> None:
-        """Undo `take` after a failed write."""
-        steps = self._steps[name]
-        steps.pop(bisect_left(steps, step))
+UNWRITTEN = 20_000
+"""Records that wait in memory while the disk is full: a day at one record in four seconds"""
+HEARTBEAT_S = 900.0
+"""Age of the newest sign of life from which a process on another node counts as dead"""
 
 
 class Journal:
     """Writes the journal: one write call without fsync per record, cheap enough for every step. Only rank 0 writes.
 
-    A full or failing disk does not stop training: it is reported once, and writing resumes as soon as it works again.
+    A full or failing disk does not stop training: it is reported once, and records wait in memory, with their time, until it works again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,38 +43,53 @@ class Journal:
         self._points = PointIndex()
         self._results: dict[str, tuple[int, float | str]] = {}
         self._written: dict[str, dict[str, str]] = {"param": {}, "tag": {}}
+        self._checkpoints: dict[str, tuple[int, str]] = {}
+        self._objects: set[str] = set()
         self._handle = -1
+        self._unwritten: deque[bytes] = deque(maxlen=UNWRITTEN)
         self._broken = self._fresh_line = False
         if dist.rank() != 0:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         for record in read_journal(path):
-            if record["kind"] == "metric" and record.get(LATEST):
-                self._results.update({name: (record["step"], value) for name, value in record["values"].items()})
-            elif record["kind"] == "metric":
-                for name in record["values"]:
-                    self._points.take(name, record["step"])
-            elif record["kind"] in self._written:
-                self._written[record["kind"]].update(record["values"])
+            self._restore(record)
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         size = os.fstat(self._handle).st_size
         self._fresh_line = size > 0 and os.pread(self._handle, 1, size - 1) != b"\n"
+
+    def _restore(self, record: Record) -> None:
+        match record["kind"]:
+            case "metric" if record.get(LATEST):
+                self._results.update({name: (record["step"], value) for name, value in record["values"].items()})
+            case "metric":
+                for name in record["values"]:
+                    self._points.take(name, record["step"])
+            case "param" | "tag" as kind:
+                self._written[kind].update(record["values"])
+            case "checkpoint":
+                self._note_checkpoint(record)
+            case "dataset" | "export":
+                self._objects.add(_identity(record))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of one step. A (metric, step) written before keeps its first value. NaN and infinities become text."""
         if self._handle < 0:
             return
         new = {name: _plain(value) for name, value in values.items() if self._points.take(name, step)}
-        if new and not self._append({"kind": "metric", "step": step, "time_ms": now_ms(), "values": new}):
-            for name in new:
-                self._points.release(name, step)
+        if new:
+            self._append({"kind": "metric", "step": step, "time_ms": now_ms(), "values": new})
 
-    def results(self, step: int, values: Mapping[str, float]) -> None:
-        """Write evaluation results of `step`. A later evaluation of the same step replaces them: the server shows the later value."""
+    def results(self, step: int, values: Mapping[str, float], dataset: tuple[str, str] | None = None) -> None:
+        """Write evaluation results of the checkpoint of `step`, on `dataset` (name, digest).
+
+        A later evaluation of the same step replaces them: the server shows the later value.
+        """
         results = {name: (step, _plain(value)) for name, value in values.items()}
         new = {name: value for name, (_, value) in results.items() if self._results.get(name) != results[name]}
-        if new and self._append({"kind": "metric", "step": step, "time_ms": now_ms(), LATEST: True, "values": new}):
-            self._results.update(results)
+        self._results.update(results)
+        if new:
+            on = {"dataset": list(dataset)} if dataset else {}
+            self._append({"kind": "metric", "step": step, "time_ms": now_ms(), LATEST: True, **on, "values": new})
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Write settings. Nested mappings become dotted names, secrets are masked, unchanged values are not written again."""
@@ -124,44 +109,100 @@ class Journal:
 
     def artifact(self, relative: str) -> None:
         """Register a file of the run folder as an artifact; `relative` is its path inside the folder."""
-        path = PurePosixPath(relative)
-        assert not path.is_absolute() and ".." not in path.parts, f"artifact must lie inside the run folder, is {relative}"
-        self._append({"kind": "artifact", "path": str(path), "time_ms": now_ms()})
+        self._append({"kind": "artifact", "path": _inside(relative), "time_ms": now_ms()})
+
+    def dataset(self, name: str, digest: str, facts: Mapping[str, Any]) -> None:
+        """Write that the run reads this dataset. `facts`: version, licence, source, samples of each split, ..."""
+        self._object({"kind": "dataset", "name": name, "digest": digest, "facts": flat_texts(facts)})
+
+    def checkpoint(self, step: int, relative: str, digest: str) -> None:
+        """Write that a checkpoint is committed at `relative`, a path inside the run folder."""
+        path = _inside(relative)
+        if self._checkpoints.get(path) != (step, digest):
+            self.checkpoint_removed(path)  # a resumed run may save the same step again
+            self._checkpoints[path] = (step, digest)
+            self._append({"kind": "checkpoint", "step": step, "path": path, "digest": digest, "kept": True, "time_ms": now_ms()})
+
+    def checkpoint_removed(self, relative: str) -> None:
+        """Write that a checkpoint was removed, to keep only the newest."""
+        if (known := self._checkpoints.pop(relative, None)) is not None:
+            record: Record = {"kind": "checkpoint", "step": known[0], "path": relative, "digest": known[1], "kept": False}
+            self._append({**record, "time_ms": now_ms()})
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Paths of the checkpoints that were written and not removed."""
+        return list(self._checkpoints)
+
+    def _note_checkpoint(self, record: Record) -> None:
+        if record["kept"]:
+            self._checkpoints[record["path"]] = (record["step"], record["digest"])
+        else:
+            self._checkpoints.pop(record["path"], None)
+
+    def export(self, step: int, path: Path, digest: str, model: str, facts: Mapping[str, Any]) -> None:
+        """Write that the checkpoint of `step` was exported to `path`, as a version of the registered model `model`."""
+        self._object({"kind": "export", "step": step, "path": str(path), "digest": digest, "model": model, "facts": flat_texts(facts)})
+
+    def _object(self, record: Record) -> None:
+        """Write a record once, whatever the number of starts."""
+        if _identity(record) not in self._objects:
+            self._objects.add(_identity(record))
+            self._append({**record, "time_ms": now_ms()})
 
     def close(self) -> None:
         """Close the file; later calls do nothing."""
         if self._handle >= 0:
+            if self._unwritten and not self._write_all():
+                say(f"journal: {len(self._unwritten)} records are lost: `{self.path}` could not be written to the end")
             os.close(self._handle)
             self._handle = -1
 
     def _named(self, kind: str, values: Mapping[str, Any]) -> None:
         written = self._written[kind]
         new = {name: text for name, text in flat_texts(values).items() if written.get(name) != text}
-        if new and self._append({"kind": kind, "time_ms": now_ms(), "values": new}):
-            written.update(new)
+        written.update(new)
+        if new:
+            self._append({"kind": kind, "time_ms": now_ms(), "values": new})
 
-    def _append(self, record: Record) -> bool:
+    def _append(self, record: Record) -> None:
         if self._handle < 0:
-            return False
+            return
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        line = ("\n" if self._fresh_line else "").encode() + text.encode("utf-8", "backslashreplace") + b"\n"
-        try:
-            written = os.write(self._handle, line)  # one call, so that lines of two writers never mix
-            if written < len(line) - 1:
-                raise OSError(f"only {written} bytes fitted")
-            self._fresh_line = written < len(line)  # the record is complete, only its newline is missing
-        except OSError as error:
-            self._fresh_line = True
-            with suppress(OSError):  # the log may be on the same full disk
+        self._unwritten.append(text.encode("utf-8", "backslashreplace") + b"\n")
+        self._write_all()
+
+    def _write_all(self) -> bool:
+        """Write what is not written yet, oldest first; False if the disk does not take it."""
+        while self._unwritten:
+            line = (b"\n" if self._fresh_line else b"") + self._unwritten[0]
+            try:
+                written = os.write(self._handle, line)  # one call, so that lines of two writers never mix
+                if written < len(line) - 1:
+                    raise OSError(f"only {written} bytes fitted")
+            except OSError as error:
+                self._fresh_line = True
                 self._report_failure(error)
-            self._broken = True
-            return False
+                self._broken = True
+                return False
+            self._fresh_line = written < len(line)  # the record is complete, only its newline is missing
+            self._unwritten.popleft()
         self._broken = False
         return True
 
     def _report_failure(self, error: OSError) -> None:
         if not self._broken:
-            say(f"journal: cannot write `{self.path}`: {error}; training goes on, these metrics are lost until it works again")
+            say(f"journal: cannot write `{self.path}`: {error}; training goes on, the last {UNWRITTEN:,} records wait in memory")
+
+
+def _identity(record: Record) -> str:
+    return json.dumps({key: value for key, value in record.items() if key != "time_ms"}, sort_keys=True)
+
+
+def _inside(relative: str) -> str:
+    path = PurePosixPath(relative)
+    assert not path.is_absolute() and ".." not in path.parts, f"path must lie inside the run folder, is {relative}"
+    return str(path)
 
 
 def read_journal(path: Path) -> Iterator[Record]:
@@ -178,7 +219,7 @@ def records_from(path: Path, offset: int) -> Iterator[tuple[Record, int]]:
         stream.seek(offset)
         for line in stream:
             offset += len(line)
-            record = _parse(line)
+            record = parse_record(line)
             if record is not None:
                 yield record, offset
 
@@ -195,21 +236,6 @@ def metric_series(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in series.items()}
 
 
-def flat_texts(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested settings to dotted name -> text. Masks values under secret-like names, and credentials inside URLs."""
-    out: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            out |= flat_texts(value, f"{name}.")
-        elif value is not None and _SECRET.search(_CAMEL.sub("_", name).lower()):
-            out[name] = MASK
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            out[name] = _USERINFO.sub(f"{MASK}@", text)
-    return out
-
-
 def process_start_time(pid: int) -> float | None:
     """Start time of process `pid` (seconds since 1970); None if it is gone or a zombie. Detects a reused process id."""
     import psutil
@@ -221,10 +247,18 @@ def process_start_time(pid: int) -> float | None:
         return None
 
 
-def writer_alive(status: Record | None) -> bool:
-    """Whether the process that wrote RUNNING is alive; a process on another machine cannot be checked and counts as alive."""
-    if status is None or status.get("host") != socket.gethostname():
+def writer_alive(status: Record | None, run_dir: Path) -> bool:
+    """Whether the process that wrote RUNNING is alive.
+
+    On another node it cannot be asked: it counts as dead once nothing in the run folder has moved for HEARTBEAT_S, neither the journal nor
+    the node's system samples (`speechkd.tracking.system`).
+    """
+    if status is None:
         return True
+    if status.get("host") != socket.gethostname():
+        signs = [run_dir / JOURNAL, *(run_dir / "system").glob("*.jsonl")]
+        newest = max((sign.stat().st_mtime for sign in signs if sign.exists()), default=time.time())
+        return len(signs) == 1 or time.time() - newest < HEARTBEAT_S  # without samples there may just be a long step
     started = process_start_time(status["pid"])
     return started is not None and started == status.get("boot")
 
@@ -234,7 +268,7 @@ def last_status(path: Path) -> str | None:
     statuses = [record for record in read_journal(path) if record["kind"] == "status"]
     if not statuses:
         return None
-    died = statuses[-1]["status"] == "RUNNING" and not writer_alive(statuses[-1])
+    died = statuses[-1]["status"] == "RUNNING" and not writer_alive(statuses[-1], path.parent)
     return "FAILED" if died else str(statuses[-1]["status"])
 
 
@@ -248,25 +282,3 @@ def _plain(value: float) -> float | str:
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-
-
-def _parse(line: bytes) -> Record | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("time_ms"), int):
-        return None
-    kind, values = record.get("kind"), record.get("values")
-    if kind == "metric":
-        step = record.get("step")
-        good = isinstance(step, int) and abs(step) < 1 << 62 and isinstance(values, dict) and all(map(_is_number, values.values()))
-    elif kind in ("param", "tag"):
-        good = isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
-    else:
-        good = (kind == "status" and record.get("status") in STATUSES) or (kind == "artifact" and isinstance(record.get("path"), str))
-    return record if good else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float) or value in ("NaN", "Infinity", "-Infinity")

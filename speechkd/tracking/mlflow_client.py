@@ -1,4 +1,4 @@
-"""Thin wrapper around the MLflow client; the only file that imports mlflow. Creates or finds a run and sends data within MLflow's limits.
+"""Thin wrapper around the MLflow client: creates or finds a run and sends data within MLflow's limits. Models are in `mlflow_models`.
 
 The client's own retries are switched off: the caller retries and keeps unsent data.
 """
@@ -9,6 +9,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class MlflowRun:
 
     def __init__(self, client: MlflowClient, run: Run) -> None:
         self.client, self.id = client, str(run.info.run_id)
+        self.experiment_id = str(run.info.experiment_id)
         self._status = run.info.status
         self._params: dict[str, str] = dict(run.data.params)
 
@@ -61,7 +63,7 @@ class MlflowRun:
         """Add params; an existing param keeps its value, since MLflow does not allow changes."""
         from mlflow.entities import Param
 
-        params = {_name(name): _cut(value, PARAM_LIMIT) for name, value in values.items()}
+        params = {valid_name(name): cut(value, PARAM_LIMIT) for name, value in values.items()}
         changed = sorted(name for name, value in params.items() if self._params.get(name, value) != value)
         if changed:  # MLflow's params are fixed once written; the journal has both values
             say(f"mlflow: {len(changed)} params differ from the run's first start and keep their first value: {', '.join(changed[:8])}")
@@ -76,29 +78,43 @@ class MlflowRun:
 
         mlflow_tags = {MLFLOW_TAGS[name]: value for name, value in values.items() if name in MLFLOW_TAGS}
         for part in _parts([*values.items(), *mlflow_tags.items()], BATCH_NAMED):
-            self._log_batch(tags=[RunTag(_name(name), _cut(value, TAG_LIMIT)) for name, value in part])
+            self._log_batch(tags=[RunTag(valid_name(name), cut(value, TAG_LIMIT)) for name, value in part])
 
     def send_metrics(self, points: Sequence[Point]) -> None:
         """Add points. A point that is sent twice with the same time is stored once."""
         from mlflow.entities import Metric
 
         for part in _parts(points, BATCH_METRICS):
-            self._log_batch(metrics=[Metric(_name(name), value, time_ms, step) for name, value, time_ms, step in part])
+            self._log_batch(metrics=[Metric(valid_name(name), value, time_ms, step) for name, value, time_ms, step in part])
+
+    def send_model_metrics(self, model_id: str, points: Sequence[Point], dataset: tuple[str, str] | None) -> None:
+        """Add points as measurements of a logged model on `dataset` (name, digest). The run keeps each once, sent before or not."""
+        from mlflow.entities import Metric
+
+        on = {"dataset_name": dataset[0], "dataset_digest": dataset[1]} if dataset else {}
+        for part in _parts(points, BATCH_METRICS):
+            self._log_batch(metrics=[Metric(valid_name(name), value, time_ms, step, model_id, **on) for name, value, time_ms, step in part])
 
     def _log_batch(self, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with reporting_refusals(f"{len(metrics)} metrics, {len(params)} params, {len(tags)} tags"):
             self.client.log_batch(self.id, metrics=metrics, params=params, tags=tags)
-        except MlflowException as error:
-            if error.error_code not in _REFUSED:
-                raise
-            refused = f"{len(metrics)} metrics, {len(params)} params, {len(tags)} tags"
-            say(f"mlflow: the server refuses {refused}; they stay in the journal: {one_line(error)}")
 
     def send_file(self, path: Path, folder: str | None) -> None:
         """Upload one file into `folder` of the run's artifacts; None: the top level."""
         self.client.log_artifact(self.id, str(path), folder)
+
+
+@contextmanager
+def reporting_refusals(what: str, also: Sequence[str] = ()) -> Iterator[None]:
+    """Report what the server refuses for good, instead of raising. `also`: further error codes that mean that."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in (*_REFUSED, *also):
+            raise
+        say(f"mlflow: the server refuses {what}; the journal keeps it: {one_line(error)}")
 
 
 def existing_run(uri: str, run_id: str) -> MlflowRun | None:
@@ -129,7 +145,7 @@ def _artifact_place(uri: str, experiment: str) -> str | None:
     """Artifact folder next to a sqlite file (MLflow's default would be the current folder); None lets a server decide."""
     if not uri.startswith("sqlite:///"):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / _name(experiment)).as_uri()
+    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / valid_name(experiment)).as_uri()
 
 
 def _client(uri: str) -> MlflowClient:
@@ -145,13 +161,13 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def _name(name: str) -> str:
+def valid_name(name: str) -> str:
     """Make a name valid for MLflow: allowed characters, no empty or parent path parts, at most 250 characters."""
     clean = posixpath.normpath("/" + re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)).strip("/")
     return clean[:NAME_LIMIT].rstrip("/") or "_"
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - len(CUT)] + CUT
 
 

@@ -10,7 +10,7 @@ import sys
 from tests.consistency.house import ROOT, sources, tree
 
 MODULE_OF = {"pyyaml": "yaml"}
-OPTIONAL = {"triton", "peft", "vllm"}
+OPTIONAL = {"triton", "peft", "vllm", "wandb"}
 """Imports that a room guards itself, for machines that have them."""
 
 

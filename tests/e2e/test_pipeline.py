@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ import soundfile
 import yaml
 
 from speechkd.tracking.journal import JOURNAL
+from speechkd.tracking.prometheus import METRICS_FILE
 from tests.e2e.conftest import ROOT, kill_one_rank, losses, speechkd, start, wait_for
+from tests.tracking.test_prometheus import queried, read
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +52,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _post(server: str, path: str, body: dict[str, object]) -> dict[str, list[dict[str, object]]]:
+def _post(server: str, path: str, body: dict[str, object]) -> Any:
     request = urllib.request.Request(f"{server}/api/2.0/mlflow/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
-        found: dict[str, list[dict[str, object]]] = json.loads(answer.read())
-        return found
+        return json.loads(answer.read())
 
 
 def test_shard_teach_train_kill_resume_export_eval_report_ask(workshop: Path, server: str, tmp_path: Path) -> None:
@@ -78,11 +80,17 @@ def test_shard_teach_train_kill_resume_export_eval_report_ask(workshop: Path, se
 
     experiment = _post(server, "experiments/search", {"max_results": 10, "filter": "name = 'e2e'"})["experiments"][0]["experiment_id"]
     [tracked] = _post(server, "runs/search", {"experiment_ids": [experiment]})["runs"]
-    metrics = {m["key"]: m["value"] for m in tracked["data"]["metrics"]}  # type: ignore[index, call-overload]
-    assert tracked["info"]["status"] == "FINISHED"  # type: ignore[index, call-overload]
+    metrics = {m["key"]: m["value"] for m in tracked["data"]["metrics"]}
+    assert tracked["info"]["status"] == "FINISHED"
     assert abs(metrics["train/loss"] - losses(run)[50]) < 1e-6
     wanted = {"train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_ratio", "data/quarantined", "eval/language/student"}
     assert wanted <= set(metrics)
+    found = _post(server, "logged-models/search", {"experiment_ids": [experiment]})["models"]
+    models = {model["info"]["name"]: model for model in found}
+    assert set(models) == {folder.name for folder in (run / "checkpoints").glob("step-*")}
+    assert "eval/language/student" in {m["key"] for m in models["step-000050"]["data"]["metrics"]}
+    assert tracked["inputs"]["dataset_inputs"][0]["dataset"]["name"] == "tiny"
+    assert queried() <= set(read(run / METRICS_FILE))  # the dashboard and the alerts find what they ask for
 
     began = time.monotonic()
     again = speechkd(*words, "--ranks", 4)

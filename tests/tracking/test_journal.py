@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechkd.tracking.journal import Journal, PointIndex, flat_texts, metric_series, read_journal, records_from
+from speechkd.tracking.journal import HEARTBEAT_S, Journal, last_status, metric_series, now_ms, read_journal, records_from
+from speechkd.tracking.redact import flat_texts
 
 
 @pytest.fixture
@@ -139,20 +141,76 @@ def test_params_are_flat_masked_and_written_once(path: Path) -> None:
     }
 
 
-def test_a_full_disk_does_not_stop_training(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_costs_no_record_and_does_not_stop_training(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = Journal(path)
     journal.metrics(0, {"a": 0.0})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))  # the next line fits in part only
+    times = []
     try:
         for step in (1, 2, 3):
+            times.append(now_ms())
             journal.metrics(step, {"a": float(step)})
+            time.sleep(0.01)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    for step in (3, 4):
-        journal.metrics(step, {"a": float(step)})
+    assert metric_series(path) == {"a": [(0, 0.0)]}
+    journal.metrics(3, {"a": -1.0})
+    journal.tags({"free": "again"})
     assert capsys.readouterr().err.count("cannot write") == 1
-    assert metric_series(path) == {"a": [(0, 0.0), (3, 3.0), (4, 4.0)]}
+    assert metric_series(path) == {"a": [(step, float(step)) for step in range(4)]}
+    written = [record["time_ms"] for record in read_journal(path) if record["kind"] == "metric"][1:]
+    assert all(0 <= found - wanted < 10 for found, wanted in zip(written, times, strict=True))
+
+
+def test_what_the_disk_never_took_is_counted_at_the_end(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(path)
+    journal.metrics(0, {"a": 0.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+    try:
+        journal.metrics(1, {"a": 1.0})
+        journal.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "1 records are lost" in capsys.readouterr().err
+
+
+def test_checkpoints_datasets_and_exports_are_written_once(path: Path) -> None:
+    for _ in range(2):  # the second is a resumed run
+        journal = Journal(path)
+        journal.dataset("corpus", "d" * 64, {"licence": "CC0", "splits": {"train": 10}})
+        journal.checkpoint(4, "checkpoints/step-000004", "a")
+        journal.export(4, Path("/out"), "e", "recipe", {})
+    journal.checkpoint(8, "checkpoints/step-000008", "b")
+    journal.checkpoint_removed("checkpoints/step-000004")
+    journal.checkpoint_removed("checkpoints/step-000004")
+    assert Journal(path).checkpoints == journal.checkpoints == ["checkpoints/step-000008"]
+    kinds = [record["kind"] for record in read_journal(path)]
+    assert kinds == ["dataset", "checkpoint", "export", "checkpoint", "checkpoint"]
+    dataset = next(read_journal(path))
+    assert dataset["facts"] == {"licence": "CC0", "splits.train": "10"}
+
+
+def test_a_checkpoint_that_is_saved_again_is_another_one(path: Path) -> None:
+    journal = Journal(path)
+    journal.checkpoint(4, "checkpoints/step-000004", "a")
+    journal.checkpoint(4, "checkpoints/step-000004", "b")
+    assert [(record["kept"], record["digest"]) for record in read_journal(path)] == [(True, "a"), (False, "a"), (True, "b")]
+
+
+def test_a_run_of_another_node_counts_as_dead_once_nothing_moves(path: Path) -> None:
+    Journal(path).status("RUNNING")
+    record = {**next(read_journal(path)), "host": "far-away"}
+    path.write_text(json.dumps(record) + "\n")
+    (path.parent / "system").mkdir()
+    (path.parent / "system" / "far-away.jsonl").touch()
+    assert last_status(path) == "RUNNING"
+    long_ago = time.time() - 2 * HEARTBEAT_S
+    os.utime(path, (long_ago, long_ago))
+    assert last_status(path) == "RUNNING"  # the node's samples still come
+    os.utime(path.parent / "system" / "far-away.jsonl", (long_ago, long_ago))
+    assert last_status(path) == "FAILED"
 
 
 def test_a_step_costs_less_than_a_fifth_of_a_millisecond(path: Path) -> None:
@@ -163,13 +221,6 @@ def test_a_step_costs_less_than_a_fifth_of_a_millisecond(path: Path) -> None:
         journal.metrics(step, values)
         costs.append(time.perf_counter() - began)
     assert sorted(costs)[250] < 0.2e-3  # the median: other work on the machine is not our cost
-
-
-def test_the_index_gives_back_what_could_not_be_written() -> None:
-    index = PointIndex()
-    assert index.take("a", 1) and not index.take("a", 1)
-    index.release("a", 1)
-    assert index.take("a", 1)
 
 
 @pytest.mark.parametrize("bad", ["/etc/passwd", "../x", "a/../../x"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import math
+import os
 import subprocess
 import sys
 import time
@@ -104,6 +107,16 @@ def test_a_run_deleted_on_the_server_is_sent_anew(run: Path, store: Store) -> No
     sync(run)
     old, new = store.runs(run.name)
     assert store.points(new[0]) == wanted(run) and old[0] != new[0]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EBADF])
+def test_a_file_system_without_locks_does_not_stop_the_sender(run: Path, store: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    Journal(run / JOURNAL).metrics(1, {"a": 1.0})
+    assert sync(run, store.uri, "tests") == 1
 
 
 def test_a_dead_server_is_one_line_and_quick(run: Path) -> None:
