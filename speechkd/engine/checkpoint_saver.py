@@ -183,14 +183,6 @@ class Saver:
         fsync_folder(final.parent)
 
 
-def save(engine: Engine, checkpoints: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Save and wait until it is committed. Collective; returns the folder. Raises OSError on every rank if it could not be written."""
-    saver = Saver(engine, checkpoints, Retention(keep=keep))
-    folder = saver.begin(step, state)
-    saver.finish()
-    return folder
-
-
 def prune(checkpoints: Path, retention: Retention, held: Collection[str] = ()) -> None:
     """Remove the checkpoints that need not stay, but those named in `held`; the marker goes first, so a half-removed one is invalid."""
     for torn in checkpoints.glob(".step-*.tmp"):  # of a save or fetch that was killed; no other is at work now

@@ -15,7 +15,7 @@ from torch import nn
 from speechkd.core import dist
 from speechkd.core.tensors import TensorWriter, read_header, read_tensor
 from speechkd.engine import checkpoint
-from speechkd.engine.checkpoint_saver import Retention, Saver, save
+from speechkd.engine.checkpoint_saver import Retention, Saver
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.wrap import Engine
@@ -36,6 +36,13 @@ class Net(nn.Module):
 
     def forward(self, x_BD: torch.Tensor, y_BD: torch.Tensor) -> torch.Tensor:
         return ((self.head(torch.tanh(self.base(torch.tanh(self.projector(x_BD))))) - y_BD) ** 2).sum()
+
+
+def save(engine: Engine, checkpoints: Path, step: int, state: dict[str, object]) -> None:
+    """Save and wait until it is committed."""
+    saver = Saver(engine, checkpoints, Retention())
+    saver.begin(step, state)
+    saver.finish()
 
 
 def _any_rank(flag: bool) -> bool:
