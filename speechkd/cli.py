@@ -27,15 +27,26 @@ RecipePath = Annotated[Path, typer.Argument(help="a recipe, e.g. pipelines/meta_
 Sets = Annotated[Optional[list[str]], typer.Option("--set", help="override one key: a.b=value (repeatable)")]
 Partition = Annotated[str, typer.Option(help="I/N: do part I (from 0) of N, for job arrays")]
 Ranks = Annotated[int, typer.Option(help="processes on this machine")]
+Cluster = Annotated[Optional[str], typer.Option(help="a site profile: a name in launch/clusters, or a .yaml file")]
+Json = Annotated[bool, typer.Option("--json", help="for programs")]
 Resume = Annotated[Literal["auto", "require", "never"], typer.Option(help="auto: continue if there is a checkpoint")]
 
 
 @app.command()
-def doctor() -> None:
-    """What this machine has, what is missing, version floors."""
-    from speechkd.stages.doctor import doctor as stage
+def doctor(
+    run_folder: Annotated[Optional[Path], typer.Option(help="the shared folder, or a run; unset: the profile's, or this one")] = None,
+    cluster: Cluster = None,
+    recipe: Annotated[Optional[Path], typer.Option(help="says where MLflow and the shards are")] = None,
+    mlflow: Annotated[Optional[str], typer.Option(help="MLflow's address; unset: the recipe's, or MLFLOW_TRACKING_URI")] = None,
+    store: Annotated[Optional[str], typer.Option(help="an object store's URL; unset: the recipe's `data.root`")] = None,
+    json: Json = False,
+) -> None:
+    """What this machine, or the allocation that runs it, has; what is missing or unsafe, and the way out."""
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.doctor.examine import doctor as stage
 
-    raise typer.Exit(stage())
+    loaded = load_recipe(recipe) if recipe is not None else None
+    raise typer.Exit(stage(run_folder, cluster, loaded, mlflow, store, json))
 
 
 @app.command()
