@@ -188,12 +188,24 @@ def plan(
     set: Sets = None,
     ranks: Ranks = 1,
     tokens_per_s: Annotated[float, typer.Option(help="what the teacher reads and writes a second", min=0.001)] = 1000.0,
+    cluster: Cluster = None,
+    measure: Annotated[bool, typer.Option("--measure", help="with --cluster: run a few of the recipe's steps here first")] = False,
+    json: Json = False,
 ) -> None:
     """What a recipe will cost before anything runs: parameters, memory, teacher tokens, bytes and hours, examples, steps."""
     from speechkd.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set or [])
+    if cluster is not None:
+        from speechkd.cluster.profile import read_profile
+        from speechkd.stages.costs.cluster_plan import plan_on_cluster
+
+        raise typer.Exit(plan_on_cluster(loaded, read_profile(cluster), tokens_per_s, measure, json))
+    if measure or json:
+        raise InputError("--measure and --json need --cluster")
     from speechkd.stages.plan import plan as stage
 
-    raise typer.Exit(stage(load_recipe(recipe, set or []), ranks, tokens_per_s))
+    raise typer.Exit(stage(loaded, ranks, tokens_per_s))
 
 
 @app.command()

@@ -40,7 +40,7 @@ def doctor(
     """Print findings; exit code 1 if any is a failure.
 
     `run_folder`: where runs are written, and whose recipe, if it holds one, says where MLflow and the shards are; `cluster`: a profile's
-    name or file. `recipe`, `mlflow` and `store` name these places directly. Under torchrun or srun every process calls it, and rank 0 prints.
+    name or file. `recipe`, `mlflow` and `store` name these places directly. Under torchrun or srun all call it; rank 0 prints.
     """
     profile = read_profile(cluster) if cluster is not None else None
     shared = run_folder or Path(profile.shared if profile is not None else ".")
