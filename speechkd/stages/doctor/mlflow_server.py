@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from packaging.version import InvalidVersion, Version
@@ -38,13 +37,6 @@ class Answer:
     status: int
     text: str
     seconds: float
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like any other: following it would carry the password to whoever it names."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
-        return None
 
 
 def check_mlflow(uri: str | None, env: Mapping[str, str] = os.environ) -> list[Finding]:
@@ -151,14 +143,21 @@ def _ask(url: str, headers: Mapping[str, str] | None = None) -> Answer:
     body = None if headers is None else json.dumps({"max_results": 1} if url.endswith(EXPERIMENTS) else {}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", **(headers or {})})
     began = time.perf_counter()
-    opener = urllib.request.build_opener(_NoRedirect())
     try:
-        with opener.open(request, timeout=ANSWER_S) as reply:
+        with _opener().open(request, timeout=ANSWER_S) as reply:
             status, data = reply.status, reply.read(MOST_BYTES)
     except urllib.error.HTTPError as error:
         with error:
             status, data = error.code, error.read(MOST_BYTES)
     return Answer(status, " ".join(data.decode("utf-8", "replace").split()), time.perf_counter() - began)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Follows no redirect: that would carry the password to whoever it names."""
+    opener = urllib.request.OpenerDirector()
+    for kind in ("ProxyHandler", "HTTPHandler", "HTTPSHandler", "HTTPDefaultErrorHandler", "HTTPErrorProcessor"):
+        opener.add_handler(getattr(urllib.request, kind)())
+    return opener
 
 
 def _reason(error: Exception) -> str:
