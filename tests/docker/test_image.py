@@ -84,7 +84,8 @@ def inside(root: Path, *command: str) -> str:
     variables = json.loads(run(["buildah", "inspect", "--type", "image", IMAGE]))["OCIv1"]["config"]["Env"]
     script = (
         'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && mount -t tmpfs -o mode=1777 tmp "$1/tmp" '
-        '&& mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && cd / && root=$1 && shift && exec chroot --userspec=10001:10001 "$root" /usr/bin/env -i "$@"'
+        '&& mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && root=$1 && shift '
+        f'&& exec chroot --userspec={USER}:{USER} "$root" /usr/bin/env -i "$@"'
     )
     words = ["unshare", "--mount", "--net", "--pid", "--fork", "sh", "-c", script, "sh", root, *variables]
     return run([*words, "/bin/sh", "-c", 'cd /opt/speechkd && exec "$@"', "sh", *command], timeout=300)

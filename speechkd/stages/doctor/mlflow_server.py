@@ -27,7 +27,7 @@ ANSWER_S = 8.0
 """Seconds that the server may take, as the sender allows it"""
 MOST_BYTES = 1 << 16
 USER, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
-EXPERIMENTS, JOBS = "/api/2.0/mlflow/experiments/search", "/ajax-api/3.0/jobs/search"
+VERSION, EXPERIMENTS, JOBS = "/version", "/api/2.0/mlflow/experiments/search", "/ajax-api/3.0/jobs/search"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def check_mlflow(uri: str | None, env: Mapping[str, str] = os.environ) -> list[F
         return [Finding(CHECK, "fail", f"`{base}/health` answers {health.status}: {health.text[:80]}", "see the server's log")]
     found = [Finding(CHECK, "ok", f"`{base}` is healthy, answers in {1000 * health.seconds:.0f} ms")]
     try:
-        return [*found, *_version(base), *_access(base, env)]
+        return [*found, *_access(base, env), *_version(base, _credentials(env))]
     except (OSError, HTTPException) as error:
         return [*found, Finding(CHECK, "fail", f"healthy, but then: {_reason(error)}", "the database behind it may be down: see its log")]
 
@@ -76,8 +76,10 @@ def _file(path: Path) -> Finding:
     return Finding(CHECK, "ok", f"file `{path}`")
 
 
-def _version(base: str) -> list[Finding]:
-    answer = _ask(base + "/version")
+def _version(base: str, secret: Mapping[str, str]) -> list[Finding]:
+    answer = _ask(base + VERSION, secret)
+    if answer.status == 401:
+        return []  # it tells only whom it knows, and that was said above
     try:
         version = str(Version(answer.text.strip()[:40]))
     except InvalidVersion:
@@ -139,8 +141,9 @@ def _loopback(base: str) -> bool:
 
 
 def _ask(url: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """GET, or with headers a POST that searches for one thing. Raises OSError where nothing answers within ANSWER_S."""
-    body = None if headers is None else json.dumps({"max_results": 1} if url.endswith(EXPERIMENTS) else {}).encode()
+    """GET of a page, POST to an API; searches ask for one thing. Raises OSError where nothing answers within ANSWER_S."""
+    query = {"max_results": 1} if url.endswith(EXPERIMENTS) else {}
+    body = json.dumps(query).encode() if url.endswith((EXPERIMENTS, JOBS)) else None
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", **(headers or {})})
     began = time.perf_counter()
     try:

@@ -19,6 +19,7 @@ from tests.stages.doctor.servers import Reply, answering, silent
 
 HEALTHY: dict[str, Reply] = {"/health": (200, "OK"), "/version": (200, "3.17.2")}
 CANARY = "pw-canary-81f3"
+ROOT = Path(__file__).parents[3]
 SECRET = {USER: "me", PASSWORD: CANARY}
 
 
@@ -86,26 +87,21 @@ def test_a_redirect_does_not_get_the_password() -> None:
 
 
 @pytest.mark.system
-def test_a_real_server_with_a_password_and_allowed_hosts(tmp_path: Path) -> None:
-    """MLflow's own answers are the ones that the checks look for."""
+def test_the_server_of_the_container_has_a_password_and_allowed_hosts(tmp_path: Path) -> None:
+    """docker/mlflow.sh, on files instead of PostgreSQL and S3: MLflow's own answers are the ones that the checks look for."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_AUTH_ADMIN_PASSWORD": CANARY,
-    }
-    (tmp_path / "auth.ini").write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = admin\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    env |= {"MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-this-test"}
-    words = ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/x.db", "--workers", "1"]
-    words += ["--app-name", "basic-auth", "--allowed-hosts", f"127.0.0.1:{port}", "--artifacts-destination", str(tmp_path / "artifacts")]
+    for name in ("mlflow_admin_password", "mlflow_session_key", "postgres_password", "object_store_key"):
+        (tmp_path / name).write_text(CANARY)
+    settings = (ROOT / "docker/basic_auth.ini").read_text()
+    (tmp_path / "auth.ini").write_text(settings.replace("postgresql+psycopg2://mlflow@postgres/mlflow", f"sqlite:///{tmp_path}/auth.db"))
+    env = {"MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"), "SECRETS": str(tmp_path), "LISTEN": "127.0.0.1", "PORT": str(port)}
+    env |= {"BACKEND_STORE_URI": f"sqlite:///{tmp_path}/x.db", "ARTIFACTS": str(tmp_path / "artifacts"), "WORKERS": "1"}
+    env |= {"ALLOWED_HOSTS": f"127.0.0.1:{port}", "ALLOWED_ORIGINS": f"http://127.0.0.1:{port}"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "mlflow", "server", *words], env=env, stdout=log, stderr=log)
+        server = subprocess.Popen(["bash", ROOT / "docker/mlflow.sh"], env={**os.environ, **env}, stdout=log, stderr=log)
     try:
         url, end = f"http://127.0.0.1:{port}", time.monotonic() + 90
         while "not reachable" in problems(check_mlflow(url, {})):
@@ -114,6 +110,8 @@ def test_a_real_server_with_a_password_and_allowed_hosts(tmp_path: Path) -> None
         assert "none is given" in problems(check_mlflow(url, {}))
         assert not problems(check_mlflow(url, {USER: "admin", PASSWORD: CANARY}))
         assert "the password is refused" in problems(check_mlflow(url, {USER: "admin", PASSWORD: "wrong"}))
+        arguments = Path(f"/proc/{server.pid}/cmdline").read_text()
+        assert "mlflow" in arguments and CANARY not in arguments and CANARY not in (tmp_path / "log").read_text()
         assert "refuses requests to the name `localhost" in problems(check_mlflow(f"http://localhost:{port}", {}))
     finally:
         server.terminate()
