@@ -62,7 +62,7 @@ class LlmFlops:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFlops:
-    """What a student and its live teachers cost in a step, forward and backward: linear in counts, so that counts of a whole step will do."""
+    """What a student and its live teachers cost in a step, forward and backward."""
 
     student: LlmFlops
     """with the live teachers that read the student's own sequences"""
