@@ -49,9 +49,9 @@ def pip_mounts(folder: Path) -> list[str]:
             value = "/host-certificates"
         elif name not in ("index-url", "extra-index-url", "find-links", "trusted-host"):
             continue
-        mounts += [
-            f"{path}:{path}:ro" for path in re.findall(r"(?:file://)?(/[\w/.-]+)", value) if Path(path).is_dir() and "://" not in path
-        ]
+        folders = [Path(path) for path in re.findall(r"(?:file://|^|\s)(/[\w/.-]+)", value)]
+        folders = [folder.parent if folder.name == "simple" else folder for folder in folders]  # an index names files beside it
+        mounts += [f"{folder}:{folder}:ro" for folder in folders if folder.is_dir()]
         settings.append(f"{name} = {value}")
     (folder / "pip.conf").write_text("\n".join(dict.fromkeys(settings)) + "\n")
     return [word for mount in dict.fromkeys([f"{folder}/pip.conf:/etc/pip.conf:ro", *mounts]) for word in ("--volume", mount)]
@@ -84,7 +84,7 @@ def inside(root: Path, *command: str) -> str:
     variables = json.loads(run(["buildah", "inspect", "--type", "image", IMAGE]))["OCIv1"]["config"]["Env"]
     script = (
         'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && mount -t tmpfs -o mode=1777 tmp "$1/tmp" '
-        '&& mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && root=$1 && shift '
+        '&& mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && root=$1 && shift && ip link set lo up '
         f'&& exec chroot --userspec={USER}:{USER} "$root" /usr/bin/env -i "$@"'
     )
     words = ["unshare", "--mount", "--net", "--pid", "--fork", "sh", "-c", script, "sh", root, *variables]
