@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
+SCRIPTS = $(shell grep -rlE --exclude=*.py --exclude=*.md '^#!.*[/ ](ba)?sh$$' .ci docker launch tests pipelines standins)
 export TORCH PYTHON VENV
 # As speechkd itself sets it: spinning threads starve each other on few cores.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -41,9 +42,12 @@ bench: setup  ## reading and writing beside other loaders on the same audio; res
 miniature: setup  ## a paper's effect on small parts: make miniature PAPER=wong26a JOBS=2 (runs side by side)
 	$(BIN)/python pipelines/miniatures/run.py $(PAPER) --jobs $(JOBS)
 
-lint: setup  ## flake8 and isort
+lint: setup  ## flake8 and isort; hadolint, shellcheck and the compose schema
 	$(BIN)/flake8
 	$(BIN)/isort --check-only --diff .
+	$(BIN)/hadolint docker/Dockerfile docker/mlflow.Dockerfile
+	$(BIN)/shellcheck --external-sources $(SCRIPTS)
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 types: setup  ## mypy
 	$(BIN)/mypy

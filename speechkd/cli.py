@@ -29,15 +29,25 @@ Partition = Annotated[str, typer.Option(help="I/N: do part I (from 0) of N, for 
 Ranks = Annotated[int, typer.Option(help="processes on this machine")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object instead of text")]
 RunFolder = Annotated[Path, typer.Argument(help="a run folder")]
+Cluster = Annotated[Optional[str], typer.Option(help="a site profile: a name in launch/clusters, or a .yaml file")]
 Resume = Annotated[Literal["auto", "require", "never"], typer.Option(help="auto: continue if there is a checkpoint")]
 
 
 @app.command()
-def doctor() -> None:
-    """What this machine has, what is missing, version floors."""
-    from speechkd.stages.doctor import doctor as stage
+def doctor(
+    run_folder: Annotated[Optional[Path], typer.Option(help="the shared folder, or a run; unset: the profile's, or this one")] = None,
+    cluster: Cluster = None,
+    recipe: Annotated[Optional[Path], typer.Option(help="says where MLflow and the shards are")] = None,
+    mlflow: Annotated[Optional[str], typer.Option(help="MLflow's address; unset: the recipe's, or MLFLOW_TRACKING_URI")] = None,
+    store: Annotated[Optional[str], typer.Option(help="an object store's URL; unset: the recipe's `data.root`")] = None,
+    json: AsJson = False,
+) -> None:
+    """What this machine, or the allocation that runs it, has; what is missing or unsafe, and the way out."""
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.doctor.examine import doctor as stage
 
-    raise typer.Exit(stage())
+    loaded = load_recipe(recipe) if recipe is not None else None
+    raise typer.Exit(stage(run_folder, cluster, loaded, mlflow, store, json))
 
 
 @app.command()
@@ -228,12 +238,24 @@ def plan(
     set: Sets = None,
     ranks: Ranks = 1,
     tokens_per_s: Annotated[float, typer.Option(help="what the teacher reads and writes a second", min=0.001)] = 1000.0,
+    cluster: Cluster = None,
+    measure: Annotated[bool, typer.Option("--measure", help="with --cluster: run a few of the recipe's steps here first")] = False,
+    json: AsJson = False,
 ) -> None:
     """What a recipe will cost before anything runs: parameters, memory, teacher tokens, bytes and hours, examples, steps."""
     from speechkd.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set or [])
+    if cluster is not None:
+        from speechkd.cluster.profile import read_profile
+        from speechkd.stages.costs.cluster_plan import plan_on_cluster
+
+        raise typer.Exit(plan_on_cluster(loaded, read_profile(cluster), tokens_per_s, measure, json))
+    if measure or json:
+        raise InputError("--measure and --json need --cluster")
     from speechkd.stages.plan import plan as stage
 
-    raise typer.Exit(stage(load_recipe(recipe, set or []), ranks, tokens_per_s))
+    raise typer.Exit(stage(loaded, ranks, tokens_per_s))
 
 
 @app.command()

@@ -74,6 +74,10 @@ class ClusterProfile(Config):
     """dense bf16 peak of one GPU, in TFLOP/s"""
     mfu: float = Field(0.3, gt=0, le=1)
     """share of the peak that a plan counts on where nothing was measured"""
+    link_gbps: float = Field(400, gt=0)
+    """of one GPU to other nodes, in Gbit/s; `speechkd plan --cluster` compares gathers with it"""
+    node_link_gbps: float = Field(2960, gt=0)
+    """of one GPU to the others of its node (NVLink), in Gbit/s"""
     time: Duration = "12:00:00"
     signal_s: int = Field(180, ge=1, le=3600)
     """seconds before the time limit at which SLURM signals a job, so that it saves and is requeued"""

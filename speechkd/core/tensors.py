@@ -129,19 +129,30 @@ def read_tensor(stored: Stored, dtype: torch.dtype | None = None) -> torch.Tenso
     return out
 
 
+def _header(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> bytes:
+    """What stands in front of the data of a float32 file."""
+    header, offset = {}, 0
+    for name, shape in shapes:
+        end = offset + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_bytes(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+    """Size of the file that `TensorWriter` makes of tensors with these names and shapes."""
+    return len(_header(shapes)) + 4 * sum(math.prod(shape) for _, shape in shapes)
+
+
 class TensorWriter:
     """Writes a float32 safetensors file one tensor after another, so that one tensor at a time is in memory; hashes while it writes."""
 
     def __init__(self, path: Path, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         self._left = [(name, math.prod(shape)) for name, shape in shapes]
-        header, offset = {}, 0
-        for (name, numel), (_, shape) in zip(self._left, shapes, strict=True):
-            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + 4 * numel]}
-            offset += 4 * numel
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
         self._stream, self._hash = path.open("xb"), hashlib.sha256()
-        self._write(len(text).to_bytes(8, "little") + text)
+        self._write(_header(shapes))
 
     def _write(self, data: bytes | memoryview) -> None:
         self._hash.update(data)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from speechkd.core.errors import InputError
 from speechkd.stages.check import check
-from speechkd.stages.doctor import doctor
+from speechkd.stages.doctor import examine
+from speechkd.stages.doctor.examine import doctor
 from speechkd.stages.plan import plan
 from speechkd.stages.shard import shard
 from tests.data.corpus import write_card, write_tones
@@ -15,10 +18,25 @@ from tests.data.corpus import write_card, write_tones
 ROOT = Path(__file__).parents[2]
 
 
-def test_doctor_finds_everything_here(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor() == 0
-    message = capsys.readouterr().out
-    assert "torch" in message and "deepspeed" in message and "needs" not in message
+def test_doctor_finds_everything_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor(tmp_path, as_json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["counts"]["fail"] == 0
+    expected = {"python", "torch", "deepspeed", "packages", "interface", "shared disk", "shared folder", "mlflow", "all-reduce", "clocks"}
+    assert expected <= {finding["check"] for finding in report["findings"]}
+
+
+def test_doctor_fails_with_a_line_for_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examine, "_together", lambda own, profile, shared: (own, True))  # the ranks are tested in doctor/test_ranks.py
+    assert doctor(tmp_path, mlflow="http://127.0.0.1:9") == 1
+    (bad,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
+    assert "`http://127.0.0.1:9` is not reachable" in bad and " -> " in bad
+    with pytest.raises(InputError, match="must not hold credentials"):
+        doctor(tmp_path, mlflow="http://me:secret@host")
+    with pytest.raises(InputError, match="no such folder"):
+        doctor(tmp_path / "none")
 
 
 def test_the_published_setting_is_planned_from_configuration_files_alone(
