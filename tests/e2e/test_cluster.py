@@ -79,6 +79,7 @@ def shown(job: int, field: str) -> str:
 def requeued(job: int, times: int) -> None:
     """Wait until SLURM has queued a job again so often, then let it start at once instead of after its pause."""
     wait_for(lambda: int(shown(job, "Restarts")) >= times, 150)
+    time.sleep(3)  # a node refuses a start in the second in which it revoked the job's credential
     end = time.monotonic() + 60
     while shown(job, "JobState") != "RUNNING":
         assert time.monotonic() < end, slurm("scontrol", "show", "job", str(job))
