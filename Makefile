@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
-SCRIPTS = $(shell grep -rlE --exclude=*.py --exclude=*.md '^#!.*[/ ](ba)?sh$$' .ci docker launch tests pipelines standins)
+SCRIPTS = $(shell grep -rlE --exclude=*.py --exclude=*.md --exclude=*.txt '^#!.*[/ ](ba)?sh$$' .ci docker launch tests pipelines standins)
 export TORCH PYTHON VENV
 # As speechkd itself sets it: spinning threads starve each other on few cores.
 export OMP_WAIT_POLICY ?= PASSIVE
