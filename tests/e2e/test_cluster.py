@@ -135,10 +135,10 @@ def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
     again = speechkd("submit", *words, "--set", "name=submitted")
     assert again.returncode == EXIT_INPUT and f"train {train} (PENDING)" in again.stderr and again.stderr.count("\n") == 1
 
-    wait_for(step_reached(run, 4), 240)
+    wait_for(step_reached(run, 2), 240)
+    assert stage_states(run) == {"shard": "done", "teach": "done", "train": "running", "eval": "waiting"}
     size = (f"--nodes={NODES}", "--ntasks-per-node=1", "--cpus-per-task=2")
     slurm("sbatch", "--partition=high", *size, "--output=/dev/null", "--wrap=sleep 1")
-    assert stage_states(run) == {"shard": "done", "teach": "done", "train": "running", "eval": "waiting"}
     requeued(train, 1)
 
     wait_for(step_reached(run, 16), 240)
