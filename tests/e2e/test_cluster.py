@@ -106,8 +106,10 @@ def lose_node(node: str, job: int) -> None:
             continue
 
 
-def step_reached(run: Path, step: int) -> Callable[[], bool]:
-    return lambda: max(losses(run), default=0) >= step
+def goes_on(run: Path, steps: int = 3) -> Callable[[], bool]:
+    """Whether a run has come so many steps further than it is now."""
+    now = max(losses(run), default=0)
+    return lambda: max(losses(run), default=0) >= now + steps
 
 
 def state_of(run: Path) -> dict[str, dict[str, object]]:
@@ -135,17 +137,17 @@ def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
     again = speechkd("submit", *words, "--set", "name=submitted")
     assert again.returncode == EXIT_INPUT and f"train {train} (PENDING)" in again.stderr and again.stderr.count("\n") == 1
 
-    wait_for(step_reached(run, 2), 240)
+    wait_for(goes_on(run, 2), 240)
     assert stage_states(run) == {"shard": "done", "teach": "done", "train": "running", "eval": "waiting"}
     size = (f"--nodes={NODES}", "--ntasks-per-node=1", "--cpus-per-task=2")
     slurm("sbatch", "--partition=high", *size, "--output=/dev/null", "--wrap=sleep 1")
     requeued(train, 1)
 
-    wait_for(step_reached(run, 16), 240)
+    wait_for(goes_on(run), 240)
     slurm("scancel", "--signal=USR1", "--batch", str(train))  # what SLURM does before the time limit, which it checks twice a minute
     requeued(train, 2)
 
-    wait_for(step_reached(run, 28), 240)
+    wait_for(goes_on(run), 240)
     lose_node(f"n{NODES}", train)
     wait_for(lambda: int(shown(train, "Restarts")) >= 3, 90)
     subprocess.run([ROOT / "launch/devcluster/start.sh"], check=True, capture_output=True, timeout=60)
