@@ -13,7 +13,7 @@ from typing import Any
 from speechkd.core.errors import DataError
 from speechkd.core.files import fsync_folder, read_json
 from speechkd.core.log import say
-from speechkd.data.storage.store import Location, list_folder, put, reading, remove, sha256_of
+from speechkd.data.storage.store import Location, list_folder, put, reading, remove, remove_folder, sha256_of
 from speechkd.engine.checkpoint import COMMIT, FILES, NAME, step_of, why_invalid
 
 Stays = Callable[[int, list[int]], bool]
@@ -67,10 +67,8 @@ class SecondPlace:
         steps = [step_of(Path(name)) for name in names]
         for name in names:
             if not self._stays(step_of(Path(name)), steps):
-                for file in (COMMIT, *FILES):  # the marker goes first
-                    remove(self.place / name / file)
-                if isinstance(self.place, Path):
-                    shutil.rmtree(self.place / name, ignore_errors=True)
+                remove(self.place / name / COMMIT)  # the marker goes first
+                remove_folder(self.place / name)
 
 
 def names_in(place: Location) -> list[str]:

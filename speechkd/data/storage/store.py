@@ -208,6 +208,18 @@ def remove(file: Location) -> None:
             pass
 
 
+def remove_folder(folder: Location) -> None:
+    """Remove a folder with all that is in it, if it exists."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with open_filesystem(folder.url) as (files, path):
+        try:
+            files.rm(path, recursive=True)
+        except FileNotFoundError:  # object stores have no folder once its files are gone
+            pass
+
+
 @contextmanager
 def publishing_at(file: Location) -> Iterator[Path]:
     """Yield a local temporary path. On success the complete file appears at `file`; on failure, nothing does."""
