@@ -64,6 +64,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert shutil.which(tool), f"`apt-get install {tool}` first"
     folder = tmp_path_factory.mktemp("image")
     run(["debootstrap", "--variant=minbase", "bookworm", folder / "base", *debian_mirror()])
+    (folder / "base/etc/hosts").write_text("127.0.0.1 localhost\n")  # as every container engine provides
     base = run(["buildah", "from", "scratch"]).strip()
     run(["buildah", "copy", "--quiet", base, folder / "base", "/"])
     run(["buildah", "commit", "--quiet", "--rm", base, BASE])
