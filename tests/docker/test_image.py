@@ -6,6 +6,7 @@ buildah and debootstrap; takes minutes and gigabytes, so it is a torture.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -108,7 +109,7 @@ def test_it_says_what_it_is_and_where_it_came_from(image: Path) -> None:
 
 
 def test_no_layer_and_no_setting_holds_a_secret_of_the_builder(image: Path, tmp_path: Path) -> None:
-    run(["buildah", "push", "--quiet", "--disable-compression", IMAGE, f"oci:{tmp_path}/oci:test"])
+    run(["buildah", "push", "--quiet", IMAGE, f"oci:{tmp_path}/oci:test"])
     blobs = list((tmp_path / "oci/blobs/sha256").iterdir())
     assert len(blobs) > 3 and not [blob.name for blob in blobs if holds(blob, CANARY.encode())]
     assert [
@@ -117,8 +118,10 @@ def test_no_layer_and_no_setting_holds_a_secret_of_the_builder(image: Path, tmp_
 
 
 def holds(path: Path, text: bytes) -> bool:
-    """Whether a file of any size has these bytes in it."""
-    with path.open("rb") as stream:
+    """Whether a file of any size has these bytes in it, packed or not."""
+    with path.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as stream:
         before = b""
         while chunk := stream.read(1 << 24):
             if text in before + chunk:
