@@ -49,6 +49,21 @@ def _hidden(package: str) -> Iterator[None]:
         del sys.modules[package]
 
 
+def _import_muon_plainly() -> None:
+    """Import the optimizer Muon, as DeepSpeed's ZeRO does, without its `torch.compile`: nothing here uses it.
+
+    Compiling three functions loads torch's whole compiler, which takes a rank longer than DeepSpeed itself.
+    """
+    from deepspeed.runtime import compiler
+
+    original = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = original
+
+
 def import_deepspeed() -> Any:
     """DeepSpeed, imported once and quietly, without the compiled shared-memory collectives that it would build on a CPU machine.
 
@@ -59,6 +74,8 @@ def import_deepspeed() -> Any:
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
+
+        _import_muon_plainly()
     _quiet()
     compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
     if compatible is not None and not torch.cuda.is_available():

@@ -26,11 +26,13 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
-def test_deepspeed_does_not_bring_mlflow() -> None:
-    """Its autotuner would: half of a rank's start, and thousands of small reads from a shared folder."""
+def test_deepspeed_brings_neither_mlflow_nor_a_compiler() -> None:
+    """Its autotuner would, and its Muon: two thirds of a rank's start, and thousands of small reads from a shared folder."""
     code = (
         "import sys; from speechkd.engine.zero import import_deepspeed; import_deepspeed(); import deepspeed.autotuning;"
-        "assert not {'mlflow', 'pandas', 'fastapi'} & set(sys.modules); import mlflow"
+        "import deepspeed.runtime.zero.stage3, deepspeed.runtime.zero.stage_1_and_2;"
+        "assert not {'mlflow', 'pandas', 'fastapi', 'torch._dynamo'} & set(sys.modules); import mlflow;"
+        "from deepspeed.runtime import compiler; import torch; assert compiler.compile() is torch.compile"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
