@@ -117,10 +117,13 @@ class Team:
         return self._conclude_all(own) if self.leads else self._await_verdict(own)
 
     def dismiss(self, verdict: Ended) -> None:
-        """On node 0: tell the others how the training ended, and wait until they know: the store ends with this process."""
+        """On node 0: tell the others how the training ended, and wait until they know: the store ends with this process.
+
+        One that has not come yet is waited for, too: it would find nobody here.
+        """
         self._tell("verdict", verdict)
         end = time.monotonic() + LEAVE_S
-        while time.monotonic() < end and not all(self._others[i].get("left") or self._silent(i) for i in list(self._others)):
+        while time.monotonic() < end and not all(self._others.get(i, {}).get("left") or self._silent(i) for i in self._numbers()):
             time.sleep(0.1)
 
     def _conclude_all(self, own: Ended) -> Ended:
