@@ -63,7 +63,9 @@ def run_ranks(
         note.unlink(missing_ok=True)  # one from an earlier start would requeue a finished run
     torchrun = _Torchrun(_arguments(module_args, ranks, on_nodes), _environment(ranks, env, on_nodes), received or [])
     team = on_nodes.team if on_nodes is not None else None
-    code, reason = torchrun.wait(team.trouble if team else lambda: None, on_nodes.grace_s if on_nodes else 0.0)
+    code, reason, trouble = torchrun.wait(team.trouble if team else lambda: None, on_nodes.grace_s if on_nodes else 0.0)
+    if trouble is not None and team is not None and not team.leads:
+        reason = trouble.reason  # torchrun only knows that it was ended; node 0 may be gone, and nobody else says why
     if code == 0 and note is not None and note.is_file():
         ended = Ended(EXIT_REQUEUE, "stopped at a step boundary")
     else:
@@ -124,12 +126,15 @@ class _Torchrun:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received.append(signal.Signals(number))
 
-    def wait(self, trouble: Callable[[], object], grace_s: float) -> tuple[int, str]:
-        """Wait for torchrun, forwarding signals; returns its exit code and last words. `trouble` ends it, after `grace_s` at once."""
-        kill_at = float("inf")
+    def wait(self, trouble: Callable[[], Ended | None], grace_s: float) -> tuple[int, str, Ended | None]:
+        """Wait for torchrun, forwarding signals; `trouble` ends it, after `grace_s` at once.
+
+        Returns its exit code and last words, and the trouble that ended it.
+        """
+        kill_at, found = float("inf"), None
         try:
             while (code := self._process.poll()) is None:
-                if kill_at == float("inf") and trouble():
+                if found is None and (found := trouble()) is not None:
                     self._process.terminate()
                     kill_at = time.monotonic() + grace_s
                 if time.monotonic() > kill_at:
@@ -137,7 +142,7 @@ class _Torchrun:
                 self._forward()
                 time.sleep(POLL_S)
             with os.fdopen(self._said, "rb") as said:
-                return code, said.read(1000).decode(errors="replace")
+                return code, said.read(1000).decode(errors="replace"), found
         finally:
             if self._process.poll() is None:  # this process raised while torchrun still runs
                 self._process.terminate()

@@ -16,7 +16,7 @@ from speechkd.core.files import read_json_lines
 from tests.e2e.conftest import ended, kill_one_rank, losses, start_on_nodes, wait_for
 
 pytestmark = pytest.mark.system
-STALL_S = 40
+STALL_S = 60
 
 
 @pytest.fixture(scope="module")
