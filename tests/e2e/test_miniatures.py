@@ -54,7 +54,7 @@ def test_variants_that_stand_on_other_runs_are_planned(
     assert capsys.readouterr().out.count("regime      ") == len(runs) + len(mini.variants)
 
 
-@pytest.mark.system
+@pytest.mark.torture
 def test_a_miniature_from_what_it_needs_to_its_table(workshop: Path, tmp_path: Path) -> None:
     """A need, two variants, two seeds, two forks at a time; a second time nothing is trained; a run that fails is named with its log."""
     recipe = yaml.safe_load((workshop / "recipe.yaml").read_text(encoding="utf-8"))

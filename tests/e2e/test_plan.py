@@ -15,7 +15,7 @@ from tests.e2e.conftest import speechkd
 CLUSTER = "name: here\ngpus_per_node: 0\nranks_per_node: 2\nsocket_ifname: lo\n"
 
 
-@pytest.mark.system
+@pytest.mark.torture  # it judges seconds, which needs a machine that does nothing else
 def test_hours_and_checkpoints_are_what_the_run_then_reports(workshop: Path, tmp_path: Path) -> None:
     """Training's seconds within 15 %, from twelve steps measured before it and twelve after it; the bytes of a checkpoint exactly.
 
