@@ -7,9 +7,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
+from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, write_json
 from speechkd.core.locks import exclusive
 from speechkd.core.log import say
+from speechkd.engine.checkpoint import latest, read_trainer
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.evaluation.report import write_report
 from speechkd.models.exported import MANIFEST
@@ -19,7 +21,7 @@ from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, evaluation
 from speechkd.stages.export import export
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
 from speechkd.stages.results import publish_results
-from speechkd.stages.run_folder import same_recipe
+from speechkd.stages.run_folder import CHECKPOINTS, same_recipe
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from speechkd.stages.train import train
@@ -73,9 +75,17 @@ def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
 
 
 def conclude(recipe: Recipe) -> int:
-    """export, eval, report and what is published of them, for a run that is trained. Raises InputError where another recipe trained it."""
-    same_recipe(recipe.run_dir, recipe)
-    return _conclude(recipe, recipe.run_dir, Stopwatch(recipe.run_dir / SECONDS))
+    """export, eval, report and what is published of them, for a run that is trained.
+
+    Raises InputError where another recipe trained it, or its training has not come to its end.
+    """
+    folder = recipe.run_dir
+    same_recipe(folder, recipe)
+    newest = latest(folder / CHECKPOINTS)
+    step = read_trainer(newest)["step"] if newest is not None else 0
+    if step < recipe.train.steps:
+        raise InputError(f"run `{folder}` is at step {step} of {recipe.train.steps}: train it to its end, or grade one with `--checkpoint`")
+    return _conclude(recipe, folder, Stopwatch(folder / SECONDS))
 
 
 def is_concluded(recipe: Recipe) -> bool:

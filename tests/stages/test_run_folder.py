@@ -13,6 +13,7 @@ from speechkd.engine.checkpoint import COMMIT, FILES, FORMAT, latest
 from speechkd.engine.checkpoint_saver import Retention
 from speechkd.recipe import Recipe, load_recipe
 from speechkd.stages.export import _prompt
+from speechkd.stages.run import conclude
 from speechkd.stages.run_folder import CHECKPOINTS, NOT_THE_STUDENTS, RECIPE, prepare_run, run_recipe, same_recipe, second_place
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,11 @@ def test_the_verbs_refuse_it_in_one_line(
         cli.main()
     message = capsys.readouterr().err.strip()
     assert leaving.value.code == 2 and message.count("\n") == 0 and '`train.regime` is `"mix"`, there `"kd"`' in message, message
+
+
+def test_a_training_that_has_not_ended_is_not_concluded(trained: Path) -> None:
+    with pytest.raises(InputError, match="is at step 0 of 1700: train it to its end"):
+        conclude(recipe(trained.parent))
 
 
 def test_a_template_that_changed_since_training_is_not_exported(tmp_path: Path) -> None:
