@@ -23,7 +23,7 @@ STAGES: tuple[Stage, ...] = ("shard", "teach", "train", "eval")
 SMALL_TASK_CPUS = 8
 """CPUs of a task without a GPU where the profile does not say"""
 WAIT_S = 180
-"""Seconds that the other nodes get to end after the first one: a checkpoint is being written, MLflow is told"""
+"""Seconds that the other nodes get to end after the first one: a checkpoint is being written, MLflow gets the last points"""
 MOST_RESTARTS = 50
 """Time limits that a task of an array may meet before it counts as failed"""
 _PATH = re.compile(r"/[A-Za-z0-9_./@+:-]*")

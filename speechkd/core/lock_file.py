@@ -3,7 +3,8 @@
     <path>.held    JSON: host, pid and start of the holder, boot of its machine, SLURM job; touched every BEAT_S while it is held
 
 Such a file outlives a killed holder. It is taken over where the holder is known to be gone: another boot of this machine, a process of this
-boot that has ended, an earlier start of the same SLURM job. On another host nobody can know; there the age of the last touch is told.
+boot that has ended, an earlier start of the same SLURM job. On another host nobody can know; there the
+message gives the age of the last touch.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from speechkd.cluster.scheduler import QueuedJob, ended, has_slurm
 from speechkd.core.errors import DataError, InputError
 from speechkd.data.storage.manifest import MANIFEST
 from speechkd.data.storage.store import list_folder, parse_location
-from speechkd.engine.checkpoint import latest
+from speechkd.engine.checkpoint import COMMIT, newest_first
 from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import SUMMARY
 from speechkd.stages.inputs.corpora import open_corpora
@@ -22,8 +22,8 @@ from speechkd.stages.restart import read_history
 from speechkd.stages.run import REPORT
 from speechkd.stages.run_folder import CHECKPOINTS, RECIPE, run_recipe
 from speechkd.tracking.journal import JOURNAL, last_status, metric_series, read_journal
+from speechkd.train.watchdog import STACKS
 
-STACKS = "stacks"
 SHOWN = ("train/loss", "train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_ratio", "train/skipped_steps")
 WELL = {"COMPLETED", "COMPLETING"}
 PACE_STEPS = 50
@@ -80,7 +80,8 @@ def run_state(run: Path) -> RunState:
     queue = alive(records)
     series = metric_series(run / JOURNAL)
     step = max((points[-1][0] for name, points in series.items() if points and name.startswith("train/")), default=0)
-    newest = latest(run / CHECKPOINTS)
+    # by its marker alone: this is asked every few seconds, and a checkpoint may be gigabytes on a shared folder
+    newest = next((folder for folder in newest_first(run / CHECKPOINTS) if (folder / COMMIT).is_file()), None)
     state = last_status(run / JOURNAL)
     events = read_history(run)
     stages = _stages(run, recipe, records, queue, step, state)
@@ -153,8 +154,8 @@ def _shards(stage: str, records: JobRecords | None, began: bool) -> tuple[int | 
 
 def _eta(run: Path, series: Mapping[str, list[tuple[int, float]]], steps: int) -> float | None:
     """Seconds until the last step: what training says, else from the pace of the last steps."""
-    if told := series.get("train/eta_seconds"):
-        return told[-1][1]
+    if points := series.get("train/eta_seconds"):
+        return points[-1][1]
     stamps = [
         (record["step"], record["time_ms"]) for record in read_journal(run / JOURNAL) if record["kind"] == "metric" and record["step"]
     ]
@@ -165,8 +166,8 @@ def _eta(run: Path, series: Mapping[str, list[tuple[int, float]]], steps: int) -
 
 
 def _quarantined(recipe: Recipe, series: Mapping[str, list[tuple[int, float]]]) -> int | None:
-    if told := series.get("data/quarantined"):
-        return int(told[-1][1])
+    if points := series.get("data/quarantined"):
+        return int(points[-1][1])
     try:
         return sum(int(corpus.shards.manifest["quarantined"]) for corpus in open_corpora(recipe.data))
     except (InputError, DataError):  # not sharded yet

@@ -36,17 +36,17 @@ def stage_hours(
     recipe: Recipe, profile: ClusterProfile, student: Student, pace: Pace | None, speed: float | None, tokens_per_s: float
 ) -> list[StageHours]:
     """shard, teach, train, eval. `speed`: FLOP/s of one rank in training; `tokens_per_s`: of one task of the teacher's array."""
-    told = _recorded(recipe)
+    recorded = _recorded(recipe)
     stages = [_shard(recipe, profile), _teach(recipe, profile, tokens_per_s), _train(recipe, pace), _evaluate(recipe, student, speed)]
     return [
-        StageHours(stage=s.stage, seconds=told[s.stage], basis=f"measured in `{recipe.run_dir}`") if _prefers(s, told) else s
+        StageHours(stage=s.stage, seconds=recorded[s.stage], basis=f"measured in `{recipe.run_dir}`") if _prefers(s, recorded) else s
         for s in stages
     ]
 
 
-def _prefers(estimate: StageHours, told: dict[str, float]) -> bool:
+def _prefers(estimate: StageHours, recorded: dict[str, float]) -> bool:
     """Whether what an earlier run took says more than the estimate: not for training, whose pace was read from that very run."""
-    return estimate.stage in told and estimate.stage != "train" and estimate.seconds != 0.0
+    return estimate.stage in recorded and estimate.stage != "train" and estimate.seconds != 0.0
 
 
 def _recorded(recipe: Recipe) -> dict[str, float]:
