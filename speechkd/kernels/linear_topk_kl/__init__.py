@@ -10,10 +10,10 @@ from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
 from speechkd.kernels.linear_topk_kl import chunked, reference
 from speechkd.kernels.linear_topk_kl.target import teacher_target
-from speechkd.kernels.logits import Head, Logits, check_rows, check_temperature
+from speechkd.kernels.logits import Head, KeptRows, Logits, check_temperature
 
-_IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
-    "chunked": (chunked.linear_topk_kl, dispatch.needs_frozen_head),
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], dispatch.Obstacle]] = {
+    "chunked": (chunked.linear_topk_kl, dispatch.needs_head),
     "reference": (reference.linear_topk_kl, dispatch.no_obstacle),
 }
 
@@ -34,7 +34,7 @@ def linear_topk_kl(
 
     Args:
         hidden_TD: hidden states at the predicting positions, [T, D].
-        weight_VD: the head's weight, [V, D]. `chunked` gives it no gradient: if it requires one, `auto` takes `reference`.
+        weight_VD: the head's weight, [V, D]; gets a gradient if it wants one.
         ids_TK: ids in [0, V), different within a row; a slot with log-prob -inf is empty and its id is ignored.
         logp_TK: natural log-probs over the teacher's whole vocabulary, at the capture temperature.
         mask_T: boolean; False rows change neither total nor count and get a zero gradient, even if they hold NaN.
@@ -62,9 +62,10 @@ def topk_kl_from(
     impl: str = "auto",
 ) -> LossOut:
     """Like `linear_topk_kl`, for a `Head` (logits computed a few rows at a time by `chunked`) or `Plain` logits."""
-    student, signals = student.masked(mask_T, "student"), {"ids_TK": ids_TK, "logp_TK": logp_TK}
-    check_rows(mask_T, signals if tail_logp_T is None else {**signals, "tail_logp_T": tail_logp_T})
     check_temperature(temperature)
+    rows = KeptRows(mask_T)
+    student, ids_XK, logp_XK = student.kept(rows, "student"), rows.of(ids_TK, "ids_TK"), rows.of(logp_TK, "logp_TK")
+    tail_logp_X = None if tail_logp_T is None else rows.of(tail_logp_T, "tail_logp_T")
     run = dispatch.pick("linear_topk_kl", impl, _IMPLEMENTATIONS, student)
-    target = teacher_target(ids_TK, logp_TK, tail_logp_T, mask_T, tail, student.vocabulary, student.dtype)
-    return run(student, target, mask_T, temperature)
+    target = teacher_target(ids_XK, logp_XK, tail_logp_X, tail, student.vocabulary, student.dtype)
+    return rows.loss(run(student, target, temperature, rows.mask_T))
