@@ -153,9 +153,9 @@ def peers(case: Case, x: Inputs) -> Iterator[tuple[str, Run]]:
             beta = 0.0 if case.loss == "forward" else 0.5
             for compiled in (True, False):
                 module = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=compiled)
-                yield f"Liger {'compiled' if compiled else 'eager'}", _graded(
-                    x,
-                    lambda h, module=module: case.T * module(h, x.weight, x.teacher_hidden, x.teacher_weight, x.targets),  # type: ignore[misc]
+                yield (
+                    f"Liger {'compiled' if compiled else 'eager'}",
+                    _graded(x, lambda h, m=module: case.T * m(h, x.weight, x.teacher_hidden, x.teacher_weight, x.targets)),  # type: ignore[misc]
                 )
     with suppress(ImportError):
         if case.products == 3:
