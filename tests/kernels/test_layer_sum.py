@@ -26,7 +26,7 @@ def summed(given: tuple[Tensor, ...], impl: str, normalise: bool) -> tuple[Tenso
 
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("shape", [(3, 7, 6), (1, 1, 6), (2, 0, 6), (1, 50, 1)])
-@pytest.mark.parametrize("block", [1, 12, 1 << 16])
+@pytest.mark.parametrize("block", [1, 12, 1 << 17])
 def test_blocks_of_rows_are_the_loop_over_layers(
     shape: tuple[int, ...], normalise: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.kernels.stack_norm_mlp import stack_norm_mlp, valid_rows
+from speechkd.kernels import stack_norm_mlp
 from tests.kernels.products import Products
+from tests.kernels.ragged import valid_rows
 
 C, H, D = 3, 5, 4
 

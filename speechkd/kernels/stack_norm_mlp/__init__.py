@@ -7,9 +7,6 @@ from torch import Tensor
 from speechkd.core.errors import InputError
 from speechkd.kernels import dispatch
 from speechkd.kernels.stack_norm_mlp import packed, reference
-from speechkd.kernels.stack_norm_mlp.rows import valid_rows
-
-__all__ = ["stack_norm_mlp", "valid_rows"]
 
 _IMPLEMENTATIONS = {
     "packed": (packed.stack_norm_mlp, dispatch.no_obstacle),
@@ -36,7 +33,7 @@ def stack_norm_mlp(
     LayerNorm runs over the S stacked values, only if `norm_weight_S` is given. Frame stacking with SiLU as in wong26a (PMLR 312:61-77).
 
     Args:
-        rows_R: int64, flat positions in [B, Q] that are read, each once (`valid_rows`); the others are zero. None: all are read.
+        rows_R: int64, flat positions in [B, Q] that are read, each once; the others are zero. None: all are read.
         impl: auto, packed (computes `rows_R` alone, and without the frames' gradient where they need none) or reference.
     Raises InputError where `stack` times C is not S, or for an unknown `impl`.
     """

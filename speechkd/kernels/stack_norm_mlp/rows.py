@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -23,9 +22,3 @@ def scattered(out_RD: Tensor, rows_R: Tensor | None, B: int, Q: int) -> Tensor:
     """The inverse: [R, D] to [B, Q, D], zero where no row belongs."""
     D = out_RD.shape[1]
     return (out_RD if rows_R is None else out_RD.new_zeros(B * Q, D).index_copy(0, rows_R, out_RD)).view(B, Q, D)
-
-
-def valid_rows(lengths_B: Tensor, stack: int, frames: int) -> Tensor:
-    """[R]: flat positions in [B, ceil(frames / stack)] that hold frames of utterances of these lengths. Waits for the device."""
-    real_BQ = torch.arange(-(-frames // stack), device=lengths_B.device) * stack < lengths_B.unsqueeze(1)
-    return real_BQ.flatten().nonzero().squeeze(1)
