@@ -73,8 +73,9 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def obstacle(tensor: Tensor) -> str | None:
+def obstacle(tensor: object) -> str | None:
     """Why Triton cannot run on this tensor, or None."""
+    assert isinstance(tensor, Tensor)
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if not tensor.is_cuda and not interpreted():

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from speechkd.kernels import linear_cross_entropy, linear_kl, linear_topk_kl, stack_norm_mlp
-from speechkd.kernels.stack_norm_mlp import valid_rows
 from speechkd.kernels.stack_norm_mlp.reference import stack_norm_mlp as plain_stack_norm_mlp
 from tests.bench.gpu_timer import Candidate
+from tests.kernels.ragged import valid_rows
 
 
 @dataclass(frozen=True)

@@ -138,5 +138,5 @@ def test_wrong_input() -> None:
     p = parts(2)
     with pytest.raises(InputError, match="stack 3 of 3-wide frames does not fit a first layer of width 6"):
         stack_norm_mlp(torch.zeros(1, 4, C, dtype=torch.float64), 3, **p)
-    with pytest.raises(InputError, match="allowed: auto, packed, reference"):
+    with pytest.raises(InputError, match="allowed: auto, packed, reference, triton"):
         stack_norm_mlp(torch.zeros(1, 4, C, dtype=torch.float64), 2, impl="fused", **p)

@@ -11,12 +11,15 @@ from torch.nn.functional import gelu, layer_norm, pad, silu
 
 from speechkd.core.errors import InputError
 from speechkd.kernels import triton_launch
-from speechkd.kernels.stack_norm_mlp.reference import stack_frames
+from speechkd.kernels.layer_sum import layer_sum
+from speechkd.kernels.stack_norm_mlp import stack_norm_mlp
+from speechkd.kernels.stack_norm_mlp.rows import stack_frames
 from speechkd.kernels.stack_norm_mlp.triton_activation import activate, activate_backward_
 from speechkd.kernels.stack_norm_mlp.triton_stack_norm import Prologue, stack_norm, stack_norm_backward_, stacks
+from tests.kernels.ragged import valid_rows
 
 pytestmark = pytest.mark.usefixtures("interpreter")
-sweep = settings(max_examples=12, deadline=None, derandomize=True)
+sweep = settings(max_examples=8, deadline=None, derandomize=True)
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 """Relative, of a result in its own type (the interpreter cuts off where the GPU rounds)"""
 dtypes = st.sampled_from(list(ROUNDING))
@@ -59,9 +62,10 @@ def test_prologue(lengths: list[int], C: int, L: int, stack: int, norm: str, nor
     states = [2.0 * normal(seed, len(lengths), 7, C, dtype=dtype) + 0.3 for seed in range(max(L, 1))]
     for state in states:
         for b, length in enumerate(lengths):
-            state[b, length:] = torch.nan  # what stands behind an utterance is not read
+            state[b, length:] = 0.0  # as encoders leave them
+            state[b, -(-length // stack) * stack :] = torch.nan  # what stands behind its last stack is not read
     weights_L = normal(9, L).softmax(0) if L else None
-    rows = stacks(torch.tensor(lengths), 7, stack)
+    rows = stacks(valid_rows(torch.tensor(lengths), stack, 7), 7, stack)
     prologue = Prologue(states, weights_L, rows, stack, norm, normalise=normalise)  # type: ignore[arg-type]
     normed = stack_norm(prologue, dtype)
 
@@ -83,22 +87,22 @@ def test_prologue(lengths: list[int], C: int, L: int, stack: int, norm: str, nor
 
 def test_states_that_lie_apart_and_stacked_states_are_the_same() -> None:
     stacked_LBFC, weights_L = normal(1, 3, 2, 6, 8), torch.tensor([0.2, 0.3, 0.5])
-    rows = stacks(torch.tensor([6, 3]), 6, 2)
+    rows = stacks(valid_rows(torch.tensor([6, 3]), 2, 6), 6, 2)
     apart = [stacked_LBFC[layer].clone() for layer in (0, 1, 2)]
     one = stack_norm(Prologue(stacked_LBFC, weights_L, rows, 2), torch.float32)  # type: ignore[arg-type]
     assert one.x_hat_RS.equal(stack_norm(Prologue(apart, weights_L, rows, 2), torch.float32).x_hat_RS)
 
 
-def test_rows_are_packed_and_the_last_stack_is_filled_up() -> None:
-    rows = stacks(torch.tensor([5, 0, 2]), 7, 2)
-    assert rows.starts_R.tolist() == [0, 2, 4, 14] and rows.frames_R.tolist() == [2, 2, 1, 2]
-    frames_BFC = normal(1, 3, 7, 4)
+def test_the_last_stack_is_filled_up_and_reads_nothing_of_the_next_utterance() -> None:
+    rows = stacks(torch.tensor([0, 2, 3, 4]), 5, 2)
+    assert rows.starts_R.tolist() == [0, 4, 5, 7] and rows.frames_R.tolist() == [2, 1, 2, 2]
+    frames_BFC = normal(1, 2, 5, 4)
     x_RS = stack_norm(Prologue([frames_BFC], None, rows, 2), torch.float32).x_hat_RS
-    assert x_RS[2].equal(pad(frames_BFC[0, 4], (0, 4))) and x_RS[3].equal(frames_BFC[2, :2].flatten())
+    assert x_RS[1].equal(pad(frames_BFC[0, 4], (0, 4))) and x_RS[3].equal(frames_BFC[1, 2:4].flatten())
 
 
 def test_a_batch_without_frames_is_no_launch() -> None:
-    prologue = Prologue([normal(1, 2, 7, 4)] * 2, torch.ones(2), stacks(torch.tensor([0, 0]), 7, 2), 2, "layer")
+    prologue = Prologue([normal(1, 2, 7, 4)] * 2, torch.ones(2), stacks(torch.empty(0, dtype=torch.long), 7, 2), 2, "layer")
     normed = stack_norm(prologue, torch.float32)
     assert normed.x_hat_RS.shape == (0, 8)
     assert stack_norm_backward_(normed.x_hat_RS.clone(), normed, prologue, True).tolist() == [0.0, 0.0]  # type: ignore[union-attr]
@@ -141,12 +145,71 @@ def test_epilogues(R: int, H: int, kind: str, biased: bool, gate: str, in_place:
 
 
 def test_what_does_not_fit_is_one_line() -> None:
-    rows = stacks(torch.tensor([3]), 7, 2)
+    rows = stacks(torch.tensor([0, 1]), 7, 2)
     with pytest.raises(InputError, match="as many weights"):
         stack_norm(Prologue([normal(1, 1, 7, 4)] * 2, torch.ones(3), rows, 2), torch.float32)
     with pytest.raises(InputError, match="one shape, device and type"):
         stack_norm(Prologue([normal(1, 1, 7, 4), normal(1, 1, 7, 5)], torch.ones(2), rows, 2), torch.float32)
     with pytest.raises(InputError, match="holds up to 32768 values a row, given 65536"):
-        stack_norm(Prologue([normal(1, 1, 7, 8192)], None, stacks(torch.tensor([7]), 7, 8), 8), torch.float32)
+        stack_norm(Prologue([normal(1, 1, 7, 8192)], None, stacks(torch.tensor([0]), 7, 8), 8), torch.float32)
     with pytest.raises(InputError, match=r"must have the shape \[2, 3\] of z_RH"):
         activate(torch.zeros(2, 3), None, "silu", torch.zeros(2, 4))
+
+
+def gradients(impl: str, dtype: torch.dtype, lengths: list[int] | None, bias: bool, norm: bool, frozen: bool) -> dict[str, Tensor]:
+    """Output and gradients of the whole op; the inputs are rounded to bfloat16 in every type."""
+    shapes = {"in_weight_HS": (6, 12), "out_weight_DH": (4, 6)}
+    shapes |= {"in_bias_H": (6,), "out_bias_D": (4,)} if bias else {}
+    shapes |= {"norm_weight_S": (12,), "norm_bias_S": (12,)} if norm else {}
+    made = {name: normal(seed, *shape, dtype=torch.bfloat16) for seed, (name, shape) in enumerate(shapes.items())}
+    leaves = {name: value.to(dtype).requires_grad_() for name, value in made.items()}
+    given = {"in_bias_H": None, "out_bias_D": None, **leaves}
+    frames_BFC = normal(9, 2, 7, 4, dtype=torch.bfloat16).to(dtype).requires_grad_(not frozen)
+    rows_R = None if lengths is None else valid_rows(torch.tensor(lengths), 3, 7)
+    out = stack_norm_mlp(frames_BFC, 3, **given, rows_R=rows_R, impl=impl)  # type: ignore[arg-type]
+    wanted = {**leaves, **({} if frozen else {"frames": frames_BFC})}
+    grads = torch.autograd.grad(out, list(wanted.values()), normal(5, *out.shape).to(dtype))
+    return {"out": out.detach(), **dict(zip(wanted, grads, strict=True))}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("lengths", "bias", "norm", "frozen"),
+    [(None, True, True, True), ([7, 2], True, True, False), ([0, 4], False, False, False), ([0, 0], True, True, False)],
+)
+def test_the_whole_projector(lengths: list[int] | None, bias: bool, norm: bool, frozen: bool, dtype: torch.dtype) -> None:
+    truth = gradients("reference", torch.float64, lengths, bias, norm, frozen)
+    eager = gradients("reference", dtype, lengths, bias, norm, frozen)
+    for name, ours in gradients("triton", dtype, lengths, bias, norm, frozen).items():
+        assert ours.dtype == dtype
+        off, theirs = (ours.double() - truth[name]).norm(), (eager[name].double() - truth[name]).norm()
+        # a bfloat16 weight times gamma is rounded once more; the interpreter cuts off
+        assert off <= 2.0 * theirs + ROUNDING[dtype] * truth[name].norm() + 1e-9, name
+
+
+def test_a_second_backward_is_refused() -> None:
+    frames_BFC, weight = normal(1, 1, 4, 4), normal(2, 6, 8).requires_grad_()
+    out = stack_norm_mlp(frames_BFC, 2, weight, None, normal(3, 4, 6), None, impl="triton").sum()
+    out.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second time"):
+        out.backward()
+
+
+def test_a_stack_wider_than_one_program_is_the_packed_form() -> None:
+    frames_BFC, weight = normal(1, 1, 2, 40_000), normal(2, 3, 40_000)
+    ours, packed = (stack_norm_mlp(frames_BFC, 1, weight, None, torch.eye(3), None, impl=impl) for impl in ("triton", "packed"))
+    assert ours.equal(packed)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_of_layers(dtype: torch.dtype, normalise: bool) -> None:
+    states = tuple(normal(layer, 2, 2, 6, dtype=dtype) * (layer + 1) for layer in range(3))
+    results = {}
+    for impl, kind in (("triton", dtype), ("reference", torch.float64)):
+        weights_L = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float32 if kind == dtype else kind, requires_grad=True)
+        out = layer_sum([state.to(kind) for state in states], weights_L, normalise, impl)
+        results[impl] = out.detach(), *torch.autograd.grad(out, weights_L, normal(7, 2, 2, 6, dtype=dtype).to(kind))
+    assert results["triton"][0].dtype == dtype and results["triton"][1].dtype == torch.float32
+    for ours, truth in zip(*results.values(), strict=True):
+        close(ours, truth, dtype)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.kernels import dispatch
-from speechkd.kernels.layer_sum import blocked, reference
+from speechkd.kernels.layer_sum import blocked, reference, triton_sum
+from speechkd.kernels.triton_launch import obstacle
 
 
 def _needs_frozen_states(first_input: object) -> str | None:
@@ -19,7 +20,13 @@ def _needs_frozen_states(first_input: object) -> str | None:
     return "the states want a gradient" if wanted else None
 
 
+def _triton_obstacle(first_input: object) -> str | None:
+    assert isinstance(first_input, Sequence)
+    return _needs_frozen_states(first_input) or obstacle(first_input[0])
+
+
 _IMPLEMENTATIONS = {
+    "triton": (triton_sum.layer_sum, _triton_obstacle),
     "blocked": (blocked.layer_sum, _needs_frozen_states),
     "reference": (reference.layer_sum, dispatch.no_obstacle),
 }
@@ -31,7 +38,7 @@ def layer_sum(states_LBFD: Sequence[Tensor], weights_L: Tensor, normalise: bool 
     Args:
         weights_L: one weight a state, wide.
         normalise: every state's D values are brought to zero mean and unit variance first (LayerNorm without weights).
-        impl: auto, blocked (reads every state once, in blocks of rows; the states get no gradient) or reference.
+        impl: auto, triton (on a GPU) or blocked (both read every state once, in blocks of rows; the states get no gradient), or reference.
     Raises InputError where weights and states differ in number, or for an unknown `impl`.
     """
     if not states_LBFD or weights_L.shape != (len(states_LBFD),):

@@ -6,9 +6,11 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.kernels import dispatch
-from speechkd.kernels.stack_norm_mlp import packed, reference
+from speechkd.kernels.stack_norm_mlp import packed, reference, triton_mlp
+from speechkd.kernels.triton_launch import obstacle
 
 _IMPLEMENTATIONS = {
+    "triton": (triton_mlp.stack_norm_mlp, obstacle),
     "packed": (packed.stack_norm_mlp, dispatch.no_obstacle),
     "reference": (reference.stack_norm_mlp, dispatch.no_obstacle),
 }
@@ -34,7 +36,8 @@ def stack_norm_mlp(
 
     Args:
         rows_R: int64, flat positions in [B, Q] that are read, each once; the others are zero. None: all are read.
-        impl: auto, packed (computes `rows_R` alone, and without the frames' gradient where they need none) or reference.
+        impl: auto, triton (on a GPU: packed, with what is between its matrix products fused), packed (computes `rows_R` alone, and
+            without the frames' gradient where they need none) or reference.
     Raises InputError where `stack` times C is not S, or for an unknown `impl`.
     """
     if stack < 1 or in_weight_HS.shape[1] != stack * frames_BFC.shape[2]:

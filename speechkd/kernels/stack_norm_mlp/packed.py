@@ -20,8 +20,8 @@ from speechkd.kernels.autocast import autocast_on
 from speechkd.kernels.logits import wide
 from speechkd.kernels.stack_norm_mlp.rows import scattered, stacked_rows
 
-BLOCK = 1 << 18
-"""Elements of a weight's gradient that are unfolded at a time: they stay in a core's cache, and what is wide of them stays small"""
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 25}
+"""Elements of a weight's gradient that are unfolded at a time: on a CPU they stay in a core's cache, on a GPU few launches do"""
 
 
 def stack_norm_mlp(
@@ -100,16 +100,16 @@ class _NormLinear(torch.autograd.Function):
             sum_Hk = sum_H.unsqueeze(1).expand(-1, x_RS.shape[1] // ctx.width)
         else:
             sum_Hk = wide(grad_RH).t() @ real_Rk.to(sum_H.dtype)
-        grad_gamma_C, grad_beta_C = _unfold(grad_HS, sum_Hk, weight_HS, gamma_C, beta_C)
+        grad_gamma_C, grad_beta_C = unfold(grad_HS, sum_Hk, weight_HS, gamma_C, beta_C)
         grad_bias_H = sum_H.to(grad_RH.dtype) if ctx.needs_input_grad[2] else None
         return None, grad_HS, grad_bias_H, grad_gamma_C.to(gamma_C.dtype), grad_beta_C.to(beta_C.dtype), None, None
 
 
-def _unfold(grad_HS: Tensor, sum_Hk: Tensor, weight_HS: Tensor, gamma_C: Tensor, beta_C: Tensor) -> tuple[Tensor, Tensor]:
+def unfold(grad_HS: Tensor, sum_Hk: Tensor, weight_HS: Tensor, gamma_C: Tensor, beta_C: Tensor) -> tuple[Tensor, Tensor]:
     """Turns P into dW in place; returns dgamma and dbeta, wide."""
     H, k, C = grad_HS.shape[0], sum_Hk.shape[1], gamma_C.shape[0]
     grad_gamma_C, grad_beta_C = torch.zeros_like(wide(gamma_C)), torch.zeros_like(wide(beta_C))
-    step = max(1, BLOCK // max(grad_HS.shape[1], 1))
+    step = max(1, BLOCK.get(grad_HS.device.type, BLOCK["cuda"]) // max(grad_HS.shape[1], 1))
     for start in range(0, H, step):
         part = slice(start, start + step)
         p_HkC, sum_Hk1 = grad_HS[part].view(-1, k, C), sum_Hk[part].unsqueeze(2)

@@ -32,7 +32,6 @@ def stack_norm(
     starts,
     frames,
     x_hat,
-    means,
     rstds,
     frame_stride,
     L,
@@ -62,7 +61,6 @@ def stack_norm(
     S = k * C
     if NORM == _LAYER_NORM:
         mean = tl.sum(x_JC) / S
-        tl.store(means + row, mean)
         x_JC = tl.where(inside_JC, x_JC - mean, 0.0)
     if (NORM == _LAYER_NORM) | (NORM == _RMS_NORM):
         rstd = 1.0 / tl.sqrt(tl.sum(x_JC * x_JC) / S + eps)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from speechkd.core.errors import InputError
-from speechkd.kernels.triton_launch import DTYPES, Launch, launch, power_of_two
+from speechkd.kernels.triton_launch import DTYPES, LAUNCH, Launch, launch, power_of_two
 
 Norm = Literal["none", "layer", "rms"]
 
@@ -24,16 +24,14 @@ class Stacks(NamedTuple):
     starts_R: Tensor
     """int64: first frame of each row, counted over the flattened [B, F] frames"""
     frames_R: Tensor
-    """int32, 1 to k: how many of the row's frames there are; the rest is 0"""
+    """int32, 1 to k: how many of the row's frames are inside the window; the rest is 0"""
 
 
-def stacks(lengths_B: Tensor, window: int, stack: int) -> Stacks:
-    """Rows of B utterances with `lengths_B` valid frames each, that lie in a padded [B, window, C] tensor."""
-    rows_B = (lengths_B + stack - 1) // stack
-    utterance_R = torch.repeat_interleave(torch.arange(len(lengths_B), device=lengths_B.device), rows_B)
-    before_B = rows_B.cumsum(0) - rows_B
-    first_R = (torch.arange(len(utterance_R), device=lengths_B.device) - before_B[utterance_R]) * stack
-    return Stacks(utterance_R * window + first_R, (lengths_B[utterance_R] - first_R).clamp(max=stack).int())
+def stacks(rows_R: Tensor, window: int, stack: int) -> Stacks:
+    """The stacks at flat positions `rows_R` of [B, ceil(window / stack)], in padded frames [B, window, C]."""
+    positions = -(-window // stack)
+    first_R = rows_R % positions * stack
+    return Stacks(rows_R // positions * window + first_R, (window - first_R).clamp(max=stack).int())
 
 
 class Prologue(NamedTuple):
@@ -73,6 +71,11 @@ class Prologue(NamedTuple):
         places = [(state.data_ptr() - first.data_ptr()) // first.element_size() for state in self.states]
         return torch.tensor(places, dtype=torch.int64, device=first.device)
 
+    @property
+    def fits(self) -> bool:
+        """Whether one program can hold a stacked row."""
+        return power_of_two(self.stack) * power_of_two(self.width) <= LAUNCH["stack_norm"][-1].width
+
     def launch(self) -> tuple[int, int, Launch]:
         """(frames a block, columns a block, row of the table)."""
         frames, columns = power_of_two(self.stack), power_of_two(self.width)
@@ -83,10 +86,9 @@ _NORM = {"none": "NO_NORM", "layer": "LAYER_NORM", "rms": "RMS_NORM"}
 
 
 class Normed(NamedTuple):
-    """x_hat [R, S] and, [R] in float32, what its backward pass needs."""
+    """x_hat [R, S] and, [R] in float32, what it was multiplied with: all that backward needs."""
 
     x_hat_RS: Tensor
-    mean_R: Tensor
     rstd_R: Tensor
 
 
@@ -101,9 +103,9 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
     R, S = len(starts_R), prologue.stack * prologue.width
     frames, columns, by = prologue.launch()
     x_hat_RS = torch.empty(R, S, dtype=dtype, device=first.device)
-    mean_R, rstd_R = torch.zeros(R, device=first.device), torch.ones(R, device=first.device)
+    rstd_R = torch.ones(R, dtype=torch.float32, device=first.device)
     if R == 0:
-        return Normed(x_hat_RS, mean_R, rstd_R)
+        return Normed(x_hat_RS, rstd_R)
     from speechkd.kernels.stack_norm_mlp import triton_kernel
 
     with torch.cuda.device_of(first):
@@ -114,7 +116,6 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
             starts_R,
             frames_R,
             x_hat_RS,
-            mean_R,
             rstd_R,
             prologue.width,
             len(prologue.states),
@@ -130,7 +131,7 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
             num_warps=by.num_warps,
             num_stages=by.num_stages,
         )
-    return Normed(x_hat_RS, mean_R, rstd_R)
+    return Normed(x_hat_RS, rstd_R)
 
 
 def stack_norm_backward_(grad_RS: Tensor, normed: Normed, prologue: Prologue, want_input: bool) -> Tensor | None:
