@@ -26,7 +26,9 @@ def _check(z_RH: Tensor, others: dict[str, Tensor | None]) -> None:
                 raise InputError(f"{name} must have the shape {list(z_RH.shape)} of z_RH, has {list(other_RH.shape)}")
 
 
-def _run(kernel: str, z_RH: Tensor, bias: Tensor | None, up: Tensor | None, up_bias: Tensor | None, out: Tensor, kind: Activation) -> None:
+def _run(
+    backward: bool, z_RH: Tensor, bias: Tensor | None, up: Tensor | None, up_bias: Tensor | None, out: Tensor, kind: Activation
+) -> None:
     R, H = z_RH.shape
     if R == 0:
         return
@@ -34,7 +36,7 @@ def _run(kernel: str, z_RH: Tensor, bias: Tensor | None, up: Tensor | None, up_b
 
     by = launch("activation", H)
     with torch.cuda.device_of(z_RH):
-        getattr(triton_kernel, kernel)[(R, -(-H // by.block))](
+        (triton_kernel.activate_backward if backward else triton_kernel.activate)[(R, -(-H // by.block))](
             z_RH,
             z_RH if bias is None else bias.contiguous(),
             z_RH if up is None else up,
@@ -73,7 +75,7 @@ def activate(
     """
     _check(z_RH, {"up_RH": up_RH, "out_RH": out_RH})
     out_RH = torch.empty_like(z_RH, memory_format=torch.contiguous_format) if out_RH is None else out_RH
-    _run("activate", z_RH, bias_H, up_RH, up_bias_H, out_RH, activation)
+    _run(False, z_RH, bias_H, up_RH, up_bias_H, out_RH, activation)
     return out_RH
 
 
@@ -87,4 +89,4 @@ def activate_backward_(
 ) -> None:
     """In place: z becomes d / d z (whose sum over rows is the bias's gradient), up likewise, and grad becomes `activate`'s output again."""
     _check(z_RH, {"up_RH": up_RH, "grad_RH": grad_RH})
-    _run("activate_backward", z_RH, bias_H, up_RH, up_bias_H, grad_RH, activation)
+    _run(True, z_RH, bias_H, up_RH, up_bias_H, grad_RH, activation)

@@ -90,9 +90,9 @@ class _StackNormMlp(torch.autograd.Function):
         grad_RH, sum_H = z_RH, z_RH.sum(0, dtype=torch.float32)
         grads: dict[str, Tensor | None] = dict.fromkeys(("frames", "weight", "gamma", "beta"))
         if needs_weight or needs_gamma or needs_beta:
-            grads["weight"] = grad_RH.t() @ x_hat_RS
+            grads["weight"] = grad_HS = grad_RH.t() @ x_hat_RS
             if gamma_S is not None:
-                gamma, beta = packed.unfold(grads["weight"], sum_H.unsqueeze(1), weight_HS, gamma_S, beta_S)
+                gamma, beta = packed.unfold(grad_HS, sum_H.unsqueeze(1), weight_HS, gamma_S, beta_S)
                 grads["gamma"], grads["beta"] = gamma.to(gamma_S.dtype), beta.to(beta_S.dtype)
         if needs_frames:
             grads["frames"] = _frames(ctx, where_R, grad_RH @ _folded(weight_HS, None, gamma_S, beta_S)[0], Normed(x_hat_RS, rstd_R))
