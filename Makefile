@@ -10,7 +10,7 @@ export TORCH PYTHON VENV
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo devcluster test test-system torture bench miniature lint types contracts unit standins schema clean
+.PHONY: help setup demo devcluster test test-system torture bench bench-gpu miniature lint types contracts unit standins schema clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -38,6 +38,11 @@ bench: setup  ## reading and writing beside other loaders on the same audio; res
 	@tests/bench/install $(VENV)
 	$(VENV)-bench/bin/python -W ignore -m tests.bench.reading
 	$(BIN)/python -m tests.bench.resume
+
+bench-gpu: setup  ## the kernels beside their floors and other libraries' losses, on one GPU
+	@$(BIN)/python -m tests.bench.gpu --look
+	@tests/bench/install $(VENV)
+	$(VENV)-bench/bin/python -W ignore -m tests.bench.gpu
 
 miniature: setup  ## a paper's effect on small parts: make miniature PAPER=wong26a JOBS=2 (runs side by side)
 	$(BIN)/python pipelines/miniatures/run.py $(PAPER) --jobs $(JOBS)

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, pad
+from torch.nn.functional import pad
 
+from speechkd.kernels.layer_sum import layer_sum
+from speechkd.kernels.logits import wide
 from speechkd.models.encoder_families import SAMPLE_RATE, WINDOW_S, hearing
 
 
@@ -64,13 +66,7 @@ class LayerMix(nn.Module):
 
     def forward(self, states_LBFD: Sequence[Tensor]) -> Tensor:
         """L states [B, F, D] -> [B, F, D]."""
-        weights_L = torch.softmax(self.logits_L.float(), 0).to(states_LBFD[0].dtype)
-        if self.normalise:
-            states_LBFD = [layer_norm(states_BFD, states_BFD.shape[-1:]) for states_BFD in states_LBFD]
-        mixed = states_LBFD[0] * weights_L[0]
-        for layer in range(1, len(states_LBFD)):
-            mixed = mixed + states_LBFD[layer] * weights_L[layer]
-        return mixed
+        return layer_sum(states_LBFD, torch.softmax(wide(self.logits_L), 0), self.normalise)
 
 
 EncoderStates = Literal["weighted_sum", "last"]

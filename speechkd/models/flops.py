@@ -73,7 +73,7 @@ class ModelFlops:
     frame_square: float
     """per squared number of these frames of a clip"""
     projected: float
-    """per audio position that the projector gives, padding included"""
+    """per audio position of the projector that a sequence reads: others are not computed"""
     hop: int
     """samples from one frame to the next"""
 
@@ -88,8 +88,8 @@ class ModelFlops:
             if name in self.views:
                 total = total + self.views[name].of(*_counts(view.mask_BS, view.to_T.numel()))
         samples = batch.features_BMT.shape[-1] * (MEL_SAMPLES if batch.features_BMT.dim() == 3 else 1)
-        clips, queries = batch.clips.mask_CQ.shape
-        heard: Tensor = total + self.encoder(clips, samples // self.hop) + self.projected * clips * queries
+        clips = batch.features_BMT.shape[0]
+        heard: Tensor = total + self.encoder(clips, samples // self.hop) + self.projected * batch.audio_from_A.numel()
         return heard
 
 

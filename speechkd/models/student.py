@@ -103,11 +103,15 @@ class Student(nn.Module):
 
 
 def hear(mix: nn.Module, projector: Any, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
-    """Encoder states -> LLM inputs. A projector with a language gate gets the true language in training only."""
+    """Encoder states -> LLM inputs; zero or anything at positions that no sequence reads.
+
+    A projector with a language gate gets the true language in training only.
+    """
     mixed_CFD = mix(states_LCFD)
     if not projector.Config.GATED:
-        return Heard(projector(mixed_CFD), None)
-    out: Gated = projector(mixed_CFD, Hint(language_B=batch.clips.language_C if projector.training else None, progress=batch.progress))
+        return Heard(projector(mixed_CFD, batch.audio_from_A), None)
+    hint = Hint(language_B=batch.clips.language_C if projector.training else None, progress=batch.progress)
+    out: Gated = projector(mixed_CFD, hint, batch.audio_from_A)
     return Heard(out.states_BQE, out.gate_BK)
 
 

@@ -84,15 +84,20 @@ def _mixed() -> dict[str, Case]:
         ),
         "bridges": Case({"layer_wise": _block("layer_wise") | {"representation": "linear"}}),
         "everything": Case(everything, lora=LORA),
-        "last-layer": Case(ce | {"snapshot": _block("acoustic_snapshot")}, encoder_states="last"),
+        "last-layer": Case(
+            ce | {"snapshot": _block("acoustic_snapshot")},
+            {"kind": "mlp_stack", "stack": 5, "hidden": 12, "norm": True},
+            encoder_states="last",
+        ),
+        "last-layer-gated": Case(ce, {"kind": "gated_mlp", "stack": 7, "hidden": 10}, encoder_states="last"),
         "lora-projector": Case(ce, projector={"kind": "linear", "pool": 4}, lora=LORA | {"targets": ["q_proj", "linear"]}),
     }
 
 
 CASES: dict[str, Case] = _losses() | _projectors() | _mixed()
-EVERYDAY = ["loss-topk_kl", "plora", "everything"]
+EVERYDAY = ["loss-topk_kl", "plora", "everything", "last-layer-gated"]
 """Run by `make test`; each case with an empty rank by `make test-system`; all of them by `make torture`"""
-EVERYDAY_WITHOUT = {"loss-topk_kl": ["kd"], "plora": ["audio"], "everything": ["kd/text", "wider", "all"]}
+EVERYDAY_WITHOUT = {"loss-topk_kl": ["kd"], "plora": ["audio"], "everything": ["kd/text", "wider", "all"], "last-layer-gated": ["audio"]}
 WITHOUT = ["", "kd", "kd/text", "ift", "audio", "all"]
 
 

@@ -32,11 +32,11 @@ def make(kind: str, seed: int = 0, width_in: int = 6, width_out: int = 5, **keys
         return part(part.Config.model_validate({"kind": kind, **SMALL[kind], **keys}), width_in, width_out)
 
 
-def project(projector: Any, states_BFD: Tensor) -> Tensor:
+def project(projector: Any, states_BFD: Tensor, read_A: Tensor | None = None) -> Tensor:
     """Positions alone, from a projector with or without a gate."""
     if not projector.Config.GATED:
-        return projector(states_BFD)  # type: ignore[no-any-return]
-    return projector(states_BFD, Hint(language_B=None, progress=1.0)).states_BQE  # type: ignore[no-any-return]
+        return projector(states_BFD, read_A)  # type: ignore[no-any-return]
+    return projector(states_BFD, Hint(language_B=None, progress=1.0), read_A).states_BQE  # type: ignore[no-any-return]
 
 
 def states(B: int, F: int, seed: int = 1) -> Tensor:
@@ -119,10 +119,50 @@ def test_module_calls_are_the_same_whatever_the_batch(kind: str) -> None:
             known, unknown = torch.zeros(len(batch), dtype=torch.long), torch.full((len(batch),), -1)
             hints = [(Hint(language_B=x, progress=p),) for x in (None, known, unknown) for p in (0.0, 0.4, 1.0)]
         for hint in hints:
-            calls.clear()
-            projector(batch, *hint)
-            seen.add(tuple(calls))
+            for read_A in (None, read_positions(projector, (7,), batch.shape[1]), torch.zeros(0, dtype=torch.long)):
+                calls.clear()
+                projector(batch, *hint, read_A)
+                seen.add(tuple(calls))
     assert len(seen) == 1 and "" in next(iter(seen))
+
+
+def read_positions(projector: Any, frames: tuple[int, ...], window: int) -> Tensor:
+    """As the collator says it: the positions of each clip's own frames, flat in [B, Q]."""
+    Q = projector.positions(window)
+    return torch.cat([torch.arange(projector.positions(n)) + b * Q for b, n in enumerate(frames)])
+
+
+@every_kind
+@pytest.mark.parametrize("window", [8, 10])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_positions_that_nobody_reads_are_left_out_and_nothing_else_changes(kind: str, window: int, frozen: bool) -> None:
+    projector = make(kind).double()
+    for param in projector.parameters():  # norms start at 1 and 0, where a wrong fold would not show
+        param.data += 0.3 * torch.randn(param.shape, generator=torch.Generator().manual_seed(3))
+    read_A, found = read_positions(projector, (window, 3, 5), window), []
+    for given in (None, read_A):
+        batch = states(3, window).double().requires_grad_(not frozen)
+        out = project(projector, batch, given).flatten(0, 1)
+        weigh = torch.linspace(-1, 1, read_A.numel() * 5, dtype=torch.float64).view(-1, 5)
+        projector.zero_grad()
+        (out[read_A] * weigh).sum().backward()
+        grads = {name: p.grad for name, p in projector.named_parameters() if p.grad is not None}
+        found.append({"out": out[read_A].detach(), **grads} | ({} if batch.grad is None else {"states": batch.grad}))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-11)
+
+
+@every_kind
+def test_a_rank_without_audio_gives_every_weight_a_zero_gradient(kind: str) -> None:
+    projector = make(kind)
+    for frozen in (True, False):
+        projector.zero_grad()
+        out = project(projector, states(1, 7).requires_grad_(not frozen), torch.zeros(0, dtype=torch.long))
+        assert out.shape == (1, projector.positions(7), 5)
+        (out.sum() * 0.0).backward()
+        missing = {name for name, p in projector.named_parameters() if p.grad is None or p.grad.any()}
+        assert not {name for name in missing if not name.startswith("gate.")}, "a gate learns from its own loss"
 
 
 @every_kind

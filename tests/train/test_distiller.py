@@ -195,3 +195,18 @@ def test_attention_weights_are_those_of_the_response_over_the_audio() -> None:
         wanted[come // Q, come % Q] = sum(last_BSS[to // S, r, to % S] for r in other_llm)
     torch.testing.assert_close(seen.attention_CQ, wanted)
     assert predicting_positions(batch.response_T).shape == batch.response_T.shape
+
+
+@pytest.mark.parametrize("name", ["everything", "cka-plain", "loss-contrastive", "projector-linear", "projector-windowed_qformer"])
+def test_no_loss_reads_a_projected_position_behind_its_clip(name: str) -> None:
+    """So projectors need not compute these: whatever stands there, of student and of teachers, every loss is the same, bit for bit."""
+    case = CASES[name]
+    distiller = distiller_of(case)
+    batch = collator(distiller, case)(rows(case, 2, ""))
+    plain: Any = distiller(batch)
+    for part in distiller.modules():
+        if hasattr(part, "positions"):
+            part.register_forward_hook(lambda _, __, out_CQE: out_CQE.masked_fill(~batch.clips.mask_CQ.unsqueeze(2), torch.nan))
+    filled: Any = distiller(batch)
+    assert not batch.clips.mask_CQ.all() and batch.clips.mask_CQ.sum() == len(batch.audio_from_A)
+    assert all(torch.equal(filled[loss].total, plain[loss].total) for loss in distiller.losses)

@@ -33,8 +33,12 @@ class Projector(Protocol):
     def positions(self, frames: int) -> int:
         """Q positions for F valid encoder frames."""
 
-    def __call__(self, states_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> [B, Q, E] with Q = positions(F)."""
+    def __call__(self, states_BFD: Tensor, read_A: Tensor | None = None) -> Tensor:
+        """[B, F, D] -> [B, Q, E] with Q = positions(F).
+
+        `read_A`: int64, flat positions in [B, Q] that anyone reads, whole clips in order; a projector may leave the others zero, and need
+        not compute them. None: all are read. It may be empty: every module runs all the same, and every weight's gradient is zero.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +64,8 @@ class GatedProjector(Protocol):
     def positions(self, frames: int) -> int:
         """Q positions for F valid encoder frames."""
 
-    def __call__(self, states_BFD: Tensor, hint: Hint) -> Gated:
-        """[B, F, D] -> [B, Q, E] with Q = positions(F), and the gate's logits [B, K]."""
+    def __call__(self, states_BFD: Tensor, hint: Hint, read_A: Tensor | None = None) -> Gated:
+        """[B, F, D] -> [B, Q, E] with Q = positions(F), and the gate's logits [B, K]; `read_A` as for any projector."""
 
 
 class ProjectorType(Protocol):

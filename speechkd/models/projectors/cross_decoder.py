@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from speechkd.core.errors import InputError
+from speechkd.kernels.autocast import autocast_on
 from speechkd.models.projectors import ProjectorConfig
+from speechkd.models.projectors.absorbed import MemoryLinear, absorbing_is_cheaper
 
 INIT_STD = 0.02
 
@@ -37,25 +39,38 @@ class DecoderConfig(ProjectorConfig):
 
 
 class Attention(nn.Module):
-    """Multi-head attention from [B, Q, W] to memory [B, M, D]."""
+    """Multi-head attention from [B, Q, W] to memory [B, M, D]: keys and values projected, or absorbed where that is cheaper."""
 
     def __init__(self, width: int, width_memory: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.width, self.width_memory = heads, width, width_memory
         self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width_memory, width, bias=False)
-        self.v_proj = nn.Linear(width_memory, width)
+        self.k_proj = MemoryLinear(width_memory, width, bias=False)
+        self.v_proj = MemoryLinear(width_memory, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x_BQW: Tensor, memory_BMD: Tensor, causal: bool, mask_BM: Tensor | None = None) -> Tensor:
-        """[B, Q, W]; `mask_BM` boolean, False where there is no memory."""
-        q, k, v = (
-            layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer, source in ((self.q_proj, x_BQW), (self.k_proj, memory_BMD), (self.v_proj, memory_BMD))
-        )
-        mask = None if mask_BM is None else mask_BM[:, None, None]
-        out: Tensor = self.out_proj(scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2))
+    def forward(self, x_BQW: Tensor, memory_BMD: Tensor, causal: bool, mask_B11M: Tensor | None = None) -> Tensor:
+        """[B, Q, W]; `mask_B11M` boolean or to be added, as for torch's attention. The four layers run in one order in either form."""
+        q_BHQd = self._by_head(self.q_proj(x_BQW))
+        if not causal and self._absorbs(q_BHQd, memory_BMD):
+            keys_B1XD = self.k_proj(q_BHQd, "queries").flatten(1, 2).unsqueeze(1)
+            memory_B1MD = memory_BMD.unsqueeze(1)
+            scale = q_BHQd.shape[-1] ** -0.5
+            pooled_B1XD = scaled_dot_product_attention(keys_B1XD, memory_B1MD, memory_B1MD, mask_B11M, scale=scale)
+            out_BHQd = self.v_proj(pooled_B1XD.squeeze(1).unflatten(1, q_BHQd.shape[1:3]), "pooled")
+        else:
+            k_BHMd, v_BHMd = self._by_head(self.k_proj(memory_BMD)), self._by_head(self.v_proj(memory_BMD))
+            out_BHQd = scaled_dot_product_attention(q_BHQd, k_BHMd, v_BHMd, mask_B11M, is_causal=causal)
+        out: Tensor = self.out_proj(out_BHQd.transpose(1, 2).flatten(2))
         return out
+
+    def _by_head(self, x_BXW: Tensor) -> Tensor:
+        return x_BXW.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _absorbs(self, q_BHQd: Tensor, memory_BMD: Tensor) -> bool:
+        plain = isinstance(self.k_proj, MemoryLinear) and isinstance(self.v_proj, MemoryLinear)  # LoRA's own part is not absorbed
+        sizes = (q_BHQd.shape[2], memory_BMD.shape[1], self.width, self.width_memory, self.heads)
+        return plain and not autocast_on(q_BHQd) and absorbing_is_cheaper(*sizes)
 
 
 class DecoderLayer(nn.Module):
@@ -72,11 +87,11 @@ class DecoderLayer(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x_BQW: Tensor, memory_BMD: Tensor, mask_BM: Tensor | None) -> Tensor:
+    def forward(self, x_BQW: Tensor, memory_BMD: Tensor, mask_B11M: Tensor | None) -> Tensor:
         """[B, Q, W] -> [B, Q, W]."""
         normed = self.self_attn_layer_norm(x_BQW)
         x_BQW = x_BQW + self.self_attn(normed, normed, self.causal)
-        x_BQW = x_BQW + self.encoder_attn(self.encoder_attn_layer_norm(x_BQW), memory_BMD, False, mask_BM)
+        x_BQW = x_BQW + self.encoder_attn(self.encoder_attn_layer_norm(x_BQW), memory_BMD, False, mask_B11M)
         out: Tensor = x_BQW + self.fc2(gelu(self.fc1(self.final_layer_norm(x_BQW))))
         return out
 
@@ -104,8 +119,11 @@ class CrossDecoder(nn.Module):
         """[B, Q, W]; `mask_BM` boolean, False where there is no state, at least one True in each row."""
         x_BQW = queries_BQW + self.embed_positions
         states_BMD = states_BMD.to(x_BQW.dtype)
+        mask_B11M = None
+        if mask_BM is not None:  # as attention adds it, once for all layers
+            mask_B11M = states_BMD.new_zeros(mask_BM.shape).masked_fill(~mask_BM, -torch.inf)[:, None, None]
         for layer in self.layers:
-            x_BQW = layer(x_BQW, states_BMD, mask_BM)
+            x_BQW = layer(x_BQW, states_BMD, mask_B11M)
         out: Tensor = self.layer_norm(x_BQW)
         return out
 

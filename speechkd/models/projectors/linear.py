@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from speechkd.kernels.stack_norm_mlp.reference import stack_frames
+from speechkd.kernels.stack_norm_mlp.rows import scattered, stacked_rows
 from speechkd.models.projectors import ProjectorConfig
 
 
@@ -43,12 +44,12 @@ class LinearProjector(nn.Module):
         """Q for F frames: ceil(F / k)."""
         return -(-frames // self.pool)
 
-    def forward(self, states_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> [B, ceil(F / k), E]."""
+    def forward(self, states_BFD: Tensor, read_A: Tensor | None = None) -> Tensor:
+        """[B, F, D] -> [B, ceil(F / k), E], zero where nobody reads."""
         states_BFD = states_BFD.to(self.linear.weight.dtype)
         B, F, D = states_BFD.shape
-        pooled_BQD = stack_frames(states_BFD, self.pool).view(B, -1, self.pool, D).sum(2)
-        size_Q1 = states_BFD.new_full((pooled_BQD.shape[1], 1), self.pool)
-        size_Q1[-1] = F - (len(size_Q1) - 1) * self.pool
-        out: Tensor = self.linear(pooled_BQD / size_Q1)
-        return out
+        Q = self.positions(F)
+        pooled_RD = stacked_rows(states_BFD, self.pool, read_A).unflatten(1, (self.pool, D)).sum(1)
+        place_R = torch.arange(B * Q, device=states_BFD.device) if read_A is None else read_A
+        size_R = (F - place_R % Q * self.pool).clamp(max=self.pool)
+        return scattered(self.linear(pooled_RD / size_R.unsqueeze(1).to(pooled_RD.dtype)), read_A, B, Q)

@@ -51,9 +51,8 @@ class MlpStack(nn.Module):
         """Q for F frames: ceil(F / k)."""
         return -(-frames // self.stack)
 
-    def forward(self, states_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> [B, ceil(F / k), E]."""
-        states_BFD = states_BFD.to(self.in_weight.dtype)
-        return stack_norm_mlp(
-            states_BFD, self.stack, self.in_weight, self.in_bias, self.out_weight, self.out_bias, self.norm_weight, self.norm_bias
-        )
+    def forward(self, states_BFD: Tensor, read_A: Tensor | None = None) -> Tensor:
+        """[B, F, D] -> [B, ceil(F / k), E], zero where nobody reads."""
+        layers = (self.in_weight, self.in_bias, self.out_weight, self.out_bias)
+        norm = (self.norm_weight, self.norm_bias)
+        return stack_norm_mlp(states_BFD.to(self.in_weight.dtype), self.stack, *layers, *norm, rows_R=read_A)

@@ -38,8 +38,8 @@ class QFormer(nn.Module):
         """Q for F frames: L."""
         return self.count
 
-    def forward(self, states_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> [B, L, E]."""
+    def forward(self, states_BFD: Tensor, read_A: Tensor | None = None) -> Tensor:
+        """[B, F, D] -> [B, L, E]; every clip's positions are computed, read or not."""
         queries_BQW = self.queries.expand(states_BFD.shape[0], -1, -1)
         out: Tensor = self.projection(self.decoder(queries_BQW, states_BFD))
         return out

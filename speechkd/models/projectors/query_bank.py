@@ -74,8 +74,11 @@ class QueryBank(nn.Module):
         """Q for F frames: L."""
         return self.count
 
-    def forward(self, states_BFD: Tensor, hint: Hint) -> Gated:
-        """[B, F, D] -> [B, L, E] and the gate's logits [B, K]; forced only where `hint` knows languages (training)."""
+    def forward(self, states_BFD: Tensor, hint: Hint, read_A: Tensor | None = None) -> Gated:
+        """[B, F, D] -> [B, L, E] and the gate's logits [B, K]; forced only where `hint` knows languages (training).
+
+        Every clip's positions are computed, read or not.
+        """
         gate_BK = self.gate(states_BFD)
         choice_BK = hard_choice(gate_BK) if self.hard else soft_choice(gate_BK)
         if hint.language_B is not None:

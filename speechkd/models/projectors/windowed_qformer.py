@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
+from speechkd.kernels.stack_norm_mlp.rows import scattered, stacked_rows
 from speechkd.models.projectors.cross_decoder import CrossDecoder, DecoderConfig, query_bank
 
 
@@ -42,11 +42,17 @@ class WindowedQFormer(nn.Module):
         """Q for F frames: queries * ceil(F / window)."""
         return self.count * -(-frames // self.window)
 
-    def forward(self, states_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> [B, queries * ceil(F / window), E]."""
+    def forward(self, states_BFD: Tensor, read_A: Tensor | None = None) -> Tensor:
+        """[B, F, D] -> [B, queries * ceil(F / window), E], zero where nobody reads."""
         B, F, D = states_BFD.shape
-        windows_XKD = pad(states_BFD, (0, 0, 0, -F % self.window)).reshape(-1, self.window, D)
-        real_WK = torch.arange(windows_XKD.shape[0] // B * self.window, device=states_BFD.device).view(-1, self.window) < F
+        windows = -(-F // self.window)
+        read_X = None if read_A is None else read_A[:: self.count] // self.count  # a window's positions are read together
+        windows_XKD = stacked_rows(states_BFD, self.window, read_X).unflatten(1, (self.window, D))
+        real_XK = None
+        if F % self.window:
+            place_X = torch.arange(B * windows, device=states_BFD.device) if read_X is None else read_X
+            first_X1 = (place_X % windows * self.window).unsqueeze(1)
+            real_XK = first_X1 + torch.arange(self.window, device=states_BFD.device) < F
         queries_XQW = self.queries.expand(windows_XKD.shape[0], -1, -1)
-        out_XQE: Tensor = self.projection(self.decoder(queries_XQW, windows_XKD, real_WK.repeat(B, 1)))
-        return out_XQE.reshape(B, -1, out_XQE.shape[-1])
+        out_XQE: Tensor = self.projection(self.decoder(queries_XQW, windows_XKD, real_XK))
+        return scattered(out_XQE.flatten(1), read_X, B, windows).view(B, windows * self.count, out_XQE.shape[2])
