@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.kernels import triton_launch
 from speechkd.kernels.logits import Head
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -36,6 +37,11 @@ def no_obstacle(first_input: object) -> str | None:
 def needs_head(first_input: object) -> str | None:
     """The chunked form makes logits itself, some rows at a time."""
     return None if isinstance(first_input, Head) else "it is given logits, not a head"
+
+
+def needs_triton_head(first_input: object) -> str | None:
+    """The chunked form with Triton's row kernels."""
+    return needs_head(first_input) or triton_launch.obstacle(first_input.hidden_TD)  # type: ignore[attr-defined]
 
 
 def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], first_input: object) -> Choice:

@@ -98,6 +98,20 @@ def test_chunked_is_the_reference(op: Op, rows: int, vocabulary: int, cap: float
     assert (grad32 - truth_grad).norm() <= 1e-5 * truth_grad.norm() + 3 * (autograd32 - truth_grad).norm() + 1e-9
 
 
+@every_form
+@pytest.mark.parametrize("rows,vocabulary,cap", [(7, 33, None), (0, 33, None), (3, 2, 30.0)])
+def test_triton_is_the_reference(
+    op: Op, rows: int, vocabulary: int, cap: float | None, monkeypatch: pytest.MonkeyPatch, interpreter: None
+) -> None:
+    """The row kernels inside the chunk loop, interpreted; `test_triton_rows.py` sweeps the kernels themselves."""
+    monkeypatch.setattr(chunks, "rows_per_chunk", lambda vocabulary, device: 4)
+    truth, truth_grad = value_and_grad(op, "reference", torch.float64, rows, vocabulary, cap)
+    _, autograd32 = value_and_grad(op, "reference", torch.float32, rows, vocabulary, cap)
+    value, grad = value_and_grad(op, "triton", torch.float32, rows, vocabulary, cap)
+    torch.testing.assert_close(value, truth, rtol=1e-5, atol=1e-6)
+    assert (grad - truth_grad).norm() <= 1e-5 * truth_grad.norm() + 3 * (autograd32 - truth_grad).norm() + 1e-9
+
+
 def eager_bf16(name: str, hidden: Tensor, weight: Tensor, s: dict[str, Tensor]) -> Tensor:
     """What one writes without thinking: everything in half precision."""
     z = (hidden @ weight.T)[s["mask"]]
@@ -222,9 +236,9 @@ def test_under_autocast(op: Op) -> None:
 @every_op
 def test_wrong_input_is_one_line(op: Op) -> None:
     hidden, weight, signals = problem(dtype=torch.float32)
-    with pytest.raises(InputError, match="unknown implementation .* `chunky`; allowed: auto, chunked, reference; did you mean `chunked`"):
+    with pytest.raises(InputError, match="unknown implementation .* `chunky`; allowed: auto, chunked, reference, triton; did you mean `chunked`"):
         op(hidden, weight, signals, "chunky", None)
-    with pytest.raises(InputError, match="triton"):
+    with pytest.raises(InputError, match="`triton` of .* cannot run: no CUDA device; set TRITON_INTERPRET=1 to interpret"):
         op(hidden, weight, signals, "triton", None)
     with pytest.raises(InputError, match="softcap"):
         op(hidden, weight, signals, "auto", 0.0)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
-from speechkd.kernels.linear_kl import chunked, reference
+from speechkd.kernels.linear_kl import chunked, reference, triton_rows
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.logits import Head, KeptRows, Logits, check_shared
 
 _IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], dispatch.Obstacle]] = {
+    "triton": (partial(chunked.linear_kl, rows_=triton_rows.kl_rows_), dispatch.needs_triton_head),
     "chunked": (chunked.linear_kl, dispatch.needs_head),
     "reference": (reference.linear_kl, dispatch.no_obstacle),
 }
@@ -45,7 +47,7 @@ def linear_kl(
         t2_scale: multiply by temperature squared.
         shared_W: boolean, ids that both tokenizers share (see `logits.shared_vocabulary`); needed if V and U differ.
         softcap, teacher_softcap: final logit soft-capping of each model.
-        impl: auto, reference or chunked.
+        impl: auto, triton, chunked or reference.
     Raises:
         InputError: shapes, vocabularies, divergence and its parameters, soft cap or `impl`.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from speechkd.kernels.chunks import head_total
@@ -10,10 +12,12 @@ from speechkd.kernels.linear_kl.rows import divergence_rows_
 from speechkd.kernels.logits import Head, Logits
 
 
-def linear_kl(student: Head, teacher: Logits, how: Divergence, mask_T: Tensor | None) -> Tensor:
-    """See the package; rows that a mask leaves out are zeroed."""
+def linear_kl(
+    student: Head, teacher: Logits, how: Divergence, mask_T: Tensor | None, rows_: Callable[..., Tensor] = divergence_rows_
+) -> Tensor:
+    """See the package; rows that a mask leaves out are zeroed. `rows_`: what turns a chunk of logits into values and gradient."""
 
     def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> Tensor:
-        return divergence_rows_(logits_CV, teacher.raw(part), how, student.softcap, teacher.softcap, want_grad)
+        return rows_(logits_CV, teacher.raw(part), how, student.softcap, teacher.softcap, want_grad)
 
     return head_total(student, mask_T, rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from speechkd.kernels.chunks import head_total
@@ -10,10 +12,12 @@ from speechkd.kernels.linear_topk_kl.target import Target
 from speechkd.kernels.logits import Head
 
 
-def linear_topk_kl(student: Head, target: Target, temperature: float, mask_T: Tensor | None) -> Tensor:
-    """See the package; rows that a mask leaves out are zeroed."""
+def linear_topk_kl(
+    student: Head, target: Target, temperature: float, mask_T: Tensor | None, rows_: Callable[..., Tensor] = topk_kl_rows_
+) -> Tensor:
+    """See the package; rows that a mask leaves out are zeroed. `rows_`: what turns a chunk of logits into values and gradient."""
 
     def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> Tensor:
-        return topk_kl_rows_(logits_CV, target.rows(part), temperature, student.softcap, want_grad)
+        return rows_(logits_CV, target.rows(part), temperature, student.softcap, want_grad)
 
     return head_total(student, mask_T, rows)
