@@ -24,7 +24,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut
 from speechkd.kernels.linear_kl import divergence_from
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.logits import Logits
+from speechkd.kernels.logits import Head, Logits
 from speechkd.losses.base import KernelConfig, LayerConfig, LayerLoss, Layers, given
 from speechkd.losses.flat_cka import flat_cka
 from speechkd.losses.states import state_distance
@@ -72,8 +72,19 @@ def logit_lens(
     Raises InputError for lists of different or no length, and as `kernels.linear_kl`.
     """
     _check_pairs(student, teacher)
-    outs = [divergence_from(s, t, mask_T, divergence, impl) for s, t in zip(student, teacher, strict=True)]
-    return _over_layers(outs, reduction)
+    students, teachers = _one_head(student), _one_head(teacher)
+    if students is None or teachers is None:
+        return _over_layers([divergence_from(s, t, mask_T, divergence, impl) for s, t in zip(student, teacher, strict=True)], reduction)
+    total = divergence_from(students, teachers, mask_T.repeat(len(student)), divergence, impl).total
+    return LossOut(total / len(student) if reduction == "mean" else total, mask_T.to(total.dtype).sum())
+
+
+def _one_head(layers: Sequence[Logits]) -> Head | None:
+    """All layers' rows under one head, so that its weight is read once for all; None where they are not of one head."""
+    heads = [layer for layer in layers if isinstance(layer, Head)]
+    if len(heads) < len(layers) or any(head.weight_VD is not heads[0].weight_VD or head.softcap != heads[0].softcap for head in heads):
+        return None
+    return heads[0]._replace(hidden_TD=torch.cat([head.hidden_TD for head in heads]))
 
 
 def layer_states(
