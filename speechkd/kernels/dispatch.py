@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
-import torch
-
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.kernels import triton_launch
 from speechkd.kernels.logits import Head
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -35,11 +34,14 @@ def no_obstacle(first_input: object) -> str | None:
     return None
 
 
-def needs_frozen_head(first_input: object) -> str | None:
-    """The chunked form needs a head whose weight needs no gradient: it makes hidden gradients in forward."""
-    if not isinstance(first_input, Head):
-        return "it is given logits, not a head"
-    return "the head's weight wants a gradient" if first_input.weight_VD.requires_grad and torch.is_grad_enabled() else None
+def needs_head(first_input: object) -> str | None:
+    """The chunked form makes logits itself, some rows at a time."""
+    return None if isinstance(first_input, Head) else "it is given logits, not a head"
+
+
+def needs_triton_head(first_input: object) -> str | None:
+    """The chunked form with Triton's row kernels."""
+    return needs_head(first_input) or triton_launch.obstacle(first_input.hidden_TD)  # type: ignore[attr-defined]
 
 
 def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], first_input: object) -> Choice:

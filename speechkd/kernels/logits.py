@@ -1,4 +1,4 @@
-"""Helpers for ops on logits: accumulation type, row masks, soft-capping, argument checks, shared vocabulary."""
+"""Helpers for ops on logits: accumulation type, the rows that count, soft-capping, argument checks, shared vocabulary."""
 
 from __future__ import annotations
 
@@ -51,11 +51,46 @@ def soft_cap(logits_TV: Tensor, softcap: float | None) -> Tensor:
     return logits_TV if softcap is None else softcap * torch.tanh(logits_TV / softcap)
 
 
+def soft_cap_(logits_XV: Tensor, softcap: float | None, want_slope: bool) -> Tensor | None:
+    """`soft_cap` in place; returns its derivative where that is wanted, None without a cap."""
+    if softcap is None:
+        return None
+    logits_XV.div_(softcap).tanh_()
+    slope_XV = logits_XV.square().neg_().add_(1.0) if want_slope else None  # d cap * tanh(x / cap) / dx
+    logits_XV.mul_(softcap)
+    return slope_XV
+
+
 def head_logits(hidden_TD: Tensor, weight_VD: Tensor, softcap: float | None) -> Tensor:
     """[T, V] logits of the head in the accumulation type: the product in the model's own precision, everything after it wide."""
     logits_TV = torch.nn.functional.linear(hidden_TD, weight_VD)
     # a float64 hidden state stays float64 through the product, a half-precision one is widened after it
     return soft_cap(wide(logits_TV), softcap)
+
+
+class KeptRows:
+    """The rows that a mask keeps. Rows that count nothing are dropped before the head reads them where that is free: on the CPU.
+
+    On another device their number is not known without waiting for it: there they stay, zeroed, and `mask_T` takes their values out.
+    (A batch's rows are its responses already: what a mask leaves out is padding, and the rows of other streams.)
+    """
+
+    def __init__(self, mask_T: Tensor) -> None:
+        """Raises InputError unless the mask is a boolean vector."""
+        check_rows(mask_T, {})
+        self._given_T, self._index_X = mask_T, mask_T.nonzero().squeeze(1) if mask_T.device.type == "cpu" else None
+        self.mask_T = mask_T if self._index_X is None else None
+
+    def of(self, tensor: Tensor, name: str) -> Tensor:
+        """The kept rows of a tensor [T, ...]. Raises InputError, about `name`, for another number of rows."""
+        check_rows(self._given_T, {name: tensor})
+        if self._index_X is None:
+            return masked_rows(tensor, self._given_T)
+        return tensor if len(self._index_X) == len(tensor) else tensor.index_select(0, self._index_X)
+
+    def loss(self, total: Tensor) -> LossOut:
+        """A sum over the kept rows with their count."""
+        return LossOut(total, self._given_T.to(total.dtype).sum())
 
 
 class Logits(Protocol):
@@ -69,11 +104,18 @@ class Logits(Protocol):
     def dtype(self) -> torch.dtype:
         """Of what the logits are made of."""
 
-    def logits(self, part: slice = slice(None)) -> Tensor:
-        """Logits of some rows, wide, soft-capped."""
+    @property
+    def softcap(self) -> float | None:
+        """Soft cap that `raw` has not applied yet."""
 
-    def masked(self, mask_T: Tensor, name: str) -> Logits:
-        """The same with masked-out rows zeroed. Raises InputError, about `name`, for another number of rows."""
+    def logits(self, part: slice = slice(None)) -> Tensor:
+        """Logits of some rows, wide, soft-capped; differentiable."""
+
+    def raw(self, part: slice) -> Tensor:
+        """Logits of some rows before the soft cap, in the model's own precision, none -inf, in memory that the caller may overwrite."""
+
+    def kept(self, rows: KeptRows, name: str) -> Logits:
+        """The same with the kept rows alone. Raises InputError, about `name`, for another number of rows."""
 
 
 class Head(NamedTuple):
@@ -98,11 +140,14 @@ class Head(NamedTuple):
         """Logits of some rows, wide, soft-capped."""
         return head_logits(self.hidden_TD[part], self.weight_VD, self.softcap)
 
-    def masked(self, mask_T: Tensor, name: str) -> Head:
-        """The same with masked-out rows zeroed. Raises InputError for another number of rows, and for a bad soft cap."""
-        check_rows(mask_T, {f"{name} hidden states": self.hidden_TD})
+    def raw(self, part: slice) -> Tensor:
+        """The head's product for some rows, in the model's own precision."""
+        return torch.nn.functional.linear(self.hidden_TD[part], self.weight_VD)
+
+    def kept(self, rows: KeptRows, name: str) -> Head:
+        """The same with the kept rows alone. Raises InputError for another number of rows, and for a bad soft cap."""
         check_softcap(self.softcap)
-        return self._replace(hidden_TD=masked_rows(self.hidden_TD, mask_T))
+        return self._replace(hidden_TD=rows.of(self.hidden_TD, f"{name} hidden states"))
 
     def frozen(self) -> Head:
         """The same without gradient: a teacher's."""
@@ -124,14 +169,36 @@ class Plain(NamedTuple):
         """Of the logits."""
         return self.logits_TV.dtype
 
+    @property
+    def softcap(self) -> None:
+        """None: logits that are there are capped already."""
+        return None
+
     def logits(self, part: slice = slice(None)) -> Tensor:
         """Logits of some rows, wide."""
         return wide(self.logits_TV[part])
 
-    def masked(self, mask_T: Tensor, name: str) -> Plain:
-        """The same with masked-out rows zeroed. Raises InputError for another number of rows."""
-        check_rows(mask_T, {f"{name} logits": self.logits_TV})
-        return Plain(masked_rows(self.logits_TV, mask_T))
+    def raw(self, part: slice) -> Tensor:
+        """A wide copy of some rows."""
+        return wide(self.logits_TV[part]).clamp(min=FLOOR)
+
+    def kept(self, rows: KeptRows, name: str) -> Plain:
+        """The same with the kept rows alone. Raises InputError for another number of rows."""
+        return Plain(rows.of(self.logits_TV, f"{name} logits"))
+
+
+def check_shared(vocabulary: int, teacher_vocabulary: int, shared_W: Tensor | None) -> None:
+    """Raises InputError where vocabularies differ in size without `shared_W`, or `shared_W` is not boolean of the smaller size."""
+    if shared_W is None:
+        if vocabulary != teacher_vocabulary:
+            raise InputError(
+                f"student vocabulary {vocabulary} and teacher vocabulary {teacher_vocabulary} differ: "
+                "say which ids both tokenizers share (shared_W)"
+            )
+        return
+    W = min(vocabulary, teacher_vocabulary)
+    if shared_W.dtype != torch.bool or shared_W.shape != (W,):
+        raise InputError(f"shared_W must be boolean of shape [{W}], is {shared_W.dtype} of shape {list(shared_W.shape)}")
 
 
 def shared_vocabulary(student_TV: Tensor, teacher_TU: Tensor, shared_W: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -145,18 +212,18 @@ def shared_vocabulary(student_TV: Tensor, teacher_TU: Tensor, shared_W: Tensor |
     Raises:
         InputError: sizes differ without `shared_W`, or `shared_W` has another shape.
     """
-    V, U = student_TV.shape[-1], teacher_TU.shape[-1]
+    check_shared(student_TV.shape[-1], teacher_TU.shape[-1], shared_W)
     if shared_W is None:
-        if V != U:
-            raise InputError(f"student vocabulary {V} and teacher vocabulary {U} differ: say which ids both tokenizers share (shared_W)")
         return student_TV, teacher_TU
-    W = min(V, U)
-    if shared_W.dtype != torch.bool or shared_W.shape != (W,):
-        raise InputError(f"shared_W must be boolean of shape [{W}], is {shared_W.dtype} of shape {list(shared_W.shape)}")
+    W = len(shared_W)
     return student_TV[:, :W].masked_fill(~shared_W, FLOOR), teacher_TU[:, :W].masked_fill(~shared_W, FLOOR)
 
 
+def sum_kept(rows_T: Tensor, mask_T: Tensor | None) -> Tensor:
+    """Sum of per-row values, of those that a mask keeps. Multiplying by it keeps the graph even if no row is left."""
+    return rows_T.sum() if mask_T is None else (rows_T * mask_T.to(rows_T.dtype)).sum()
+
+
 def sum_rows(rows_T: Tensor, mask_T: Tensor) -> LossOut:
-    """Masked sum of per-row values as a LossOut. Multiplying by the mask keeps the graph even if no row is left."""
-    mask = mask_T.to(rows_T.dtype)
-    return LossOut((rows_T * mask).sum(), mask.sum())
+    """Masked sum of per-row values as a LossOut."""
+    return LossOut(sum_kept(rows_T, mask_T), mask_T.to(rows_T.dtype).sum())

@@ -20,7 +20,7 @@ from speechkd.core.types import LossOut, Needs
 from speechkd.kernels.linear_cross_entropy import cross_entropy_from
 from speechkd.kernels.linear_kl import divergence_from
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.logits import FLOOR, Head, Logits, wide
+from speechkd.kernels.logits import FLOOR, Head, KeptRows, Logits, wide
 from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
 
 
@@ -87,9 +87,18 @@ class Contrast(NamedTuple):
         """z^ of some rows."""
         return contrastive_target(self.positive.logits(part), self.negative.logits(part), self.alpha)
 
-    def masked(self, mask_T: Tensor, name: str) -> Contrast:
-        """The same with masked-out rows zeroed. Raises InputError for another number of rows."""
-        return self._replace(positive=self.positive.masked(mask_T, name), negative=self.negative.masked(mask_T, name))
+    @property
+    def softcap(self) -> None:
+        """None: both passes are capped already."""
+        return None
+
+    def raw(self, part: slice) -> Tensor:
+        """z^ of some rows, none -inf."""
+        return self.logits(part)
+
+    def kept(self, rows: KeptRows, name: str) -> Contrast:
+        """The same with the kept rows alone. Raises InputError for another number of rows."""
+        return self._replace(positive=self.positive.kept(rows, name), negative=self.negative.kept(rows, name))
 
 
 def contrastive_kd(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
-from speechkd.kernels.linear_cross_entropy import chunked, reference
-from speechkd.kernels.logits import Head, Logits, check_rows, masked_rows
+from speechkd.kernels.linear_cross_entropy import chunked, reference, triton_rows
+from speechkd.kernels.logits import Head, KeptRows, Logits
 
-_IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
-    "chunked": (chunked.linear_cross_entropy, dispatch.needs_frozen_head),
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], dispatch.Obstacle]] = {
+    "triton": (partial(chunked.linear_cross_entropy, rows_=triton_rows.cross_entropy_rows_), dispatch.needs_triton_head),
+    "chunked": (chunked.linear_cross_entropy, dispatch.needs_head),
     "reference": (reference.linear_cross_entropy, dispatch.no_obstacle),
 }
 
@@ -24,10 +26,10 @@ def linear_cross_entropy(
 
     Args:
         hidden_TD: hidden states at the predicting positions (`losses.positions`), [T, D].
-        weight_VD: the head's weight, [V, D]; `chunked` gives it no gradient, so `auto` takes `reference` if it wants one.
+        weight_VD: the head's weight, [V, D]; gets a gradient if it wants one.
         targets_T: ids in [0, V); any value in masked-out rows.
         mask_T: boolean; False rows change neither total nor count and get a zero gradient.
-        impl: auto, reference or chunked.
+        impl: auto, triton, chunked or reference.
         softcap: Gemma 2's final logit soft-capping, None without.
     Raises:
         InputError: shapes, soft cap or `impl`.
@@ -37,7 +39,6 @@ def linear_cross_entropy(
 
 def cross_entropy_from(student: Logits, targets_T: Tensor, mask_T: Tensor, impl: str = "auto") -> LossOut:
     """The same for logits of any form, a few rows at a time where it is a head."""
-    student = student.masked(mask_T, "student")
-    check_rows(mask_T, {"targets_T": targets_T})
-    run = dispatch.pick("linear_cross_entropy", impl, _IMPLEMENTATIONS, student)
-    return run(student, masked_rows(targets_T, mask_T), mask_T)
+    rows = KeptRows(mask_T)
+    student, targets_X = student.kept(rows, "student"), rows.of(targets_T, "targets_T")
+    return rows.loss(dispatch.pick("linear_cross_entropy", impl, _IMPLEMENTATIONS, student)(student, targets_X, rows.mask_T))

@@ -1,26 +1,22 @@
-"""Chunked cross-entropy of a frozen head: d / d logits = softmax - onehot(target), computed in place."""
+"""Chunked cross-entropy of an LM head."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
-from speechkd.core.types import LossOut
-from speechkd.kernels.chunks import frozen_head_total
+from speechkd.kernels.chunks import head_total
+from speechkd.kernels.linear_cross_entropy.rows import cross_entropy_rows_
 from speechkd.kernels.logits import Head
 
 
-def linear_cross_entropy(student: Head, targets_T: Tensor, mask_T: Tensor) -> LossOut:
-    """See the package; masked-out rows have been zeroed."""
+def linear_cross_entropy(
+    student: Head, targets_T: Tensor, mask_T: Tensor | None, rows_: Callable[..., Tensor] = cross_entropy_rows_
+) -> Tensor:
+    """See the package; rows that a mask leaves out are zeroed. `rows_`: what turns a chunk of logits into values and gradient."""
 
-    def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> tuple[Tensor, Tensor | None]:
-        target_C1 = targets_T[part].unsqueeze(1)
-        lse_C1 = torch.logsumexp(logits_CV, dim=1, keepdim=True)
-        value_C = (lse_C1 - logits_CV.gather(1, target_C1)).squeeze(1)
-        if not want_grad:
-            return value_C, None
-        grad_CV = logits_CV.sub_(lse_C1).exp_()
-        return value_C, grad_CV.scatter_add_(1, target_C1, torch.full_like(lse_C1, -1.0))
+    def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> Tensor:
+        return rows_(logits_CV, targets_T[part], student.softcap, want_grad)
 
-    total = frozen_head_total(student, mask_T, rows)
-    return LossOut(total, mask_T.to(total.dtype).sum())
+    return head_total(student, mask_T, rows)

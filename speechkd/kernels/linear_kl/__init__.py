@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
-from speechkd.kernels.linear_kl import chunked, reference
+from speechkd.kernels.linear_kl import chunked, reference, triton_rows
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.logits import Head, Logits
+from speechkd.kernels.logits import Head, KeptRows, Logits, check_shared
 
-_IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
-    "chunked": (chunked.linear_kl, dispatch.needs_frozen_head),
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], dispatch.Obstacle]] = {
+    "triton": (partial(chunked.linear_kl, rows_=triton_rows.kl_rows_), dispatch.needs_triton_head),
+    "chunked": (chunked.linear_kl, dispatch.needs_head),
     "reference": (reference.linear_kl, dispatch.no_obstacle),
 }
 
@@ -37,7 +39,7 @@ def linear_kl(
     """Sum of D(teacher, student) in nats over the rows that `mask_T` keeps, and their count. Exact.
 
     Args:
-        hidden_TD, weight_VD: student. `chunked` gives the weight no gradient: if it requires one, `auto` takes `reference`.
+        hidden_TD, weight_VD: student; the weight gets a gradient if it wants one.
         teacher_hidden_TE, teacher_weight_UE: teacher, after its final norm, with width E and U ids. Gets no gradient.
         mask_T: boolean; False rows change neither total nor count and get a zero gradient.
         divergence: forward_kl, reverse_kl, jsd (by beta), skew_kl or skew_reverse_kl (by alpha).
@@ -45,7 +47,7 @@ def linear_kl(
         t2_scale: multiply by temperature squared.
         shared_W: boolean, ids that both tokenizers share (see `logits.shared_vocabulary`); needed if V and U differ.
         softcap, teacher_softcap: final logit soft-capping of each model.
-        impl: auto, reference or chunked.
+        impl: auto, triton, chunked or reference.
     Raises:
         InputError: shapes, vocabularies, divergence and its parameters, soft cap or `impl`.
     """
@@ -56,5 +58,7 @@ def linear_kl(
 
 def divergence_from(student: Logits, teacher: Logits, mask_T: Tensor, how: Divergence, impl: str = "auto") -> LossOut:
     """Like `linear_kl`, with a `Head` (`chunked` reads it a few rows at a time) or `Plain` logits on either side."""
-    student, teacher = student.masked(mask_T, "student"), teacher.masked(mask_T, "teacher")
-    return dispatch.pick("linear_kl", impl, _IMPLEMENTATIONS, student)(student, teacher, mask_T, how)
+    rows = KeptRows(mask_T)
+    student, teacher = student.kept(rows, "student"), teacher.kept(rows, "teacher")
+    check_shared(student.vocabulary, teacher.vocabulary, how.shared_W)
+    return rows.loss(dispatch.pick("linear_kl", impl, _IMPLEMENTATIONS, student)(student, teacher, how, rows.mask_T))

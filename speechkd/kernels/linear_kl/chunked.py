@@ -1,25 +1,23 @@
-"""Chunked divergence of a frozen head: both models' logits for a few rows, gradients by autograd within the chunk."""
+"""Chunked divergence of an LM head: both models' logits for some rows, gradient in closed form."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
-from speechkd.core.types import LossOut
-from speechkd.kernels.chunks import frozen_head_total
+from speechkd.kernels.chunks import head_total
 from speechkd.kernels.linear_kl.divergence import Divergence
+from speechkd.kernels.linear_kl.rows import divergence_rows_
 from speechkd.kernels.logits import Head, Logits
 
 
-def linear_kl(student: Head, teacher: Logits, mask_T: Tensor, how: Divergence) -> LossOut:
-    """See the package; masked-out rows have been zeroed."""
+def linear_kl(
+    student: Head, teacher: Logits, how: Divergence, mask_T: Tensor | None, rows_: Callable[..., Tensor] = divergence_rows_
+) -> Tensor:
+    """See the package; rows that a mask leaves out are zeroed. `rows_`: what turns a chunk of logits into values and gradient."""
 
-    def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> tuple[Tensor, Tensor | None]:
-        with torch.set_grad_enabled(want_grad):
-            leaf_CV = logits_CV.detach().requires_grad_(want_grad)
-            value_C = how.rows(leaf_CV, teacher.logits(part))
-            grad_CV = torch.autograd.grad(value_C.sum(), leaf_CV)[0] if want_grad else None
-        return value_C.detach(), grad_CV
+    def rows(logits_CV: Tensor, part: slice, want_grad: bool) -> Tensor:
+        return rows_(logits_CV, teacher.raw(part), how, student.softcap, teacher.softcap, want_grad)
 
-    total = frozen_head_total(student, mask_T, rows)
-    return LossOut(total, mask_T.to(total.dtype).sum())
+    return head_total(student, mask_T, rows)

@@ -53,13 +53,20 @@ class Divergence:
         rows_T = self._between(logp_TW, logq_TW)
         return rows_T * self.temperature**2 if self.t2_scale else rows_T
 
+    @property
+    def kind(self) -> str:
+        """The name, with a JSD of beta 0 or 1 as the KL that it is, and a skewed KL of alpha 0 likewise."""
+        if self.name == "jsd" and self.beta in (0.0, 1.0):
+            return "reverse_kl" if self.beta else "forward_kl"
+        if self.alpha == 0.0 and self.name.startswith("skew"):
+            return "forward_kl" if self.name == "skew_kl" else "reverse_kl"
+        return self.name
+
     def _log_probs(self, logits_TW: Tensor) -> Tensor:
         return torch.log_softmax((logits_TW / self.temperature).clamp(min=FLOOR), dim=1)
 
     def _between(self, logp_TW: Tensor, logq_TW: Tensor) -> Tensor:
-        name = self.name
-        if name == "jsd" and self.beta in (0.0, 1.0):
-            name = "reverse_kl" if self.beta else "forward_kl"
+        name = self.kind
         if name == "forward_kl":
             return _kl(logp_TW, logq_TW)
         if name == "reverse_kl":
@@ -78,5 +85,5 @@ def _kl(a_TW: Tensor, b_TW: Tensor) -> Tensor:
 
 
 def _mix(a_TW: Tensor, b_TW: Tensor, share: float) -> Tensor:
-    """log(share * exp(a) + (1 - share) * exp(b))"""
-    return b_TW if share == 0.0 else torch.logaddexp(a_TW + math.log(share), b_TW + math.log1p(-share))
+    """log(share * exp(a) + (1 - share) * exp(b)), the share between 0 and 1."""
+    return torch.logaddexp(a_TW + math.log(share), b_TW + math.log1p(-share))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from speechkd.core.types import LossOut
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.logits import Logits, sum_rows
+from speechkd.kernels.logits import Logits, sum_kept
 
 
-def linear_kl(student: Logits, teacher: Logits, mask_T: Tensor, how: Divergence) -> LossOut:
-    """See the package; masked-out rows have been zeroed."""
-    return sum_rows(how.rows(student.logits(), teacher.logits()), mask_T)
+def linear_kl(student: Logits, teacher: Logits, how: Divergence, mask_T: Tensor | None) -> Tensor:
+    """See the package; rows that a mask leaves out are zeroed."""
+    return sum_kept(how.rows(student.logits(), teacher.logits()), mask_T)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
-from speechkd.kernels.linear_topk_kl import chunked, reference
+from speechkd.kernels.linear_topk_kl import chunked, reference, triton_rows
 from speechkd.kernels.linear_topk_kl.target import teacher_target
-from speechkd.kernels.logits import Head, Logits, check_rows, check_temperature
+from speechkd.kernels.logits import Head, KeptRows, Logits, check_temperature
 
-_IMPLEMENTATIONS: dict[str, tuple[Callable[..., LossOut], dispatch.Obstacle]] = {
-    "chunked": (chunked.linear_topk_kl, dispatch.needs_frozen_head),
+_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], dispatch.Obstacle]] = {
+    "triton": (partial(chunked.linear_topk_kl, rows_=triton_rows.topk_kl_rows_), dispatch.needs_triton_head),
+    "chunked": (chunked.linear_topk_kl, dispatch.needs_head),
     "reference": (reference.linear_topk_kl, dispatch.no_obstacle),
 }
 
@@ -34,13 +36,13 @@ def linear_topk_kl(
 
     Args:
         hidden_TD: hidden states at the predicting positions, [T, D].
-        weight_VD: the head's weight, [V, D]. `chunked` gives it no gradient: if it requires one, `auto` takes `reference`.
+        weight_VD: the head's weight, [V, D]; gets a gradient if it wants one.
         ids_TK: ids in [0, V), different within a row; a slot with log-prob -inf is empty and its id is ignored.
         logp_TK: natural log-probs over the teacher's whole vocabulary, at the capture temperature.
         mask_T: boolean; False rows change neither total nor count and get a zero gradient, even if they hold NaN.
         tail_logp_T: log of the teacher's mass outside the K ids; None: computed from `logp_TK`.
         temperature: divides the student's logits (after the soft cap); must equal the capture temperature.
-        impl: auto, reference or chunked.
+        impl: auto, triton, chunked or reference.
         tail: `bucket`: the rest is one more outcome, (K+1)-way KL; `renormalise`: both sides over the K ids only;
             `ignore`: the K terms alone, student over the whole vocabulary (biased, may be negative).
         softcap: Gemma 2's final logit soft-capping; None: no cap.
@@ -62,9 +64,10 @@ def topk_kl_from(
     impl: str = "auto",
 ) -> LossOut:
     """Like `linear_topk_kl`, for a `Head` (logits computed a few rows at a time by `chunked`) or `Plain` logits."""
-    student, signals = student.masked(mask_T, "student"), {"ids_TK": ids_TK, "logp_TK": logp_TK}
-    check_rows(mask_T, signals if tail_logp_T is None else {**signals, "tail_logp_T": tail_logp_T})
     check_temperature(temperature)
+    rows = KeptRows(mask_T)
+    student, ids_XK, logp_XK = student.kept(rows, "student"), rows.of(ids_TK, "ids_TK"), rows.of(logp_TK, "logp_TK")
+    tail_logp_X = None if tail_logp_T is None else rows.of(tail_logp_T, "tail_logp_T")
     run = dispatch.pick("linear_topk_kl", impl, _IMPLEMENTATIONS, student)
-    target = teacher_target(ids_TK, logp_TK, tail_logp_T, mask_T, tail, student.vocabulary, student.dtype)
-    return run(student, target, mask_T, temperature)
+    target = teacher_target(ids_XK, logp_XK, tail_logp_X, tail, student.vocabulary, student.dtype)
+    return rows.loss(run(student, target, temperature, rows.mask_T))

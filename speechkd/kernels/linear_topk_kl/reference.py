@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speechkd.core.types import LossOut
 from speechkd.kernels.linear_topk_kl.target import Target
-from speechkd.kernels.logits import FLOOR, Logits, sum_rows, wide
+from speechkd.kernels.logits import FLOOR, Logits, sum_kept, wide
 
 
 def topk_kl_rows(logits_TV: Tensor, target: Target, temperature: float) -> Tensor:
@@ -26,6 +25,6 @@ def topk_kl_rows(logits_TV: Tensor, target: Target, temperature: float) -> Tenso
     return rows_T
 
 
-def linear_topk_kl(student: Logits, target: Target, mask_T: Tensor, temperature: float) -> LossOut:
-    """As documented in the package. The caller has zeroed masked-out rows."""
-    return sum_rows(topk_kl_rows(student.logits(), target, temperature), mask_T)
+def linear_topk_kl(student: Logits, target: Target, temperature: float, mask_T: Tensor | None) -> Tensor:
+    """As documented in the package; rows that a mask leaves out are zeroed."""
+    return sum_kept(topk_kl_rows(student.logits(), target, temperature), mask_T)

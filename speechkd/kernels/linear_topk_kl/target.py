@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.kernels.logits import FLOOR, masked_rows, wide
+from speechkd.kernels.logits import FLOOR, wide
 
 TAILS = ("bucket", "renormalise", "ignore")
 
@@ -27,9 +27,7 @@ class Target(NamedTuple):
         return Target(self.ids_TK[part], self.valid_TK[part], self.logp_TK[part], self.tail_logp_T[part], self.tail)
 
 
-def teacher_target(
-    ids_TK: Tensor, logp_TK: Tensor, tail_logp_T: Tensor | None, mask_T: Tensor, tail: str, vocabulary: int, dtype: torch.dtype
-) -> Target:
+def teacher_target(ids_TK: Tensor, logp_TK: Tensor, tail_logp_T: Tensor | None, tail: str, vocabulary: int, dtype: torch.dtype) -> Target:
     """Stored top-k rows as a target for a student with `vocabulary` ids, no gradient.
 
     `bucket` and `renormalise` are normalised again, so that rounding in storage cannot make a KL negative.
@@ -39,11 +37,11 @@ def teacher_target(
         raise InputError(unknown_name("tail", tail, TAILS))
     if ids_TK.dim() != 2 or ids_TK.shape != logp_TK.shape or ids_TK.shape[1] == 0:
         raise InputError(f"ids_TK and logp_TK must both be [T, K] with K >= 1, are {list(ids_TK.shape)} and {list(logp_TK.shape)}")
-    logp_TK = wide(masked_rows(logp_TK.detach(), mask_T))
+    logp_TK = wide(logp_TK.detach())
     logp_TK = (logp_TK.double() if dtype == torch.float64 else logp_TK).clamp(min=FLOOR)
     valid_TK = logp_TK > FLOOR / 2
     # An empty slot repeats the row's likeliest id: removing an id from the rest twice is harmless, removing another one is not.
-    ids_TK = masked_rows(ids_TK.long(), mask_T)
+    ids_TK = ids_TK.long()
     ids_TK = torch.where(valid_TK, ids_TK, ids_TK.gather(1, logp_TK.argmax(dim=1, keepdim=True)))
     kept_T = torch.logsumexp(logp_TK, dim=1)
     tail_T = torch.full_like(kept_T, FLOOR)
@@ -51,7 +49,7 @@ def teacher_target(
         if tail_logp_T is None:
             left_T = torch.log(-torch.expm1(kept_T.clamp(max=-torch.finfo(kept_T.dtype).eps)))
         else:
-            left_T = masked_rows(tail_logp_T.detach(), mask_T).to(kept_T.dtype).clamp(min=FLOOR)
+            left_T = tail_logp_T.detach().to(kept_T.dtype).clamp(min=FLOOR)
         # Where the kept ids are the whole vocabulary there is no rest: rounding must not put mass on an outcome that cannot happen.
         tail_T = torch.where(valid_TK.sum(dim=1) < vocabulary, left_T, tail_T)
     if tail != "ignore":

@@ -65,7 +65,7 @@ def rank_memory(
         gathered=min(GATHERED, frozen) if zero == 3 and ranks > 1 else 0.0,
         activations=activations,
         encoder=_encoder_bytes(student, shapes, size),
-        head=shapes.tokens * student.llm.width * size * 2 + 4 * CHUNK_ELEMENTS["cuda" if gpu else "cpu"],
+        head=shapes.tokens * student.llm.width * size * 2 + 2 * size * CHUNK_ELEMENTS["cuda" if gpu else "cpu"],  # both models' logits
         framework=FRAMEWORK_BYTES if gpu else 0.0,
     )
 
