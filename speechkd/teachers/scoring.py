@@ -18,7 +18,9 @@ from speechkd.core.errors import InputError
 from speechkd.core.seeds import derive
 from speechkd.data.columns.signals import AttentionStore, HiddenStore, SampledStore, SignalsConfig, encode_sampled, encode_topk
 from speechkd.kernels.chunks import rows_per_chunk
+from speechkd.kernels.linear_topk_kl.triton_rows import teacher_topk_
 from speechkd.kernels.logits import soft_cap
+from speechkd.kernels.triton_launch import obstacle
 
 ATTENTION = -1
 """Key of the last block's attention among the captured tensors"""
@@ -158,6 +160,8 @@ def top(logits_CV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, 
 
     The tail is summed over the other ids; 1 - sum of the top k would lose all digits when small. Overwrites `logits_CV`.
     """
+    if obstacle(logits_CV) is None:
+        return teacher_topk_(logits_CV, k, temperature)
     z_CV = logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
     z_CK, ids_CK = z_CV.topk(k, dim=1)
     rest_C = z_CV.scatter_(1, ids_CK, -torch.inf).logsumexp(1)

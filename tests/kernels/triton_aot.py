@@ -45,6 +45,7 @@ def forms(name: str, row: Launch) -> Iterator[tuple[Any, dict[str, Any]]]:
     if name == "topk_kl":
         flags = {"RENORMALISE": False, "BUCKET": True, "WANT_GRAD": True, "CAPPED": True}
         yield topk_kl.topk_kl, {**flags, "BLOCK_K": 128, "BLOCK": row.block}
+        yield topk_kl.topk_kl, {**flags, "BLOCK_K": 1, "BLOCK": row.block, "K": 1}  # a launch makes an argument that is 1 a constant
     if name == "teacher_topk":
         yield topk_kl.teacher_topk, {"CAPPED": True, "BLOCK_K": 128, "BLOCK": row.block}
     if name == "kl":
@@ -53,7 +54,14 @@ def forms(name: str, row: Launch) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield kl.kl, {"KIND": kind, **flags}
     if name == "stack_norm":
         for frames in (1, 16):
-            flags = {"NORM": projector.LAYER_NORM, "NORMALISE": frames == 1, "FRAMES": frames, "BLOCK_C": row.block // frames}
+            flags = {
+                "NORM": projector.LAYER_NORM,
+                "NORMALISE": frames == 1,
+                "ALIGNED": True,
+                "FRAMES": frames,
+                "BLOCK_C": row.block // frames,
+            }
+            flags |= {"k": 1} if frames == 1 else {}  # as the sum of layers has it; a launch makes an argument that is 1 a constant
             yield projector.stack_norm, {"MIXED": True, **flags}
             yield projector.stack_norm_backward, {"WANT_INPUT": True, "WANT_WEIGHTS": True, **flags}
     if name == "activation":

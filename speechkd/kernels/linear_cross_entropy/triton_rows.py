@@ -32,7 +32,7 @@ def cross_entropy_rows_(logits_CV: Tensor, targets_C: Tensor, softcap: float | N
             value_C,
             logits_CV.stride(0),
             V,
-            softcap or 1.0,
+            float(softcap or 1.0),
             WANT_GRAD=want_grad,
             CAPPED=softcap is not None,
             BLOCK=by.block,

@@ -13,10 +13,15 @@ _LAYER_NORM, _RMS_NORM, _SILU = tl.constexpr(LAYER_NORM), tl.constexpr(RMS_NORM)
 
 
 @triton.jit
-def layer_state(states, layers, layer, offsets_JC, real_JC, C, layer_eps, NORMALISE: tl.constexpr):
-    """The frames of one stack in one layer, float32; with NORMALISE each frame has zero mean and unit variance."""
-    # multiple of 16 bytes: torch's allocations are
-    state_JC = states + tl.multiple_of(tl.load(layers + layer), 8) + offsets_JC
+def layer_state(states, layers, layer, offsets_JC, real_JC, C, layer_eps, NORMALISE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The frames of one stack in one layer, float32; with NORMALISE each frame has zero mean and unit variance.
+
+    ALIGNED: all layers begin at a multiple of 8 elements from the first, so loads are wide.
+    """
+    place = tl.load(layers + layer)
+    if ALIGNED:
+        place = tl.multiple_of(place, 8)
+    state_JC = states + place + offsets_JC
     h_JC = tl.load(state_JC, mask=real_JC, other=0.0).to(tl.float32)
     if NORMALISE:
         h_JC = tl.where(real_JC, h_JC - (tl.sum(h_JC, 1) / C)[:, None], 0.0)
@@ -42,6 +47,7 @@ def stack_norm(
     NORM: tl.constexpr,
     MIXED: tl.constexpr,
     NORMALISE: tl.constexpr,
+    ALIGNED: tl.constexpr,
     FRAMES: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -54,10 +60,10 @@ def stack_norm(
     if MIXED:
         x_JC = tl.zeros([FRAMES, BLOCK_C], tl.float32)
         for layer in range(0, L):
-            h_JC = layer_state(states, layers, layer, offsets_JC, real_JC, C, layer_eps, NORMALISE)
+            h_JC = layer_state(states, layers, layer, offsets_JC, real_JC, C, layer_eps, NORMALISE, ALIGNED)
             x_JC += tl.load(weights + layer).to(tl.float32) * h_JC
     else:
-        x_JC = layer_state(states, layers, 0, offsets_JC, real_JC, C, layer_eps, NORMALISE)
+        x_JC = layer_state(states, layers, 0, offsets_JC, real_JC, C, layer_eps, NORMALISE, ALIGNED)
     S = k * C
     if NORM == _LAYER_NORM:
         mean = tl.sum(x_JC) / S
@@ -86,6 +92,7 @@ def stack_norm_backward(
     layer_eps,
     NORM: tl.constexpr,
     NORMALISE: tl.constexpr,
+    ALIGNED: tl.constexpr,
     WANT_INPUT: tl.constexpr,
     WANT_WEIGHTS: tl.constexpr,
     FRAMES: tl.constexpr,
@@ -110,7 +117,7 @@ def stack_norm_backward(
         real_JC = (j_J1 < tl.load(frames + row)) & inside_JC  # the layers' states are 0 elsewhere, so g is not masked
         offsets_JC = (tl.load(starts + row) + j_J1) * frame_stride + c_1C
         for layer in range(0, L):
-            h_JC = layer_state(states, layers, layer, offsets_JC, real_JC, C, layer_eps, NORMALISE)
+            h_JC = layer_state(states, layers, layer, offsets_JC, real_JC, C, layer_eps, NORMALISE, ALIGNED)
             tl.store(weight_grads + row * L + layer, tl.sum(g_JC * h_JC))
 
 

@@ -65,11 +65,11 @@ class Prologue(NamedTuple):
         if len(self.states) != (1 if self.weights_L is None else len(self.weights_L)):
             raise InputError(f"{len(self.states)} states need as many weights; one state needs none")
 
-    def layers(self) -> Tensor:
-        """Where each layer begins, in elements from the first: the states need not lie side by side."""
+    def layers(self) -> tuple[Tensor, bool]:
+        """Where each layer begins, in elements from the first (they need not lie side by side); whether all are multiples of 8."""
         first = self.states[0]
         places = [(state.data_ptr() - first.data_ptr()) // first.element_size() for state in self.states]
-        return torch.tensor(places, dtype=torch.int64, device=first.device)
+        return torch.tensor(places, dtype=torch.int64, device=first.device), all(place % 8 == 0 for place in places)
 
     @property
     def fits(self) -> bool:
@@ -102,6 +102,7 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
     first, (starts_R, frames_R) = prologue.states[0], prologue.rows
     R, S = len(starts_R), prologue.stack * prologue.width
     frames, columns, by = prologue.launch()
+    layers_L, aligned = prologue.layers()
     x_hat_RS = torch.empty(R, S, dtype=dtype, device=first.device)
     rstd_R = torch.ones(R, dtype=torch.float32, device=first.device)
     if R == 0:
@@ -111,7 +112,7 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
     with torch.cuda.device_of(first):
         triton_kernel.stack_norm[(R,)](
             first,
-            prologue.layers(),
+            layers_L,
             rstd_R if prologue.weights_L is None else prologue.weights_L.contiguous(),
             starts_R,
             frames_R,
@@ -126,6 +127,7 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
             NORM=getattr(triton_kernel, _NORM[prologue.norm]),
             MIXED=prologue.weights_L is not None,
             NORMALISE=prologue.normalise,
+            ALIGNED=aligned,
             FRAMES=frames,
             BLOCK_C=columns,
             num_warps=by.num_warps,
@@ -151,13 +153,14 @@ def stack_norm_backward_(grad_RS: Tensor, normed: Normed, prologue: Prologue, wa
         from speechkd.kernels.stack_norm_mlp import triton_kernel
 
         frames, columns, by = prologue.launch()
+        layers_L, aligned = prologue.layers()
         with torch.cuda.device_of(first):
             triton_kernel.stack_norm_backward[(R,)](
                 grad_RS,
                 normed.x_hat_RS,
                 normed.rstd_R,
                 first,
-                prologue.layers(),
+                layers_L,
                 starts_R,
                 frames_R,
                 share_RL,
@@ -168,6 +171,7 @@ def stack_norm_backward_(grad_RS: Tensor, normed: Normed, prologue: Prologue, wa
                 prologue.layer_eps,
                 NORM=getattr(triton_kernel, _NORM[prologue.norm]),
                 NORMALISE=prologue.normalise,
+                ALIGNED=aligned,
                 WANT_INPUT=want_input,
                 WANT_WEIGHTS=mixed,
                 FRAMES=frames,
