@@ -25,6 +25,7 @@ class Choice(NamedTuple):
         return self.name + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
 
 
+_latest: dict[str, Choice] = {}
 _seen: set[tuple[str, str]] = set()
 _news: list[tuple[str, Choice]] = []
 
@@ -68,10 +69,16 @@ def choose(op: str, impl: str, obstacles: Mapping[str, Obstacle], first_input: o
 def pick(op: str, impl: str, table: Mapping[str, tuple[F, Obstacle]], first_input: object) -> F:
     """The function that `choose` selects; records its first use for `news`. A new implementation is one line in `table`."""
     choice = choose(op, impl, {name: obstacle for name, (_, obstacle) in table.items()}, first_input)
+    _latest[op] = choice
     if (op, choice.name) not in _seen:
         _seen.add((op, choice.name))
         _news.append((op, choice))
     return table[choice.name][0]
+
+
+def latest(op: str) -> Choice:
+    """What the op's last call in this process ran. Raises KeyError if it has not been called."""
+    return _latest[op]
 
 
 def news() -> list[tuple[str, Choice]]:

@@ -17,6 +17,7 @@ from speechkd.core.files import read_json
 from speechkd.recipe import Recipe
 from speechkd.stages.doctor.finding import Finding, bounded
 from speechkd.stages.doctor.gpus import check_gpus
+from speechkd.stages.doctor.kernels import check_kernels
 from speechkd.stages.doctor.machine import check_disk, check_machine
 from speechkd.stages.doctor.mlflow_server import check_mlflow
 from speechkd.stages.doctor.network import check_interface
@@ -64,6 +65,7 @@ def _this_machine(profile: ClusterProfile | None, shared: Path) -> list[Finding]
         "machine": lambda: check_machine(profile is not None),
         "packages": check_packages,
         "gpus": lambda: check_gpus(profile),
+        "kernels": check_kernels,
         "interface": lambda: check_interface(profile),
         "shared disk": lambda: check_disk("shared disk", shared),
         "scratch disk": lambda: check_disk("scratch disk", scratch),
