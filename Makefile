@@ -34,10 +34,13 @@ test-system: setup  ## servers, kills, browser and rebuilds
 torture: setup  ## the long forms: the demo's promises
 	$(BIN)/python -m pytest -m torture
 
-bench: setup  ## reading and writing beside other loaders on the same audio; resuming in ten million examples
+bench: setup  ## reading, writing, resuming and the fused ops, beside other libraries on the same inputs
 	@tests/bench/install $(VENV)
 	$(VENV)-bench/bin/python -W ignore -m tests.bench.reading
 	$(BIN)/python -m tests.bench.resume
+	$(VENV)-bench/bin/python -W ignore -m tests.bench.heads
+	$(VENV)-bench/bin/python -W ignore -m tests.bench.projector
+	$(VENV)-bench/bin/python -W ignore -m tests.bench.cka_qformer
 
 bench-gpu: setup  ## the kernels beside their floors and other libraries' losses, on one GPU
 	@$(BIN)/python -m tests.bench.gpu --look
