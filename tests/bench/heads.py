@@ -1,6 +1,6 @@
 """LM-head losses beside torch, Liger, TRL and CCE on the same inputs: forward and hidden gradient, frozen head.
 
-`python -m tests.bench.heads [--json FILE] [--rounds 7] [CASE ...]` prints one table. Everybody has a turn in every round; a cell is the
+`python -m tests.bench.heads [--json FILE] [--rounds 7] [--alone] [CASE ...]` prints one table. Everybody has a turn in every round; a cell is the
 floor's median over theirs: 1.00 means as fast as the matrix products alone. Memory is the peak above the inputs, a fresh process each.
 Before any timing each gradient is compared with float32 autograd.
 """
@@ -194,10 +194,10 @@ def check(case: Case, x: Inputs, runs: dict[str, Run]) -> dict[str, float]:
     return errors
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """One line of the table."""
+def measure(case: Case, rounds: int, alone: bool) -> dict[str, Any]:
+    """One line of the table; `alone`: beside torch eager and nobody else."""
     x = Inputs(case)
-    runs = {"speechkd": ours(case, x), **dict(peers(case, x))}
+    runs = {"speechkd": ours(case, x), **({"torch eager": naive(case, x)} if alone else dict(peers(case, x)))}
     errors = check(case, x, runs)
     base = floor(case, x)
     base()
@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES), help="of: " + ", ".join(CASES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", action="store_true", help="beside torch eager and nobody else: the large sizes take minutes a peer")
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -265,7 +266,7 @@ def main() -> None:
         if CASES[name].dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             print(f"bench: {name} not measured: this CPU has no bfloat16 products (0.5 GFLOP/s here)", file=sys.stderr)
             continue
-        results.append(measure(CASES[name], options.rounds))
+        results.append(measure(CASES[name], options.rounds, options.alone))
         print(table(results[-1:]).splitlines()[-1], flush=True)
     machine = f"{os.cpu_count()} cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
     print(f"\n{time.strftime('%Y-%m-%d')}, {machine}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}\n")
