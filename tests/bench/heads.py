@@ -1,8 +1,8 @@
 """LM-head losses beside torch, Liger, TRL and CCE on the same inputs: forward and hidden gradient, frozen head.
 
-`python -m tests.bench.heads [--json FILE] [--rounds 7] [--alone] [CASE ...]` prints one table. Everybody has a turn in every round; a cell is the
-floor's median over theirs: 1.00 means as fast as the matrix products alone. Memory is the peak above the inputs, a fresh process each.
-Before any timing each gradient is compared with float32 autograd.
+`python -m tests.bench.heads [--json FILE] [--rounds 7] [--alone] [CASE ...]` prints one table. Everybody has a turn in every round; a cell
+is the floor's median over theirs: 1.00 means as fast as the matrix products alone. Memory is the peak above the inputs, a fresh process
+each.
 """
 
 from __future__ import annotations
