@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-ROUNDS = 9
+ROUNDS = 7
 
 
 class Row(NamedTuple):

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from speechkd.kernels.logits import wide
 from speechkd.kernels.weighted_cka.reference import gram_is_cheaper, normalised_weights
 
 
@@ -36,9 +35,11 @@ class _Cka(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTD: Tensor, y_BTE: Tensor, weights_BT: Tensor, mask_BT: Tensor, mode: str, form: str, want: _Want) -> Tensor:
         grads = [torch.zeros_like(given) if wanted else None for given, wanted in zip((x_BTD, y_BTE), want, strict=True)]
-        cka_B = torch.zeros(x_BTD.shape[0], dtype=wide(x_BTD[:0]).dtype, device=x_BTD.device)
+        dtype = torch.float64 if torch.float64 in (x_BTD.dtype, y_BTE.dtype, weights_BT.dtype) else torch.float32
+        cka_B = torch.zeros(x_BTD.shape[0], dtype=dtype, device=x_BTD.device)
         for part in _parts(mask_BT):
-            value_B, *found = _value_and_gradients(x_BTD[part], y_BTE[part], weights_BT[part], mask_BT[part], mode, form, want)
+            inputs = (given[part].to(dtype) for given in (x_BTD, y_BTE, weights_BT))
+            value_B, *found = _value_and_gradients(*inputs, mask_BT[part], mode, form, want)
             cka_B[part[0]] = value_B
             for whole, grad in zip(grads, found, strict=True):
                 if whole is not None and grad is not None:
@@ -99,8 +100,8 @@ def _value_and_gradients(
 
 
 def _centred(x_BTD: Tensor, factor_BT1: Tensor, mean_by_BT1: Tensor, valid_BT1: Tensor | None, mode: str) -> Tensor:
-    """Rows, weighted and centred in the mode's order; `valid_BT1` None: all are."""
-    x_BTD = wide(x_BTD) if valid_BT1 is None else wide(x_BTD).masked_fill(~valid_BT1, 0.0)
+    """Rows, weighted and centred in the mode's order, not in place; `valid_BT1` None: all are valid."""
+    x_BTD = x_BTD if valid_BT1 is None else x_BTD.masked_fill(~valid_BT1, 0.0)
     share_B1T = (mean_by_BT1 * _inverse(mean_by_BT1.sum(1, keepdim=True))).mT
     if mode == "weighted_hsic":
         return (x_BTD - share_B1T @ x_BTD).mul_(factor_BT1)

@@ -13,12 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from speechkd.kernels.logits import wide
+
 
 def absorbing_is_cheaper(queries: int, memory: int, width: int, width_memory: int, heads: int) -> bool:
     """Whether the absorbed form of one clip's cross attention has fewer multiplications than projecting keys and values."""
     projected = 2 * memory * width_memory * width + 2 * queries * memory * width
     absorbed = 2 * queries * width_memory * width + 2 * heads * queries * memory * width_memory
     return absorbed < projected
+
+
+def attend(keys_BXD: Tensor, memory_BMD: Tensor, mask_B1M: Tensor | None) -> Tensor:
+    """softmax(keys memory' + mask) memory, [B, X, D].
+
+    By plain products: scores are few, and torch's fused attention takes no heads this wide on a GPU and, on a CPU, makes the memory's
+    gradient even where nobody wants it (2.2 times as slow, measured).
+    """
+    scores_BXM = keys_BXD @ memory_BMD.mT
+    if mask_B1M is not None:
+        scores_BXM = scores_BXM + mask_B1M
+    return torch.softmax(wide(scores_BXM), -1).to(memory_BMD.dtype) @ memory_BMD
 
 
 class MemoryLinear(nn.Linear):

@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from speechkd.core.errors import InputError
 from speechkd.kernels.autocast import autocast_on
 from speechkd.models.projectors import ProjectorConfig
-from speechkd.models.projectors.absorbed import MemoryLinear, absorbing_is_cheaper
+from speechkd.models.projectors.absorbed import MemoryLinear, absorbing_is_cheaper, attend
 
 INIT_STD = 0.02
 
@@ -50,14 +50,12 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_BQW: Tensor, memory_BMD: Tensor, causal: bool, mask_B11M: Tensor | None = None) -> Tensor:
-        """[B, Q, W]; `mask_B11M` boolean or to be added, as for torch's attention. The four layers run in one order in either form."""
+        """[B, Q, W]; `mask_B11M` is added to scores. The four layers run in one order in either form."""
         q_BHQd = self._by_head(self.q_proj(x_BQW))
         if not causal and self._absorbs(q_BHQd, memory_BMD):
-            keys_B1XD = self.k_proj(q_BHQd, "queries").flatten(1, 2).unsqueeze(1)
-            memory_B1MD = memory_BMD.unsqueeze(1)
-            scale = q_BHQd.shape[-1] ** -0.5
-            pooled_B1XD = scaled_dot_product_attention(keys_B1XD, memory_B1MD, memory_B1MD, mask_B11M, scale=scale)
-            out_BHQd = self.v_proj(pooled_B1XD.squeeze(1).unflatten(1, q_BHQd.shape[1:3]), "pooled")
+            keys_BXD = self.k_proj(q_BHQd * q_BHQd.shape[-1] ** -0.5, "queries").flatten(1, 2)
+            pooled_BXD = attend(keys_BXD, memory_BMD, None if mask_B11M is None else mask_B11M.squeeze(1))
+            out_BHQd = self.v_proj(pooled_BXD.unflatten(1, q_BHQd.shape[1:3]), "pooled")
         else:
             k_BHMd, v_BHMd = self._by_head(self.k_proj(memory_BMD)), self._by_head(self.v_proj(memory_BMD))
             out_BHQd = scaled_dot_product_attention(q_BHQd, k_BHMd, v_BHMd, mask_B11M, is_causal=causal)
