@@ -60,8 +60,7 @@ def correctness(s: Sizes, device: torch.device) -> dict[str, float]:
     )
     for tail in ("bucket", "renormalise"):
         target, exact = (
-            teacher_target(h.ids_TK, h.logp_TK, h.tail_logp_T, h.mask_T, tail, s.vocabulary, kind)
-            for kind in (torch.float32, torch.float64)
+            teacher_target(h.ids_TK, h.logp_TK, h.tail_logp_T, tail, s.vocabulary, kind) for kind in (torch.float32, torch.float64)
         )
         rows(
             f"topk_kl rows, {tail}",

@@ -236,7 +236,9 @@ def test_under_autocast(op: Op) -> None:
 @every_op
 def test_wrong_input_is_one_line(op: Op) -> None:
     hidden, weight, signals = problem(dtype=torch.float32)
-    with pytest.raises(InputError, match="unknown implementation .* `chunky`; allowed: auto, chunked, reference, triton; did you mean `chunked`"):
+    with pytest.raises(
+        InputError, match="unknown implementation .* `chunky`; allowed: auto, chunked, reference, triton; did you mean `chunked`"
+    ):
         op(hidden, weight, signals, "chunky", None)
     with pytest.raises(InputError, match="`triton` of .* cannot run: no CUDA device; set TRITON_INTERPRET=1 to interpret"):
         op(hidden, weight, signals, "triton", None)

@@ -71,8 +71,7 @@ def stored(C: int, V: int, K: int, empty: int, tail: str, temperature: float) ->
     logp_CK[:, K - empty :], ids_CK[:, K - empty :] = -torch.inf, -7
     kept_CV = torch.ones_like(logp_CV, dtype=torch.bool).scatter_(1, ids_CK.clamp(min=0), False)
     tail_logp_C = logp_CV.masked_fill(~kept_CV, -torch.inf).logsumexp(1)
-    mask_C = torch.ones(C, dtype=torch.bool)
-    return tuple(teacher_target(ids_CK, logp_CK, tail_logp_C, mask_C, tail, V, dtype) for dtype in (torch.float32, torch.float64))
+    return tuple(teacher_target(ids_CK, logp_CK, tail_logp_C, tail, V, dtype) for dtype in (torch.float32, torch.float64))
 
 
 @sweep

@@ -9,21 +9,19 @@ from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.kernels.linear_kl.divergence import Divergence
-from speechkd.kernels.logits import shared_vocabulary, wide
+from speechkd.kernels.logits import check_shared
 from speechkd.kernels.triton_launch import check_rows_tensor, launch
 
 
 def _kind(how: Divergence) -> tuple[str, float, float]:
-    """(form of the kernel, weight of the teacher in the mixture, weight of the student); a mixture of one side is a plain KL."""
-    if how.name == "jsd" and 0.0 < how.beta < 1.0:
+    """(form of the kernel, weight of the teacher in the mixture, weight of the student)."""
+    if how.kind == "jsd":
         return "JSD", how.beta, 1.0 - how.beta
-    if how.name == "jsd":
-        return ("REVERSE" if how.beta else "FORWARD"), 1.0, 1.0
-    if how.name == "skew_kl" and how.alpha > 0.0:
+    if how.kind == "skew_kl":
         return "SKEW", how.alpha, 1.0 - how.alpha
-    if how.name == "skew_reverse_kl" and how.alpha > 0.0:
+    if how.kind == "skew_reverse_kl":
         return ("SKEW_REVERSE_DETACHED" if how.detach_mixture else "SKEW_REVERSE"), 1.0 - how.alpha, how.alpha
-    return ("FORWARD" if how.name in ("forward_kl", "skew_kl") else "REVERSE"), 1.0, 1.0
+    return ("FORWARD" if how.kind == "forward_kl" else "REVERSE"), 1.0, 1.0
 
 
 def kl_rows_(
@@ -45,7 +43,7 @@ def kl_rows_(
     C, V = student_CV.shape
     if teacher_CU.shape[0] != C:
         raise InputError(f"teacher_CU must have the {C} rows of student_CV, has {teacher_CU.shape[0]}")
-    shared_vocabulary(wide(student_CV[:0]), wide(teacher_CU[:0]), how.shared_W)  # the checks, on no rows
+    check_shared(V, teacher_CU.shape[1], how.shared_W)
     value_C = torch.empty(C, dtype=torch.float32, device=student_CV.device)
     if C == 0:
         return value_C
