@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,7 +18,7 @@ from speechkd.core.files import digest
 from speechkd.core.seeds import derive
 from speechkd.core.types import Metadata, Scalar
 from speechkd.data.audio.limits import AudioLimits
-from speechkd.data.sources import SOURCES
+from speechkd.data.sources import SOURCES, stated
 from speechkd.data.sources.base import Item, Source, Unmatched
 from speechkd.data.sources.joins import Join, join
 from speechkd.data.sources.paths import data_root
@@ -25,6 +26,8 @@ from speechkd.data.storage.names import MAX_KEY, distinct_name, is_name
 
 PART = "-part"
 """Stands between key and number where a long clip is split into parts"""
+SPLIT_PATHS = ("file", "path", "manifest", "cuts", "dir", "tars")
+"""Keys of sources that may be a mapping of split to path"""
 LONGEST_SPLIT_KEY = MAX_KEY - len(PART) - 4
 """Leaves room for PART and a part number of four digits"""
 
@@ -190,6 +193,7 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
             )
     items, of_joins = join(items, card.joins, data_root(card_dir))
     _within(of_joins, card)
+    _refuse_unread_splits(card, items)
     present = set(source.field_names)
     for item in items:
         present.update(item.metadata)
@@ -242,6 +246,24 @@ def _within(strays: Sequence[Unmatched], card: Card) -> None:
             )
 
 
+def _refuse_unread_splits(card: Card, items: Sequence[Item]) -> None:
+    """Refuse a card that names no split although a field of its items does, such as `split: test` in every second row."""
+    block = card.source["rows"] if isinstance(card.source.get("rows"), dict) else card.source
+    if {"split", "split_field", "splits"} & set(block) or any(isinstance(block.get(key), dict) for key in SPLIT_PATHS):
+        return
+    for field in stated.FIELDS:
+        values = Counter(str(item.metadata[field]) for item in items if field in item.metadata)
+        others = {value for value in values if stated.kind_of(value) != "train"}
+        if others and all(map(stated.kind_of, values)) and {stated.kind_of(item.split) for item in items} == {"train"}:
+            config = SOURCES.get(str(block["kind"]), "source.kind").Config
+            raw = f"`split_field: {field}` takes it" if "split_field" in config.model_fields else "a list for each split takes it"
+            listed, split = ", ".join(f"{value[:40]} {values[value]}" for value in sorted(values)), items[0].split
+            raise InputError(
+                f"field `{field}` states splits ({listed}), but all items are in `{split}`: {raw}; `split: {split}` says that it is meant "
+                f"(card `{card.name}`: source)"
+            )
+
+
 def _held_out(item: Item, card: Card) -> Item:
     """The item in the first held-out split that draws it, else in the source's split. Rules with `by` go first, then by split name.
 
@@ -255,10 +277,13 @@ def _held_out(item: Item, card: Card) -> Item:
 
 
 def _check_names(item: Item, card: Card) -> None:
+    if not is_name(item.split):  # first: a key may be made from it
+        way_out = "name each split's files in the card's source, as {NAME: PATH}, or correct `split_field`"
+        raise InputError(
+            f"split `{item.split[:100]}` of `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ -: {way_out} (card `{card.name}`)"
+        )
     if not is_name(item.key):
         raise InputError(f"key `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
-    if not is_name(item.split):
-        raise InputError(f"split `{item.split[:100]}` of `{item.key}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
     if card.audio.over_long == "split" and (len(item.key) > LONGEST_SPLIT_KEY or PART in item.key):
         raise InputError(
             f"key `{item.key}` must have at most {LONGEST_SPLIT_KEY} characters and no `{PART}` to be split (card `{card.name}`)"

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.text import MAX_LINE, text_lines
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import TextFiles
 from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, row_item, unmatched_rows
@@ -66,7 +66,9 @@ class CsvSource:
         self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = open_audio(data_root, config)
-        self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
+        self.files = [
+            (split, paths.file(data_root, name, "source.file")) for split, name in stated.by_split(config, config.file, "source.file")
+        ]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""

@@ -14,7 +14,7 @@ from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.text import read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.csv_table import TableFormat, read_table, valid_regex
 from speechkd.data.sources.paths import AUDIO, AudioFolder, AudioPaths, TextFiles
@@ -126,7 +126,14 @@ class FolderSource:
             taken[key] = str(fields.get(key, ""))
         metadata = {field: value for field, value in fields.items() if field not in taken}
         called = taken[config.key_field] or name
-        return Item(clean_name(called), taken[config.split_field] or config.split, metadata, {"audio": name}, called)
+        return Item(clean_name(called), taken[config.split_field] or self._split(name), metadata, {"audio": name}, called)
+
+    def _split(self, name: str) -> str:
+        """The card's split, or what the clip's folders state where the card names none."""
+        if {"split", "split_field"} & self.config.model_fields_set:
+            return self.config.split
+        path = PurePosixPath(self.config.root, os.path.relpath(self.audio.path / name, self.audio.path)).parent  # a table's may be absolute
+        return stated.checked(stated.stated_split(path, is_folder=True), name, "source.split_field") or self.config.split
 
 
 def _stem(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from speechkd.core.errors import InputError
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
 from speechkd.data.sources.rows import read_files, read_jsonl, scalars
@@ -35,11 +35,7 @@ class LhotseSource:
         self.field_names: set[str] = set()
         self.unmatched: list[Unmatched] = []
         self.audio = AudioFolder(data_root, config)
-        self.files = [
-            (split, path)
-            for split, name in paths.by_split(config.cuts, config.split)
-            for path in paths.files(data_root, name, "source.cuts")
-        ]
+        self.files = stated.files_by_split(config, config.cuts, data_root, "source.cuts")
 
     def items(self) -> list[Item]:
         """All cuts, sorted by key. Raises InputError naming file and line."""

@@ -15,7 +15,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.text import read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
 from speechkd.data.sources.rows import counted_key, read_files, read_jsonl, scalars
@@ -50,7 +50,9 @@ class MessagesSource:
         self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = AudioFolder(data_root, config)
-        self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
+        self.files = [
+            (split, paths.file(data_root, name, "source.file")) for split, name in stated.by_split(config, config.file, "source.file")
+        ]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and row."""

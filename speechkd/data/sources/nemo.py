@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
 from speechkd.data.sources.rows import read_files, read_jsonl, scalars
@@ -45,16 +45,21 @@ class NemoSource:
         self.field_names: set[str] = set()
         self.unmatched: list[Unmatched] = []
         self.config, self.root = config, data_root
-        self.manifests = [(s, paths.files(data_root, n, "source.manifest")) for s, n in paths.by_split(config.manifest, config.split)]
-        self.tars = {s: paths.files(data_root, n, "source.tars") for s, n in paths.by_split(config.tars, config.split) if n}
-        if self.tars and set(self.tars) != {split for split, _ in self.manifests}:
-            raise InputError(f"manifests and tars must name the same splits, given {sorted(dict(self.manifests))} and {sorted(self.tars)}")
+        self.manifests = _by_split(stated.files_by_split(config, config.manifest, data_root, "source.manifest"))
+        self.tars: dict[str, list[Path]] = {}
+        if isinstance(config.tars, str) and len(self.manifests) == 1:
+            split = next(iter(self.manifests))
+            self.tars = {split: paths.files(data_root, config.tars, "source.tars")} if config.tars else {}
+        elif config.tars:
+            self.tars = _by_split(stated.files_by_split(config, config.tars, data_root, "source.tars"))
+        if self.tars and set(self.tars) != set(self.manifests):
+            raise InputError(f"manifests and tars must name the same splits, given {sorted(self.manifests)} and {sorted(self.tars)}")
         self.audio = None if self.tars else AudioFolder(data_root, config)
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
         self.unmatched = []
-        items = [item for split, manifests in self.manifests for item in self._split_items(split, manifests)]
+        items = [item for split, manifests in self.manifests.items() for item in self._split_items(split, manifests)]
         if self.audio:
             self.unmatched = self.audio.unlisted(item.payload["audio"] for item in items)
         return sorted(items, key=lambda item: item.key)
@@ -139,6 +144,13 @@ class NemoSource:
             yield from read_files(items, self.audio.find)
             return
         yield from read_members(items, self.root, [path for tars in self.tars.values() for path in tars])
+
+
+def _by_split(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
+    out: dict[str, list[Path]] = {}
+    for split, path in files:
+        out.setdefault(split, []).append(path)
+    return out
 
 
 def _stem(name: str) -> str:

@@ -103,11 +103,6 @@ def _alternatives(inside: str, pattern: str) -> list[str]:
     return inside.split(",")
 
 
-def by_split(value: PathBySplit, split: str) -> list[tuple[str, str]]:
-    """(split, path) of a card's `file`-like key."""
-    return [(split, value)] if isinstance(value, str) else list(value.items())
-
-
 class TextFiles(Config):
     """How the text files of a corpus are encoded."""
 
