@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from speechkd.core.config import NAME_PATTERN, Config, build, read_extending
-from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.core.seeds import derive
 from speechkd.core.types import Metadata, Scalar
@@ -179,7 +179,7 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
     Raises InputError for no items, a key that cannot name a tar member, a key given twice, a mapped field that no item has, or more
     unmatched entries than the card allows.
     """
-    items = _apart(source.items())
+    items = _apart(_listed(card, source))
     strays = list(getattr(source, "unmatched", []))
     _within(strays, card)
     if not items:
@@ -218,6 +218,19 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
         if rule.by and rule.by not in kept:
             raise InputError(unknown_name("field", rule.by, kept, f"card `{card.name}`: hold_out.{split}.by"))
     return Listing([_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items], strays + of_joins)
+
+
+def _listed(card: Card, source: Source) -> list[Item]:
+    """The source's items. A list may hold anything: what its reader did not foresee is one line too, as it is for audio."""
+    try:
+        return source.items()
+    except (InputError, DataError, OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: B902
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"a list of this corpus cannot be read, {reason} (card `{card.name}`: source of kind {card.source['kind']})"
+        ) from error
 
 
 def _apart(items: Sequence[Item]) -> list[Item]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -111,13 +111,18 @@ class FolderSource:
             out += unmatched(f"clips have no `.{suffix}` file", [n for n in names if _stem(n) not in beside], len(names))
         return out
 
+    def _beside(self, name: str, suffix: str) -> Path | None:
+        """The clip's sidecar, if there is one. A table may name anything, so nothing outside the folder is opened."""
+        path = self.audio.path / f"{_stem(name)}.{suffix}"  # not with_suffix(): the rest of `talk.1` is part of its name
+        inside = path.is_relative_to(self.audio.path) and ".." not in PurePosixPath(name).parts
+        return path if inside and paths.is_there(path, Path.is_file) else None
+
     def _item(self, name: str, groups: dict[str, Any], row: dict[str, Any]) -> Item:
         config = self.config
         fields: dict[str, Scalar] = scalars({**row, **groups})
-        stem = str(self.audio.path / _stem(name))  # not with_suffix(): the rest of `talk.1` is part of its name
-        if "json" in config.sidecars and (beside := Path(f"{stem}.json")).is_file():
+        if "json" in config.sidecars and (beside := self._beside(name, "json")):
             fields |= scalars(parse_object(read_text(beside, config.encoding, MAX_SIDECAR), str(beside)))
-        if "txt" in config.sidecars and (beside := Path(f"{stem}.txt")).is_file():
+        if "txt" in config.sidecars and (beside := self._beside(name, "txt")):
             fields["text"] = read_text(beside, config.encoding, MAX_SIDECAR).strip()
         taken = {}  # field -> value, of the fields that are key or split; "" -> "" where none is named
         for key in (config.key_field, config.split_field):

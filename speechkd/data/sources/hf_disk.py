@@ -196,12 +196,15 @@ def _class_labels(path: Path) -> dict[str, list[str]]:
     raw = (_table(path).schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(raw)["info"]["features"] if raw else {}
-        return {
+        found = {
             name: feature["names"]
             for name, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
-    except (ValueError, KeyError, TypeError, RecursionError):
+        if all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()):
+            return found
+        raise ValueError("class names must be texts")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path}: its `huggingface` features metadata cannot be read") from None
 
 

@@ -13,7 +13,7 @@ from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
-from speechkd.data.sources.rows import read_files, read_jsonl, scalars
+from speechkd.data.sources.rows import is_number, read_files, read_jsonl, scalars
 from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 from speechkd.data.storage.names import clean_name
 
@@ -90,7 +90,7 @@ class NemoSource:
             payload = {"audio": name, **_span(row, where)}
             if self.tars:
                 member = _SUB.sub("", name)
-                shard = row.get(_SHARD) if isinstance(row.get(_SHARD), int) else None
+                shard = _shard(row)
                 location = members.get((shard, member)) or members.get((None, member))
                 if not location and rows_with[_stem(name)] == 1:
                     location = short.get((shard, _stem(name))) or short.get((None, _stem(name)))
@@ -169,13 +169,21 @@ def _short(members: Members) -> Members:
     return {(shard, stem): members[shard, min(names)] for (shard, stem), names in named.items() if len(names) == 1}
 
 
+def _shard(row: dict[str, Any]) -> int | None:
+    """The number of the tar that a row names, as a number or as digits; another value names none."""
+    value = row.get(_SHARD)
+    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _span(row: dict[str, Any], where: str) -> dict[str, float]:
     out = {}
     for field, name in ((_OFFSET, "start"), (_SECONDS, "seconds")):
         value = row.get(field)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        if not is_number(value) or value < 0:
             raise InputError(f"`{field}` must be seconds, given `{str(value)[:40]}` ({where})")
         out[name] = float(value)
     if "start" not in out:

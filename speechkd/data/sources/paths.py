@@ -10,7 +10,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from pydantic import field_validator
@@ -45,7 +45,7 @@ def below(root: Path, name: str, key: str) -> Path:
 def folder(root: Path, name: str, key: str) -> Path:
     """An existing folder of raw data. Raises MissingData."""
     path = below(root, name, key)
-    if not path.is_dir():
+    if not is_there(path, Path.is_dir):
         raise MissingData(_missing(path, "folder", key))
     return path
 
@@ -53,7 +53,7 @@ def folder(root: Path, name: str, key: str) -> Path:
 def file(root: Path, name: str, key: str) -> Path:
     """An existing file of raw data. Raises MissingData."""
     path = below(root, name, key)
-    if not path.is_file():
+    if not is_there(path, Path.is_file):
         raise MissingData(_missing(path, "file", key))
     return path
 
@@ -71,6 +71,14 @@ def files(root: Path, pattern: str, key: str) -> list[Path]:
         else:
             matched.append(file(root, name, key))
     return sorted(set(matched))
+
+
+def is_there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is such a path; a name that no file can have (too long, no Unicode) is not there."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):
+        return False
 
 
 def _missing(path: Path, what: str, key: str) -> str:
@@ -169,7 +177,8 @@ class AudioFolder:
         folders = {"": True} if self._whole else {str(PurePosixPath(name).parent): False for name in listed}
         found: list[str] = []
         for folder, deep in sorted(folders.items()):
-            for path, below, here in os.walk(self.path / folder) if ".." not in PurePosixPath(folder).parts else []:
+            inside = ".." not in PurePosixPath(folder).parts and is_there(self.path / folder, Path.is_dir)
+            for path, below, here in os.walk(self.path / folder) if inside else []:
                 place = os.path.relpath(path, self.path)
                 found += [os.path.normpath(os.path.join(place, file)) for file in here if _is_audio(file)]
                 below[:] = below if deep else []
