@@ -20,7 +20,7 @@ from speechkd.models.encoder import Features
 from speechkd.models.export_format_1 import FORMAT_1, from_format_1
 from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import from_peft_names
-from speechkd.models.model_folder import fingerprint
+from speechkd.models.model_folder import fingerprint, positions_of
 from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.prompt import Prompt, Reading
 from speechkd.models.student import LLM, Student, load_trainable
@@ -100,6 +100,12 @@ class DistilledStudent:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.student, self.prompt, self.features = student.eval().to(device), prompt, features
         self.collator = make_collator(student, features)
+        self._prompt_tokens: dict[str, int] = {}
+
+    @property
+    def model_positions(self) -> int | None:
+        """Positions that the language model was made for; None where its configuration names no limit."""
+        return positions_of(self.student.llm.lm.config.get_text_config())
 
     def batch(
         self, clips: Sequence[np.ndarray | None], questions: Sequence[str], responses: Sequence[Sequence[int]] | None = None
@@ -111,8 +117,16 @@ class DistilledStudent:
             rows.append(Row(asked.before, asked.after, responses[index] if responses else (), clip))
         return self.collator(rows)
 
+    def check_length(self, question: str, samples: int, what: str) -> None:
+        """Raises InputError for a question and a clip of `samples` samples that leave the model no position for an answer."""
+        if question not in self._prompt_tokens:
+            around = self.prompt.student(question)
+            self._prompt_tokens[question] = len(around.before) + len(around.after)
+        audio = self.student.projector.positions(self.student.encoder.hearing.frames(samples)) if samples else 0
+        _refuse_too_long(self._prompt_tokens[question] + audio, self.model_positions, what)
+
     def answer(self, clips: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers, one per clip and question."""
+        """Greedy answers, one per clip and question. Raises InputError for a prompt that leaves the model no position for an answer."""
         return self._generate(self.batch(clips, questions), max_new_tokens)
 
     def read(self, facts: Sequence[Metadata], questions: Sequence[str], reading: Reading, max_new_tokens: int = 64) -> list[str]:
@@ -121,14 +135,21 @@ class DistilledStudent:
         return self._generate(self.collator(rows), max_new_tokens)
 
     def _generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
+        limit, lengths = self.model_positions, batch.mask_BS.sum(1).tolist()
+        _refuse_too_long(max(lengths), limit, "question and clip")
         rows = self.student.generate(batch.to(self.student.device), max_new_tokens, self.prompt.end_of_turn)
-        return [self.prompt.decode(row) for row in rows]
+        return [self.prompt.decode(row if limit is None else row[: limit - length]) for row, length in zip(rows, lengths, strict=True)]
 
     @torch.no_grad()
     def logits(self, batch: Batch, predict_T: Tensor) -> Tensor:
         """Logits [T, V] at flat positions, for comparing with training."""
         device = self.student.device
         return self.student.llm.logits(self.student(batch.to(device), predict_T.to(device))).cpu()
+
+
+def _refuse_too_long(needs: int, limit: int | None, what: str) -> None:
+    if limit is not None and needs >= limit:
+        raise InputError(f"{what}: {needs:,} positions, the student's language model has {limit:,}: shorten the question or the clip")
 
 
 def make_collator(student: Student, features: Features) -> Collator:

@@ -70,6 +70,17 @@ def text_config(path_or_id: str | Path, config_root: str | None = None) -> Any:
     return read_config(path_or_id, config_root).get_text_config()
 
 
+def positions_of(text_part: Any) -> int | None:
+    """Positions that a language model was made for, from its configuration; None where that names no limit."""
+    limit = getattr(text_part, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def model_positions(path_or_id: str | Path, config_root: str | None = None) -> int | None:
+    """`positions_of` a model folder or hub id."""
+    return positions_of(text_config(path_or_id, config_root))
+
+
 def _weight_names(folder: Path) -> list[Path]:
     """Paths of the weight files that the index names, or of the single one (which may not be there)."""
     if not (folder / INDEX).is_file():

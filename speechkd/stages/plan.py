@@ -118,6 +118,8 @@ def _print_data(recipe: Recipe, ranks: int) -> None:
         )
         if train_source.gate_result is not None:
             print(f"gates       {train_source.role}: {train_source.gate_result.line()}")
+        if train_source.left_out.count:
+            print(f"left out    {train_source.stream}: {train_source.left_out.line()}")
     for segment in schedule.segments:
         per_epoch = segment.plan.steps_per_epoch(0)
         print(f"epochs      {segment.phase.name}: {segment.phase.steps / per_epoch:.2f} of {per_epoch} steps each")
