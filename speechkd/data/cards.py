@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import groupby
@@ -16,6 +16,7 @@ from speechkd.core.config import NAME_PATTERN, Config, build, read_extending
 from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.core.seeds import derive
+from speechkd.core.text import composed
 from speechkd.core.types import Metadata, Scalar
 from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.sources import SOURCES, stated
@@ -42,8 +43,9 @@ class Task(Config):
     instruction: str = ""
     instruction_field: str = ""
     field: str
-    kind: Literal["choice", "words"]
-    """how answers are scored: `choice`: must equal the label; `words`: share of the label's words that are right"""
+    kind: Literal["choice", "words", "characters"]
+    """how answers are scored: `choice`: must equal the label; `words`: share of the label's words that are right; `characters`: of its
+    characters, for scripts without spaces"""
     choices: list[str] = []
     when: dict[str, Scalar] = {}
 
@@ -310,10 +312,18 @@ def _metadata(item: Item, card: Card) -> dict[str, Scalar]:
         name = card.fields.get(raw, raw)
         if name in out or name in card.constants:
             raise InputError(f"item `{item.key}` has two fields for `{name}`: map one of them to another name (fields)")
-        out[name] = card.values[name].get(str(value), value) if name in card.values else value
+        out[name] = _renamed(card.values[name], value) if name in card.values else value
     kept = {name: value for name, value in out.items() if name not in card.drop} | card.constants
     combined = {name: parts for name, parts in card.combine.items() if all(part in kept for part in parts)}
     return kept | {name: " ".join(str(kept[part]) for part in parts) for name, parts in combined.items()}
+
+
+def _renamed(values: Mapping[str, Scalar], value: Scalar) -> Scalar:
+    """The new value of a raw one, in whichever Unicode form it is written; other values stay."""
+    text = str(value)
+    if text in values or text.isascii():
+        return values.get(text, value)
+    return {composed(raw): new for raw, new in values.items()}.get(composed(text), value)
 
 
 def split_into_shards(items: Sequence[Item], size: int) -> list[list[Item]]:

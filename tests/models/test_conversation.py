@@ -96,7 +96,10 @@ _DROPS = {
     "single spaces": "| replace('  ', ' ')",
     "wrapped": "| wordwrap(40)",
 }
-_CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == ROLE %}{{ m.content HOW }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == ROLE %}"
+    "{{ m.content HOW }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
 
 
 @pytest.mark.parametrize("how", _DROPS)

@@ -32,8 +32,8 @@ BATCHES_PER_BUCKET = 2
 
 
 class PlanConfig(Config):
-    """The budget of a micro-batch, and how many make a step. A clip over budget gets a micro-batch of its own; training leaves out an answer
-    over budget."""
+    """The budget of a micro-batch, and how many make a step. A clip over budget gets a micro-batch of its own, an answer over
+    budget is left out of training."""
 
     micro_batches: int = Field(ge=1)
     """M per global step; every world size that divides M sees the same steps"""

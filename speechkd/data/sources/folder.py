@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.core.text import read_text
+from speechkd.core.text import composed, read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
@@ -65,7 +65,8 @@ class FolderSource:
         present = set(names)
         rows: dict[str, dict[str, Any]] = {}
         if self.table:
-            rows = _table(self.table, self.config.encoding)
+            spelled = {composed(name): name for name in names}
+            rows = {spelled.get(composed(name), name): row for name, row in _table(self.table, self.config.encoding).items()}
         pattern = re.compile(self.config.pattern)
         self.unmatched = self._lists(names, rows)
         items = [self._absent(name, row) for name, row in rows.items() if name not in present]

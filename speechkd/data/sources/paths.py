@@ -17,7 +17,7 @@ from pydantic import field_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError, nearest
-from speechkd.core.text import text_encoding
+from speechkd.core.text import composed, text_encoding
 from speechkd.data.audio.raw import Rejected
 from speechkd.data.sources.base import MissingData, Unmatched, unmatched
 
@@ -79,6 +79,30 @@ def is_there(path: Path, kind: Callable[[Path], bool]) -> bool:
         return kind(path)
     except (OSError, ValueError):
         return False
+
+
+def on_disk(folder: Path, name: PurePosixPath) -> str | Rejected | None:
+    """The name of a file below `folder` that only differs from `name` in Unicode form, as systems write them (`é`); None without one.
+
+    Rejected where several do.
+    """
+    if str(name).isascii() or name.is_absolute():
+        return None
+    found = PurePosixPath()
+    for part in name.parts:
+        if is_there(folder / found / part, Path.exists):
+            found /= part
+            continue
+        try:
+            same = [entry for entry in os.listdir(folder / found) if composed(entry) == composed(part)]
+        except OSError:
+            return None
+        if len(same) > 1:
+            return Rejected(f"`{part[:80]}` is not there, and {len(same)} names differ from it in Unicode form only: rename one")
+        if not same:
+            return None
+        found /= same[0]
+    return None if found == name else str(found)
 
 
 def _missing(path: Path, what: str, key: str) -> str:
@@ -166,7 +190,8 @@ class AudioFolder:
             if not stat.S_ISREG(facts.st_mode):
                 return Rejected("no such file")
         except (FileNotFoundError, NotADirectoryError):
-            return Rejected("no such file")
+            other = on_disk(self._root, path)
+            return Rejected("no such file") if other is None else other if isinstance(other, Rejected) else self.find(other)
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that is no Unicode
             return Rejected(f"cannot be found: {error}")
         return target
@@ -182,7 +207,9 @@ class AudioFolder:
                 place = os.path.relpath(path, self.path)
                 found += [os.path.normpath(os.path.join(place, file)) for file in here if _is_audio(file)]
                 below[:] = below if deep else []
-        return unmatched("audio files are named by no list", sorted(set(found) - listed), len(set(found)), limit=1.0)
+        named = {composed(name) for name in listed}
+        strays = [file for file in set(found) - listed if composed(file) not in named]
+        return unmatched("audio files are named by no list", sorted(strays), len(set(found)), limit=1.0)
 
     def _here(self, name: str) -> str:
         """The name with `moved` applied, relative to the folder if it is an absolute path below it."""
