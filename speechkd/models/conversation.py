@@ -141,6 +141,6 @@ class Conversation:
         except Exception as error:  # a template is a program of others, which may fail in any way
             what = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"the chat template fails on a question and its answer: {what}; mend chat_template.jinja, or take another model ({self._where})"
+                f"the chat template fails on a question and its answer: {what}; mend chat_template.jinja ({self._where})"
             ) from None
         return text

@@ -15,12 +15,14 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, sha256_file
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch, Metadata
+from speechkd.models.architectures import meta_encoder
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features
+from speechkd.models.encoder_families import SAMPLE_RATE, WAVEFORM
 from speechkd.models.export_format_1 import FORMAT_1, from_format_1
 from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import from_peft_names
-from speechkd.models.model_folder import fingerprint, positions_of
+from speechkd.models.model_folder import config_home, fingerprint, positions_of
 from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.prompt import Prompt, Reading
 from speechkd.models.student import LLM, Student, load_trainable
@@ -180,6 +182,20 @@ def load_features(name: str) -> Features:
     if not isinstance(extractor, (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor)):
         raise InputError(f"features must be Whisper's log-mels or a waveform, are of `{type(extractor).__name__}` (`{name}`)")
     return Features(extractor)
+
+
+def check_features(name: str, config_root: str | None = None) -> None:
+    """Raises InputError where an encoder's feature extractor makes other features than the encoder takes, as their files say."""
+    features, encoder = load_features(config_home(name, config_root)), meta_encoder(config_home(name, config_root))
+    kind, extractor = encoder.config.model_type, features.extractor  # type: ignore[union-attr]
+    mels = None if kind in WAVEFORM else encoder.config.num_mel_bins  # type: ignore[union-attr]
+    way_out = f"put the preprocessor_config.json that belongs to the encoder into `{name}` (student.encoder)"
+    if features.mels != (mels is not None):
+        raise InputError(f"encoder `{name}` ({kind}) takes {'log-mels' if mels else 'waveforms'}, its extractor makes others: {way_out}")
+    if mels is not None and extractor.feature_size != mels:
+        raise InputError(f"encoder `{name}` takes {mels} mels, its extractor makes {extractor.feature_size}: {way_out}")
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise InputError(f"the extractor of `{name}` hears {extractor.sampling_rate} Hz, shards have {SAMPLE_RATE}: {way_out}")
 
 
 def _first(error: Exception) -> str:

@@ -60,8 +60,8 @@ def read_config(path_or_id: str | Path, config_root: str | None = None) -> Any:
         raise InputError(f"no `config.json` in model folder `{folder}`")
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # any value may stand in a file of others
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"not a model configuration that transformers knows: {reason} ({folder / 'config.json'})") from None
 
 

@@ -100,8 +100,8 @@ def refuse_unscorable(requests: Sequence[Request], answers: Sequence[Answer], le
     for request, answer, length in zip(requests, answers, lengths, strict=True):
         if length > positions and answer.stop == "eos":
             raise InputError(
-                f"`{model}` has {positions:,} positions, prompt and answer of `{request.key}`, turn `{request.turn}`, need {length:,}: shorten "
-                "the answers in their column, or score with a model of longer context (teachers: model)"
+                f"`{model}` has {positions:,} positions, prompt and answer of `{request.key}`, turn `{request.turn}`, need {length:,}: "
+                "shorten the answers in their column, or score with a model of longer context (teachers: model)"
             )
 
 
