@@ -24,7 +24,7 @@ TRIED = 8
 
 
 def check(given: Path | str) -> int:
-    """Print what was found; exit code 1 if published bytes have changed. Raises InputError for an invalid card or recipe."""
+    """Print what was found; exit code 1 if published bytes have changed, or all items tried are rejected. Raises InputError for an invalid card or recipe."""
     path = parse_location(given)
     if isinstance(path, UrlPath) or path.is_dir():
         return _shards(path)
@@ -69,6 +69,9 @@ def _card(path: Path) -> int:
         *(["none of them has audio"] if total["samples"] and not total["seconds"] else []),
     ]:
         print(f"look again: {line}")
+    if rejected and not total["samples"]:
+        print(f"all of the first {manifest['input']} items are rejected: `speechkd shard` would publish nothing of them")
+        return EXIT_FAILED
     return 0
 
 

@@ -214,8 +214,8 @@ def test_the_same_recipe_with_its_names_right_is_planned(
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     message = capsys.readouterr()
-    assert leaving.value.code in (0, None), message.err
-    assert "layer_wise" in message.out and "lora" in message.out
+    assert leaving.value.code == 1, message.err
+    assert "data        not ready" in message.out and "layer_wise" in message.out and "lora" in message.out
 
 
 EXTRACTORS: dict[str, tuple[dict[str, object], str]] = {
