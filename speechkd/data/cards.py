@@ -185,7 +185,7 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
     strays = list(getattr(source, "unmatched", []))
     _within(strays, card)
     if not items:
-        raise InputError(f"card `{card.name}`: its source has no items")
+        raise InputError(f"card `{card.name}`: its source has no items: do its path, `pattern` and `suffixes` fit the data? (card: source)")
     for before, item in zip([None, *items], items, strict=False):
         _check_names(item, card)
         if before is not None and before.key == item.key:
@@ -298,10 +298,14 @@ def _check_names(item: Item, card: Card) -> None:
             f"split `{item.split[:100]}` of `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ -: {way_out} (card `{card.name}`)"
         )
     if not is_name(item.key):
-        raise InputError(f"key `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
+        raise InputError(
+            f"key `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ -: name another `key_field`, or set "
+            f"`clean_keys: true` (card `{card.name}`: source)"
+        )
     if card.audio.over_long == "split" and (len(item.key) > LONGEST_SPLIT_KEY or PART in item.key):
         raise InputError(
-            f"key `{item.key}` must have at most {LONGEST_SPLIT_KEY} characters and no `{PART}` to be split (card `{card.name}`)"
+            f"key `{item.key}` must have at most {LONGEST_SPLIT_KEY} characters and no `{PART}` to be split: shorten "
+            f"the keys, or set `over_long: refuse` (card `{card.name}`: audio)"
         )
 
 

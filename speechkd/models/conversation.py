@@ -120,7 +120,9 @@ class Conversation:
             if spot >= 0 and not after[:spot].strip():
                 return "" if self._marks.tokens[number].lstrip else after[:spot], number
         if self.tokenizer.eos_token_id is None:
-            raise InputError(f"the chat template ends no turn, and the tokenizer names no `eos_token` ({self._where})")
+            raise InputError(
+                f"the chat template ends no turn, and the tokenizer names no `eos_token`: name it in tokenizer_config.json ({self._where})"
+            )
         return "", int(self.tokenizer.eos_token_id)
 
     def _parts(self, message: str) -> tuple[str, str]:

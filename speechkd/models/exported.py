@@ -68,16 +68,16 @@ def read_manifest(folder: Path) -> ExportManifest:
     try:
         data = read_json(folder / MANIFEST)
     except ValueError as error:
-        raise InputError(f"`{folder / MANIFEST}` is damaged: {error}") from None
+        raise InputError(f"`{folder / MANIFEST}` is damaged: {error}; export again") from None
     manifest = build(ExportManifest, _in_format_2(data, str(folder / MANIFEST)), str(folder / MANIFEST))
     for name, expected in manifest.files.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"export lists a file outside its folder: `{name}` ({folder / MANIFEST})")
         if not path.is_file():
-            raise InputError(f"export lacks `{name}`, which {MANIFEST} lists ({folder})")
+            raise InputError(f"export lacks `{name}`, which {MANIFEST} lists: export again ({folder})")
         if sha256_file(path) != expected:
-            raise InputError(f"`{name}` is not the file that was exported: its digest differs ({folder})")
+            raise InputError(f"`{name}` is not the file that was exported: its digest differs; export again ({folder})")
     return manifest
 
 
@@ -86,7 +86,7 @@ def _in_format_2(data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         return data  # `build` refuses it
     if "format" not in data:
-        raise InputError(f"key `format` is missing ({where})")
+        raise InputError(f"key `format` is missing: export again ({where})")
     if data["format"] == FORMAT:
         return data
     if data["format"] != FORMAT_1:
@@ -166,7 +166,10 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer at `{name}`: no folder with one, no hub id that can be reached ({_first(error)})") from None
+        raise InputError(
+            f"no tokenizer at `{name}`: no folder with one, no hub id that can be reached; copy the tokenizer's files "
+            f"there ({_first(error)})"
+        ) from None
 
 
 def load_features(name: str) -> Features:
@@ -210,9 +213,15 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
     folder = Path(folder)
     manifest = read_manifest(folder)
     config, llm_name = manifest.student, llm_of(folder, manifest)
-    for name, expected in ((config.encoder, manifest.fingerprints.encoder), (llm_name, manifest.fingerprints.llm)):
-        if fingerprint(name) != expected:
-            raise InputError(f"`{name}` is not the model that this export was trained with: its fingerprint differs ({folder})")
+    bases = (("encoder", config.encoder, manifest.fingerprints.encoder), ("llm", llm_name, manifest.fingerprints.llm))
+    for part, name, expected in bases:
+        where = f"`{folder / MANIFEST}` names it, student.{part}: write there where the model lies on this machine"
+        try:
+            found = fingerprint(name)
+        except InputError as error:
+            raise InputError(f"{error}; {where}") from None
+        if found != expected:
+            raise InputError(f"`{name}` is not the model that this export was trained with: its fingerprint differs; {where}")
     dtype = getattr(torch, config.dtype)
     encoder, llm = load_encoder(config.encoder, dtype), load_causal_lm(llm_name, dtype)
     with torch_seed(0, "untrained"):  # the control is the same whenever it is asked

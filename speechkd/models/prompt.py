@@ -91,7 +91,10 @@ class Prompt:
         self.tokenizer = tokenizer
         self.digest = hashlib.sha256(template.encode()).hexdigest()
         if not tokenizer.chat_template:
-            raise InputError(f"the tokenizer has no chat template ({getattr(tokenizer, 'name_or_path', '')})")
+            raise InputError(
+                "the tokenizer has no chat template: put its chat_template.jinja into the model's folder, or take an "
+                f"instruction-tuned model ({getattr(tokenizer, 'name_or_path', '')})"
+            )
         try:
             self._template = ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(template)
             rendered = self._template.render(question="", audio=SPAN)

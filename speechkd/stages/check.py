@@ -24,7 +24,10 @@ TRIED = 8
 
 
 def check(given: Path | str) -> int:
-    """Print what was found; exit code 1 if published bytes have changed, or all items tried are rejected. Raises InputError for an invalid card or recipe."""
+    """Print what was found; exit code 1 if published bytes have changed, or all items that were tried are rejected.
+
+    Raises InputError for an invalid card or recipe.
+    """
     path = parse_location(given)
     if isinstance(path, UrlPath) or path.is_dir():
         return _shards(path)

@@ -117,7 +117,10 @@ class HfLocalTeacher:
 
         self.config, self.prompt = config, prompt
         if load_tokenizer(config.model).get_vocab() != prompt.tokenizer.get_vocab():
-            raise InputError(f"teacher `{config.model}` has another tokenizer than the student (teachers: model)")
+            raise InputError(
+                f"teacher `{config.model}` has another tokenizer than the student: name a model of the same family, or "
+                "ask it through a server, backend openai_http (teachers: model)"
+            )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, config.dtype)
         model = load_causal_lm(config.model, dtype, config.device_map)

@@ -62,10 +62,13 @@ class SpeechLlmTeacher:
             student_token, teacher_token = (t.convert_ids_to_tokens(number) for t in (prompt.tokenizer, teacher_tokenizer))
             raise InputError(
                 f"teacher `{config.model}` has `{teacher_token}` at id {number}, the student has `{student_token}`: "
-                "its answers cannot be stored"
+                "its answers cannot be stored; name a model of the student's family (teachers: model)"
             )
         if audio_model.prompt.end_of_turn != prompt.end_of_turn:
-            raise InputError(f"teacher `{config.model}` ends a turn with another token than the student (teachers: model)")
+            raise InputError(
+                f"teacher `{config.model}` ends a turn with another token than the student: name a model of the "
+                "student's family (teachers: model)"
+            )
         say_unused(audio_model.lm, config.model)
         shortest = audio_model.prompt_for("")
         self._positions = positions_for(audio_model.lm, config.model, len(shortest.before) + len(shortest.after))

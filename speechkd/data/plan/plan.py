@@ -124,7 +124,7 @@ class Plan:
             if not source.passes > 0:
                 raise InputError(f"passes of stream `{source.stream}` must be above 0, given {source.passes}")
         if not any(len(source) for source in sources):
-            raise InputError("the plan has no examples")
+            raise InputError("the plan has no examples: see data.corpora.train_splits, gates and train.regimes")
         contents = [source.content_digest() for source in sources]
         self.digest: str = digest({"config": config.model_dump(mode="json"), "sources": contents, "seed": seed, "order": 2})
         self.buckets, self._units = self._prepare()

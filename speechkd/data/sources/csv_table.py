@@ -92,7 +92,10 @@ def read_table(path: Path, style: TableFormat) -> Iterator[tuple[int, dict[str, 
     lines = islice(text_lines(path, style.encoding), style.skip_lines, None)
     for number, cells, columns in _pattern_rows(lines, style.pattern) if style.pattern else _rows(lines, path, style):
         if len(cells) != len(columns):
-            raise InputError(f"the row has {len(cells)} cells, the table has {len(columns)} columns ({path}, line {number})")
+            raise InputError(
+                f"the row has {len(cells)} cells, the table has {len(columns)} columns: mend the line, or set "
+                f"`delimiter`, `quotes` ({path}, line {number})"
+            )
         row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
         yield number, {name: _number(row, name, f"{path}, line {number}") if name in style.numbers else row[name] for name in row}
 
@@ -174,7 +177,7 @@ def _rows(lines: Iterable[tuple[int, str]], path: Path, style: TableFormat) -> I
         if not columns:
             columns = [cell.strip() for cell in cells]
             if duplicate := next((name for name in columns if columns.count(name) > 1), None):
-                raise InputError(f"column `{duplicate}` occurs twice ({path})")
+                raise InputError(f"column `{duplicate}` occurs twice: rename one, or name all in `columns` ({path})")
             for name in style.numbers:
                 if name not in columns:
                     raise InputError(unknown_name("column", name, columns, f"{path}: numbers"))
@@ -190,4 +193,4 @@ def _number(row: dict[str, str], name: str, where: str) -> int | float | str:
         # "n" for nan and inf
         return "" if not text else float(text) if any(char in text for char in ".eEnN") else int(text)
     except ValueError:
-        raise InputError(f"`{name}` must be a number, is `{text[:40]}` ({where})") from None
+        raise InputError(f"`{name}` must be a number, is `{text[:40]}`: mend it, or take the column out of `numbers` ({where})") from None

@@ -154,6 +154,6 @@ def _table(path: Path, encoding: str) -> dict[str, dict[str, Any]]:
         if not isinstance(name := row.pop("file_name", None), str):
             raise InputError(f"a row needs `file_name`; it has {', '.join(sorted(row)) or 'nothing'} ({path}, line {number})")
         if name in out:
-            raise InputError(f"`{name}` is given twice ({path}, line {number})")
+            raise InputError(f"`{name}` is given twice: remove a row ({path}, line {number})")
         out[name] = row
     return out

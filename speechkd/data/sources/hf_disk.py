@@ -122,7 +122,7 @@ class _Arrow:
             reader = pa.ipc.open_file(source)
             self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         if not self._batches:
-            raise InputError(f"`{path}` holds no rows")
+            raise InputError(f"`{path}` holds no rows: leave it out (card: source.path)")
         self.schema = self._batches[0].schema
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:

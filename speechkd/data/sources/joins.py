@@ -81,7 +81,10 @@ def _rows(table: Join, data_root: Path) -> dict[str, dict[str, Scalar]]:
                     raise InputError(unknown_name("column", name, row, f"{path}, line {number}; card: joins"))
             value = composed(str(row[table.column]))
             if value in out:
-                raise InputError(f"`{value}` occurs twice in column `{table.column}` ({path}, line {number})")
+                raise InputError(
+                    f"`{value}` occurs twice in column `{table.column}`: remove a row, or join on another column "
+                    f"({path}, line {number}; card: joins.column)"
+                )
             out[value] = {name: row[name] for name in table.take if row[name] != ""}
     return out
 

@@ -100,7 +100,7 @@ class KaldiSource:
         for number, line in text_lines(path, self.config.encoding):
             words = line.split(None, 1)
             if words and words[0] in out:
-                raise InputError(f"`{words[0]}` is given twice ({path}, line {number})")
+                raise InputError(f"`{words[0]}` is given twice: remove a line ({path}, line {number})")
             if words:
                 out[words[0]] = words[1].strip() if len(words) > 1 else ""
         return out

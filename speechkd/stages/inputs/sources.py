@@ -83,7 +83,10 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
                 raise InputError(other_column(corpus, role, spec))
             column = corpus.shards.column(spec.name)
             if changes := column.spec.differs_from(spec):
-                raise InputError(f"column `{spec.name}` of corpus `{corpus.card.name}` was made with {'; '.join(changes)}")
+                raise InputError(
+                    f"column `{spec.name}` of corpus `{corpus.card.name}` was made with {'; '.join(changes)}: run "
+                    "`speechkd teach`, or change it back"
+                )
             _check_origin(recipe, role, column, prompt)
             reader = Reader(corpus.shards, column, signals)
             source = reader.source(stream, corpus.config.train_splits, stops=("eos",))
@@ -91,7 +94,7 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
             if gate_result is not None:
                 source = source.keep(gate_result.keep_N)
                 if not len(source):
-                    raise InputError(f"the gates drop every answer of column `{spec.name}`: {gate_result.line()} (gates)")
+                    raise InputError(f"the gates drop every answer of column `{spec.name}`: {gate_result.line()}; loosen them (gates)")
             texts_read = _columns_read(recipe.live, recipe.losses, stream)
             column_texts = {name: ColumnText(corpus, name, "live.*.reads.column") for name in texts_read}
             for column_text in column_texts.values():
@@ -152,7 +155,10 @@ def _check_origin(recipe: Recipe, role: str, column: Column, prompt: Prompt) -> 
     """Raises InputError for log-probs over other ids or at another temperature than the student's: training would not notice."""
     tokenizer = tokenizer_digest(prompt.tokenizer)
     if column.spec.tokenizer != tokenizer:
-        raise InputError(f"column `{column.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`)")
+        raise InputError(
+            f"column `{column.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`): run "
+            "`speechkd teach` on this recipe"
+        )
     for loss, config in recipe.losses.items():
         for signal in sorted(recipe.stored_signals(config, role) & column.spec.signals.names & {"topk", "sampled"}):
             width, temperature = text_config(recipe.student.llm, recipe.student.config_root).vocab_size, config.needs().temperature
