@@ -98,7 +98,9 @@ def teach(
 def train(
     recipe: RecipePath,
     set: Sets = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, build on the meta device, print the plan")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, build on the meta device, print the plan; exit code 1: data is not ready")
+    ] = False,
     ranks: Ranks = 1,
     resume: Resume = "auto",
     nodes: Annotated[int, typer.Option(help="nodes; the command runs on each of them, with --ranks processes", min=1)] = 1,
@@ -121,7 +123,7 @@ def train(
     if dry_run:
         from speechkd.stages.plan import plan as dry
 
-        raise typer.Exit(dry(loaded, nodes * ranks))
+        raise typer.Exit(dry(loaded, nodes * ranks, to_train=True))
     from speechkd.stages.train import train as stage
 
     raise typer.Exit(stage(loaded, ranks, resume))

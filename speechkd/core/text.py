@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,13 @@ def _codec(head: bytes, encoding: str, where: str) -> str:
 
 def _not(error: UnicodeDecodeError, where: str) -> str:
     return f"is not {error.encoding} text: {error.reason}; state the `encoding` that it has, cp1252 say ({where})"
+
+
+def composed(text: str) -> str:
+    """The text in Unicode's composed form (NFC): `é` may be written as one character or as two, and means the same."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def folded(text: str) -> str:
+    """The text for comparing: composed, without difference of case."""
+    return composed(composed(text).casefold())

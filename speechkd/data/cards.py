@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import groupby
@@ -12,12 +13,13 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from speechkd.core.config import NAME_PATTERN, Config, build, read_extending
-from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.core.files import digest
 from speechkd.core.seeds import derive
+from speechkd.core.text import composed
 from speechkd.core.types import Metadata, Scalar
 from speechkd.data.audio.limits import AudioLimits
-from speechkd.data.sources import SOURCES
+from speechkd.data.sources import SOURCES, stated
 from speechkd.data.sources.base import Item, Source, Unmatched
 from speechkd.data.sources.joins import Join, join
 from speechkd.data.sources.paths import data_root
@@ -25,6 +27,8 @@ from speechkd.data.storage.names import MAX_KEY, distinct_name, is_name
 
 PART = "-part"
 """Stands between key and number where a long clip is split into parts"""
+SPLIT_PATHS = ("file", "path", "manifest", "cuts", "dir", "tars")
+"""Keys of sources that may be a mapping of split to path"""
 LONGEST_SPLIT_KEY = MAX_KEY - len(PART) - 4
 """Leaves room for PART and a part number of four digits"""
 
@@ -39,8 +43,9 @@ class Task(Config):
     instruction: str = ""
     instruction_field: str = ""
     field: str
-    kind: Literal["choice", "words"]
-    """how answers are scored: `choice`: must equal the label; `words`: share of the label's words that are right"""
+    kind: Literal["choice", "words", "characters"]
+    """how answers are scored: `choice`: must equal the label; `words`: share of the label's words that are right; `characters`: of its
+    characters, for scripts without spaces"""
     choices: list[str] = []
     when: dict[str, Scalar] = {}
 
@@ -176,11 +181,11 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
     Raises InputError for no items, a key that cannot name a tar member, a key given twice, a mapped field that no item has, or more
     unmatched entries than the card allows.
     """
-    items = _apart(source.items())
+    items = _apart(_listed(card, source))
     strays = list(getattr(source, "unmatched", []))
     _within(strays, card)
     if not items:
-        raise InputError(f"card `{card.name}`: its source has no items")
+        raise InputError(f"card `{card.name}`: its source has no items: do its path, `pattern` and `suffixes` fit the data? (card: source)")
     for before, item in zip([None, *items], items, strict=False):
         _check_names(item, card)
         if before is not None and before.key == item.key:
@@ -190,6 +195,7 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
             )
     items, of_joins = join(items, card.joins, data_root(card_dir))
     _within(of_joins, card)
+    _refuse_unread_splits(card, items)
     present = set(source.field_names)
     for item in items:
         present.update(item.metadata)
@@ -214,6 +220,19 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
         if rule.by and rule.by not in kept:
             raise InputError(unknown_name("field", rule.by, kept, f"card `{card.name}`: hold_out.{split}.by"))
     return Listing([_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items], strays + of_joins)
+
+
+def _listed(card: Card, source: Source) -> list[Item]:
+    """The source's items. A list may hold anything: what its reader did not foresee is one line too, as it is for audio."""
+    try:
+        return source.items()
+    except (InputError, DataError, OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: B902
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"a list of this corpus cannot be read, {reason} (card `{card.name}`: source of kind {card.source['kind']})"
+        ) from error
 
 
 def _apart(items: Sequence[Item]) -> list[Item]:
@@ -242,6 +261,24 @@ def _within(strays: Sequence[Unmatched], card: Card) -> None:
             )
 
 
+def _refuse_unread_splits(card: Card, items: Sequence[Item]) -> None:
+    """Refuse a card that names no split although a field of its items does, such as `split: test` in every second row."""
+    block = card.source["rows"] if isinstance(card.source.get("rows"), dict) else card.source
+    if {"split", "split_field", "splits"} & set(block) or any(isinstance(block.get(key), dict) for key in SPLIT_PATHS):
+        return
+    for field in stated.FIELDS:
+        values = Counter(str(item.metadata[field]) for item in items if field in item.metadata)
+        others = {value for value in values if stated.kind_of(value) != "train"}
+        if others and all(map(stated.kind_of, values)) and {stated.kind_of(item.split) for item in items} == {"train"}:
+            config = SOURCES.get(str(block["kind"]), "source.kind").Config
+            raw = f"`split_field: {field}` takes it" if "split_field" in config.model_fields else "a list for each split takes it"
+            listed, split = ", ".join(f"{value[:40]} {values[value]}" for value in sorted(values)), items[0].split
+            raise InputError(
+                f"field `{field}` states splits ({listed}), but all items are in `{split}`: {raw}; `split: {split}` says that it is meant "
+                f"(card `{card.name}`: source)"
+            )
+
+
 def _held_out(item: Item, card: Card) -> Item:
     """The item in the first held-out split that draws it, else in the source's split. Rules with `by` go first, then by split name.
 
@@ -255,13 +292,20 @@ def _held_out(item: Item, card: Card) -> Item:
 
 
 def _check_names(item: Item, card: Card) -> None:
+    if not is_name(item.split):  # first: a key may be made from it
+        way_out = "name each split's files in the card's source, as {NAME: PATH}, or correct `split_field`"
+        raise InputError(
+            f"split `{item.split[:100]}` of `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ -: {way_out} (card `{card.name}`)"
+        )
     if not is_name(item.key):
-        raise InputError(f"key `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
-    if not is_name(item.split):
-        raise InputError(f"split `{item.split[:100]}` of `{item.key}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ - (card `{card.name}`)")
+        raise InputError(
+            f"key `{item.key[:100]}` must be 1 to {MAX_KEY} of A-Z a-z 0-9 _ -: name another `key_field`, or set "
+            f"`clean_keys: true` (card `{card.name}`: source)"
+        )
     if card.audio.over_long == "split" and (len(item.key) > LONGEST_SPLIT_KEY or PART in item.key):
         raise InputError(
-            f"key `{item.key}` must have at most {LONGEST_SPLIT_KEY} characters and no `{PART}` to be split (card `{card.name}`)"
+            f"key `{item.key}` must have at most {LONGEST_SPLIT_KEY} characters and no `{PART}` to be split: shorten "
+            f"the keys, or set `over_long: refuse` (card `{card.name}`: audio)"
         )
 
 
@@ -272,10 +316,18 @@ def _metadata(item: Item, card: Card) -> dict[str, Scalar]:
         name = card.fields.get(raw, raw)
         if name in out or name in card.constants:
             raise InputError(f"item `{item.key}` has two fields for `{name}`: map one of them to another name (fields)")
-        out[name] = card.values[name].get(str(value), value) if name in card.values else value
+        out[name] = _renamed(card.values[name], value) if name in card.values else value
     kept = {name: value for name, value in out.items() if name not in card.drop} | card.constants
     combined = {name: parts for name, parts in card.combine.items() if all(part in kept for part in parts)}
     return kept | {name: " ".join(str(kept[part]) for part in parts) for name, parts in combined.items()}
+
+
+def _renamed(values: Mapping[str, Scalar], value: Scalar) -> Scalar:
+    """The new value of a raw one, in whichever Unicode form it is written; other values stay."""
+    text = str(value)
+    if text in values or text.isascii():
+        return values.get(text, value)
+    return {composed(raw): new for raw, new in values.items()}.get(composed(text), value)
 
 
 def split_into_shards(items: Sequence[Item], size: int) -> list[list[Item]]:

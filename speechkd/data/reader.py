@@ -114,7 +114,10 @@ class Reader:
         row_N = np.flatnonzero(keep_N).astype(np.int32 if len(keep_N) < 2**31 else np.int64)
         if not row_N.size:
             where = f"split {'/'.join(splits or ['any'])}, stop {'/'.join(stops)}"
-            raise InputError(f"column `{self.column.name}` has no examples for stream `{stream}` ({where})")
+            raise InputError(
+                f"column `{self.column.name}` has no examples for stream `{stream}`: {where}; see "
+                "data.corpora.train_splits, or `speechkd teach --retry-failed`"
+            )
         kept = slice(None) if len(row_N) == len(keep_N) else row_N
         return PlanSource(
             stream=stream,

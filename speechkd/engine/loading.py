@@ -21,6 +21,7 @@ from speechkd.models.architectures import causal_lm_from, encoder_from, encoder_
 from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.fill import fill, fill_whole
 from speechkd.models.model_folder import local_folder, read_config
+from speechkd.models.quantised import refuse_quantised
 
 
 def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = False, ds_config: Mapping[str, Any] | None = None) -> nn.Module:
@@ -39,6 +40,7 @@ def load_causal_lm(path_or_id: str, dtype: torch.dtype, partitioned: bool = Fals
 
     folder = local_folder(path_or_id)
     config = read_config(folder)
+    refuse_quantised(config, folder)
     with no_init_weights(), zero_init(ds_config, dtype, to_be_filled=True):
         module = causal_lm_from(config, dtype)
         module.tie_weights()  # type: ignore[operator]

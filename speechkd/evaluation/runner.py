@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speechkd.core.log import progress
+from speechkd.core.text import folded
 from speechkd.data.cards import Task
 from speechkd.evaluation.questions import Question
 from speechkd.evaluation.scorers import SCORERS, Grade
@@ -105,7 +106,7 @@ def chance(questions: Sequence[Question], task: Task) -> float | None:
         return None
     references = [q.reference for q in questions]
     if task.kind == "choice":
-        return Counter(references).most_common(1)[0][1] / len(references)
+        return Counter(map(folded, references)).most_common(1)[0][1] / len(references)
     shift = max(1, len(references) // 2)
     guesses = references[shift:] + references[:shift]
     score = summarise([SCORERS.get(task.kind)(g, r, task.choices) for g, r in zip(guesses, references, strict=True)])

@@ -15,12 +15,14 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, sha256_file
 from speechkd.core.seeds import torch_seed
 from speechkd.core.types import Batch, Metadata
+from speechkd.models.architectures import meta_encoder
 from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import Features
+from speechkd.models.encoder_families import SAMPLE_RATE, WAVEFORM
 from speechkd.models.export_format_1 import FORMAT_1, from_format_1
 from speechkd.models.lora import WEIGHTS as ADAPTER
 from speechkd.models.lora import from_peft_names
-from speechkd.models.model_folder import fingerprint
+from speechkd.models.model_folder import config_home, fingerprint, positions_of
 from speechkd.models.pretrained import load_causal_lm, load_encoder
 from speechkd.models.prompt import Prompt, Reading
 from speechkd.models.student import LLM, Student, load_trainable
@@ -66,16 +68,16 @@ def read_manifest(folder: Path) -> ExportManifest:
     try:
         data = read_json(folder / MANIFEST)
     except ValueError as error:
-        raise InputError(f"`{folder / MANIFEST}` is damaged: {error}") from None
+        raise InputError(f"`{folder / MANIFEST}` is damaged: {error}; export again") from None
     manifest = build(ExportManifest, _in_format_2(data, str(folder / MANIFEST)), str(folder / MANIFEST))
     for name, expected in manifest.files.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"export lists a file outside its folder: `{name}` ({folder / MANIFEST})")
         if not path.is_file():
-            raise InputError(f"export lacks `{name}`, which {MANIFEST} lists ({folder})")
+            raise InputError(f"export lacks `{name}`, which {MANIFEST} lists: export again ({folder})")
         if sha256_file(path) != expected:
-            raise InputError(f"`{name}` is not the file that was exported: its digest differs ({folder})")
+            raise InputError(f"`{name}` is not the file that was exported: its digest differs; export again ({folder})")
     return manifest
 
 
@@ -84,7 +86,7 @@ def _in_format_2(data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         return data  # `build` refuses it
     if "format" not in data:
-        raise InputError(f"key `format` is missing ({where})")
+        raise InputError(f"key `format` is missing: export again ({where})")
     if data["format"] == FORMAT:
         return data
     if data["format"] != FORMAT_1:
@@ -100,6 +102,12 @@ class DistilledStudent:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.student, self.prompt, self.features = student.eval().to(device), prompt, features
         self.collator = make_collator(student, features)
+        self._prompt_tokens: dict[str, int] = {}
+
+    @property
+    def model_positions(self) -> int | None:
+        """Positions that the language model was made for; None where its configuration names no limit."""
+        return positions_of(self.student.llm.lm.config.get_text_config())
 
     def batch(
         self, clips: Sequence[np.ndarray | None], questions: Sequence[str], responses: Sequence[Sequence[int]] | None = None
@@ -111,8 +119,16 @@ class DistilledStudent:
             rows.append(Row(asked.before, asked.after, responses[index] if responses else (), clip))
         return self.collator(rows)
 
+    def check_length(self, question: str, samples: int, what: str) -> None:
+        """Raises InputError for a question and a clip of `samples` samples that leave the model no position for an answer."""
+        if question not in self._prompt_tokens:
+            around = self.prompt.student(question)
+            self._prompt_tokens[question] = len(around.before) + len(around.after)
+        audio = self.student.projector.positions(self.student.encoder.hearing.frames(samples)) if samples else 0
+        _refuse_too_long(self._prompt_tokens[question] + audio, self.model_positions, what)
+
     def answer(self, clips: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers, one per clip and question."""
+        """Greedy answers, one per clip and question. Raises InputError for a prompt that leaves the model no position for an answer."""
         return self._generate(self.batch(clips, questions), max_new_tokens)
 
     def read(self, facts: Sequence[Metadata], questions: Sequence[str], reading: Reading, max_new_tokens: int = 64) -> list[str]:
@@ -121,14 +137,21 @@ class DistilledStudent:
         return self._generate(self.collator(rows), max_new_tokens)
 
     def _generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
+        limit, lengths = self.model_positions, batch.mask_BS.sum(1).tolist()
+        _refuse_too_long(max(lengths), limit, "question and clip")
         rows = self.student.generate(batch.to(self.student.device), max_new_tokens, self.prompt.end_of_turn)
-        return [self.prompt.decode(row) for row in rows]
+        return [self.prompt.decode(row if limit is None else row[: limit - length]) for row, length in zip(rows, lengths, strict=True)]
 
     @torch.no_grad()
     def logits(self, batch: Batch, predict_T: Tensor) -> Tensor:
         """Logits [T, V] at flat positions, for comparing with training."""
         device = self.student.device
         return self.student.llm.logits(self.student(batch.to(device), predict_T.to(device))).cpu()
+
+
+def _refuse_too_long(needs: int, limit: int | None, what: str) -> None:
+    if limit is not None and needs >= limit:
+        raise InputError(f"{what}: {needs:,} positions, the student's language model has {limit:,}: shorten the question or the clip")
 
 
 def make_collator(student: Student, features: Features) -> Collator:
@@ -143,7 +166,10 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer at `{name}`: no folder with one, no hub id that can be reached ({_first(error)})") from None
+        raise InputError(
+            f"no tokenizer at `{name}`: no folder with one, no hub id that can be reached; copy the tokenizer's files "
+            f"there ({_first(error)})"
+        ) from None
 
 
 def load_features(name: str) -> Features:
@@ -161,6 +187,20 @@ def load_features(name: str) -> Features:
     return Features(extractor)
 
 
+def check_features(name: str, config_root: str | None = None) -> None:
+    """Raises InputError where an encoder's feature extractor makes other features than the encoder takes, as their files say."""
+    features, encoder = load_features(config_home(name, config_root)), meta_encoder(config_home(name, config_root))
+    kind, extractor = encoder.config.model_type, features.extractor  # type: ignore[union-attr]
+    mels = None if kind in WAVEFORM else encoder.config.num_mel_bins  # type: ignore[union-attr]
+    way_out = f"put the preprocessor_config.json that belongs to the encoder into `{name}` (student.encoder)"
+    if features.mels != (mels is not None):
+        raise InputError(f"encoder `{name}` ({kind}) takes {'log-mels' if mels else 'waveforms'}, its extractor makes others: {way_out}")
+    if mels is not None and extractor.feature_size != mels:
+        raise InputError(f"encoder `{name}` takes {mels} mels, its extractor makes {extractor.feature_size}: {way_out}")
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise InputError(f"the extractor of `{name}` hears {extractor.sampling_rate} Hz, shards have {SAMPLE_RATE}: {way_out}")
+
+
 def _first(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
 
@@ -173,9 +213,15 @@ def load_student(folder: str | Path, weights: bool = True) -> DistilledStudent:
     folder = Path(folder)
     manifest = read_manifest(folder)
     config, llm_name = manifest.student, llm_of(folder, manifest)
-    for name, expected in ((config.encoder, manifest.fingerprints.encoder), (llm_name, manifest.fingerprints.llm)):
-        if fingerprint(name) != expected:
-            raise InputError(f"`{name}` is not the model that this export was trained with: its fingerprint differs ({folder})")
+    bases = (("encoder", config.encoder, manifest.fingerprints.encoder), ("llm", llm_name, manifest.fingerprints.llm))
+    for part, name, expected in bases:
+        where = f"`{folder / MANIFEST}` names it, student.{part}: write there where the model lies on this machine"
+        try:
+            found = fingerprint(name)
+        except InputError as error:
+            raise InputError(f"{error}; {where}") from None
+        if found != expected:
+            raise InputError(f"`{name}` is not the model that this export was trained with: its fingerprint differs; {where}")
     dtype = getattr(torch, config.dtype)
     encoder, llm = load_encoder(config.encoder, dtype), load_causal_lm(llm_name, dtype)
     with torch_seed(0, "untrained"):  # the control is the same whenever it is asked

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from speechkd.core.errors import DataError
-from speechkd.core.files import sha256_bytes
 from speechkd.core.tensors import Stored, read_into, read_tensor
+
+COMPARED = 1 << 22
+"""Numbers in memory while two tensors are compared"""
 
 
 def fill_whole(param: nn.Parameter, stored: Stored) -> None:
@@ -74,12 +76,18 @@ def _only(tensors: Mapping[str, Stored], names: list[str], folder: Path) -> Stor
     """The one tensor of a parameter that may be tied under several names; two different ones are refused, because one would be lost."""
     found = [tensors[name] for name in names if name in tensors]
     for other in found[1:]:
-        if other.shape != found[0].shape or _probe(other) != _probe(found[0]):
-            raise DataError(f"`{found[0].name}` and `{other.name}` are tied in config.json but differ in the file ({folder})")
+        if other.shape != found[0].shape or other.dtype != found[0].dtype or not _same_bytes(other, found[0]):
+            way_out = "set `tie_word_embeddings` to false there, or save the model with one of them"
+            raise DataError(f"`{found[0].name}` and `{other.name}` are tied in config.json but differ in the file: {way_out} ({folder})")
     return found[0]
 
 
-def _probe(stored: Stored) -> str:
-    head = torch.empty(min(1024, stored.numel), dtype=stored.dtype)
-    read_into(head, stored)
-    return sha256_bytes(bytes(head.view(torch.uint8).numpy()))
+def _same_bytes(one: Stored, other: Stored) -> bool:
+    """Whether two tensors of one shape and dtype are equal in every byte; a part of each is in memory at a time."""
+    for start in range(0, one.numel, COMPARED):
+        parts = [torch.empty(min(COMPARED, one.numel - start), dtype=one.dtype) for _ in range(2)]
+        for part, stored in zip(parts, (one, other), strict=True):
+            read_into(part, stored, start)
+        if not torch.equal(*(part.view(torch.uint8) for part in parts)):
+            return False
+    return True

@@ -7,14 +7,11 @@ a model whose tokenizer nobody here has seen.
 
 from __future__ import annotations
 
-import copy
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
-
-from jinja2 import TemplateError
 
 SPAN = "\ue000span\ue001"
 """Stands where data goes while a prompt is rendered; `Marks.plain` leaves no private-use character in any text"""
@@ -38,8 +35,9 @@ class Marks:
     def __init__(self, tokenizer: Any, template: str) -> None:
         """`template`: the text of the prompt template, whose tags (`<AUDIO>`) enclose the audio span."""
         self._tokenizer = tokenizer
-        self._tokens = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if _is_mark(token)}
-        exact = {*self._tokens.values(), *_turns(tokenizer, self._tokens.values())}
+        self.tokens: dict[int, Any] = {number: token for number, token in tokenizer.added_tokens_decoder.items() if _is_mark(token)}
+        spelled = [token.content for token in self.tokens.values()]
+        exact = {*spelled, *_turns(tokenizer, spelled)}
         tags = {tag.casefold() for tag in _TAG.findall(template)}
         found = [*sorted(map(re.escape, exact), key=lambda mark: (-len(mark), mark)), COMMON.pattern]
         found += [f"(?i:{re.escape(tag)})" for tag in sorted(tags)]
@@ -54,34 +52,21 @@ class Marks:
             text = text[: spot[0]] + _broken(text[slice(*spot)]) + text[spot[1] :]
         return text
 
-    def verbatim(self, text: str) -> list[int]:
-        """Tokens of a text, letter by letter: marks spelled in it are ordinary tokens."""
-        ids: list[int] = self._splitting(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
+    def plain_tokens(self) -> list[Any]:
+        """The marks that are no special tokens to the tokenizer (`<think>` is none to Qwen's)."""
+        return [token for token in self.tokens.values() if not token.special]
 
     @cached_property
     def _normalises(self) -> bool:
         """Whether the tokenizer finds marks in text that it has normalised (`＜pad＞`), where no pattern finds them."""
-        decoder = self._tokenizer.added_tokens_decoder
-        return bool(self._tokenizer.is_fast) and any(decoder[number].normalized for number in self._tokens)
+        return bool(self._tokenizer.is_fast) and any(token.normalized for token in self.tokens.values())
 
     def _spelled(self, text: str) -> Iterator[tuple[int, int]]:
         """Where the tokenizer itself finds a mark."""
         read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return (
-            (start, end) for number, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True) if number in self._tokens
+            (start, end) for number, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True) if number in self.tokens
         )
-
-    @cached_property
-    def _splitting(self) -> Any:
-        """The tokenizer with every mark a special token: only these can be split (`<think>` is none to Qwen's)."""
-        decoder = self._tokenizer.added_tokens_decoder
-        plain = [decoder[number] for number in self._tokens if not decoder[number].special]
-        if not plain:
-            return self._tokenizer
-        splitting = copy.deepcopy(self._tokenizer)
-        splitting.add_tokens(plain, special_tokens=True)
-        return splitting
 
 
 def _is_mark(token: Any) -> bool:
@@ -94,7 +79,7 @@ def _turns(tokenizer: Any, tokens: Iterable[str]) -> Iterable[str]:
     turns = [{"role": role, "content": SPAN} for role in ("user", "assistant", "user")]
     try:
         whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TemplateError:  # a template for other conversations; one that cannot render a question fails where it is asked
+    except Exception:  # a program of others, made for other conversations; one that cannot render an answer is refused in `Conversation`
         return []
     between = "\n".join(whole.split(SPAN)[1:])
     for token in tokens:

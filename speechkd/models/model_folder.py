@@ -27,7 +27,7 @@ def local_folder(path_or_id: str, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder
     if not (HUB_ID.fullmatch(path_or_id) or re.fullmatch(r"[A-Za-z0-9][\w.-]*", path_or_id)) or ".." in path_or_id:
-        raise InputError(f"no such model folder `{path_or_id}`")
+        raise InputError(f"no such model folder `{path_or_id}`: name a folder with a config.json, or a hub id such as `owner/name`")
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
@@ -57,17 +57,28 @@ def read_config(path_or_id: str | Path, config_root: str | None = None) -> Any:
 
     folder = local_folder(config_home(str(path_or_id), config_root), weights=False)
     if not (folder / "config.json").is_file():
-        raise InputError(f"no `config.json` in model folder `{folder}`")
+        raise InputError(f"no `config.json` in model folder `{folder}`: name a folder as `save_pretrained` writes it")
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # any value may stand in a file of others
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"not a model configuration that transformers knows: {reason} ({folder / 'config.json'})") from None
 
 
 def text_config(path_or_id: str | Path, config_root: str | None = None) -> Any:
     """The part of that configuration that describes the language model: all of it, but for a speech LLM."""
     return read_config(path_or_id, config_root).get_text_config()
+
+
+def positions_of(text_part: Any) -> int | None:
+    """Positions that a language model was made for, from its configuration; None where that names no limit."""
+    limit = getattr(text_part, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def model_positions(path_or_id: str | Path, config_root: str | None = None) -> int | None:
+    """`positions_of` a model folder or hub id."""
+    return positions_of(text_config(path_or_id, config_root))
 
 
 def _weight_names(folder: Path) -> list[Path]:
@@ -89,7 +100,10 @@ def checkpoint_tensors(folder: Path) -> dict[str, Stored]:
     files = _weight_names(folder)
     for file in files:
         if not file.is_file():
-            raise InputError(f"no `{file.name}` in model folder `{folder}` (weights are read as safetensors only)")
+            raise InputError(
+                f"no `{file.name}` in model folder `{folder}` (weights are read as safetensors only: load and "
+                "`save_pretrained` the model once to convert it)"
+            )
     return {name: stored for file in files for name, stored in read_header(file).items()}
 
 
@@ -98,7 +112,7 @@ def fingerprint(path_or_id: str) -> str:
     folder = local_folder(path_or_id)
     checkpoint_tensors(folder)  # says in our own words what is missing
     if not (folder / "config.json").is_file():
-        raise InputError(f"no `config.json` in model folder `{folder}`")
+        raise InputError(f"no `config.json` in model folder `{folder}`: name a folder as `save_pretrained` writes it")
     state = hashlib.sha256((folder / "config.json").read_bytes())
     for path in _weight_names(folder):
         size = path.stat().st_size

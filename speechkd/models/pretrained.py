@@ -16,6 +16,7 @@ from speechkd.models.architectures import LLM_PARTS, causal_lm_from, encoder_fro
 from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.fill import fill, misfit
 from speechkd.models.model_folder import checkpoint_tensors, local_folder, read_config
+from speechkd.models.quantised import check_quantised
 
 
 def load_causal_lm(path_or_id: str, dtype: torch.dtype, device_map: str | None = None) -> nn.Module:
@@ -59,6 +60,7 @@ def _whole(auto: Any, folder: Path, dtype: torch.dtype, device_map: str | None) 
     if device_map is not None and find_spec("accelerate") is None:
         raise InputError("`device_map` spreads a model by the package `accelerate`, which is not installed")
     checkpoint_tensors(folder)  # refuse missing or torn files in our own words, and pickles altogether
+    check_quantised(read_config(folder), folder)
     with quietly():
         loaded: Any = auto.from_pretrained(
             str(folder), dtype=dtype, device_map=device_map, use_safetensors=True, trust_remote_code=False, output_loading_info=True

@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.types import Metadata
+from speechkd.models.conversation import Conversation
 from speechkd.models.marks import SPAN, Marks
 
 MAX_METADATA_CHARS = 4000
@@ -90,7 +91,10 @@ class Prompt:
         self.tokenizer = tokenizer
         self.digest = hashlib.sha256(template.encode()).hexdigest()
         if not tokenizer.chat_template:
-            raise InputError(f"the tokenizer has no chat template ({getattr(tokenizer, 'name_or_path', '')})")
+            raise InputError(
+                "the tokenizer has no chat template: put its chat_template.jinja into the model's folder, or take an "
+                f"instruction-tuned model ({getattr(tokenizer, 'name_or_path', '')})"
+            )
         try:
             self._template = ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(template)
             rendered = self._template.render(question="", audio=SPAN)
@@ -99,7 +103,8 @@ class Prompt:
         if rendered.count(SPAN) != 1:
             raise InputError(f"the prompt template must use `audio` exactly once, uses it {rendered.count(SPAN)} times ({where})")
         self.marks = Marks(tokenizer, template)
-        self.end_of_turn = self._end_of_turn()
+        self._conversation = Conversation(tokenizer, self.marks)
+        self.end_of_turn = self._conversation.end_of_turn
 
     def message(self, question: str, audio: str) -> str:
         """The user's message, with `audio` in the audio span. Chat endpoints get this text."""
@@ -114,30 +119,13 @@ class Prompt:
         text: str = self._template.render(question=self.marks.plain(question), audio=span)
         return text
 
-    def _chat(self, message: str) -> str:
-        turns = [{"role": "user", "content": message}]
-        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _end_of_turn(self) -> int:
-        """The token with which the assistant's turn ends, read off the chat template."""
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": SPAN}]
-        after = self.tokenizer.apply_chat_template(turns, tokenize=False).partition(SPAN)[2].strip()
-        ids = self._ids(after) if after else []
-        return int(ids[0]) if ids else int(self.tokenizer.eos_token_id)
-
     def student(self, question: str) -> StudentPrompt:
         """The student's prompt: ids before and after the audio span."""
-        before, _, after = self._chat(self._message(question, SPAN)).partition(SPAN)
-        return StudentPrompt(self._ids(before), self._ids(after))
+        return StudentPrompt(*self._conversation.ids_around(self._message(question, SPAN)))
 
     def teacher(self, question: str, metadata: str) -> list[int]:
         """The teacher's prompt with `metadata` (JSON text) in the audio span."""
-        return self._ids(self._chat(self.message(question, metadata)))
+        return self._conversation.prompt_ids(self.message(question, metadata))
 
     def read(self, question: str, reading: Reading, metadata: Metadata) -> list[int]:
         """The prompt of a model that reads: what `reading` says of `metadata` fills the audio span."""
@@ -148,15 +136,15 @@ class Prompt:
 
     def words(self, text: str) -> list[int]:
         """Token ids of a transcript, without special tokens. Losses compare the projector's output with their embeddings."""
-        return self._ids(self.marks.plain(plain_text(text)))
+        return self._conversation.ids(self.marks.plain(plain_text(text)))
 
     def answer(self, text: str, ended: bool = True) -> list[int]:
-        """A known answer as response tokens. The end-of-turn token follows, unless the answer was cut (`ended` is false).
+        """A known answer as response tokens, those that it has in the whole conversation. The end-of-turn token follows, unless the answer
+        was cut (`ended` is false).
 
         The text comes from a label, transcript or server, so special tokens spelt in it are tokenized as plain text.
         """
-        ids = self.marks.verbatim(text)
-        return [*ids, self.end_of_turn] if ended else ids
+        return self._conversation.answer_ids(text.strip(), ended)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Response tokens as text, without special tokens."""

@@ -19,18 +19,21 @@ def ask(export: Path, audio: Path, question: str) -> str:
     Raises InputError for a file that is missing or no sound, or longer than the encoder's window, and for no question.
     """
     if not question.strip():
-        raise InputError("the question is empty")
+        raise InputError("the question is empty: speechkd ask EXPORT AUDIO QUESTION")
     samples_T = _listen(audio)
     student = load_student(export)
     if samples_T.size / RATE > student.features.window_seconds:
         heard = student.features.window_seconds
-        raise InputError(f"`{audio}` lasts {samples_T.size / RATE:.1f} s; this student's encoder hears at most {heard:g} s")
+        raise InputError(
+            f"`{audio}` lasts {samples_T.size / RATE:.1f} s; this student's encoder hears at most {heard:g} s: cut the "
+            "file into shorter ones"
+        )
     return student.answer([samples_T], [question])[0]
 
 
 def _listen(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise InputError(f"no such audio file `{path}`")
+        raise InputError(f"no such audio file `{path}` (looked in {Path.cwd()})")
     clip = decode_file(path)
     heard = clip if isinstance(clip, Rejected) else normalise(clip, AudioLimits())
     if isinstance(heard, Rejected):

@@ -9,10 +9,12 @@ from tempfile import TemporaryDirectory
 
 from speechkd.core.config import read_extending
 from speechkd.core.errors import EXIT_FAILED, InputError
+from speechkd.core.text import folded
 from speechkd.data.cards import Card, list_corpus, load_card, open_source
 from speechkd.data.shards.index import open_shards
 from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.storage.store import Location, UrlPath, parse_location
+from speechkd.evaluation.scorers.characters import spaceless
 from speechkd.recipe import load_recipe
 from speechkd.stages.shard import write_sample
 from speechkd.teachers.prompts import task_applies
@@ -22,7 +24,10 @@ TRIED = 8
 
 
 def check(given: Path | str) -> int:
-    """Print what was found; exit code 1 if published bytes have changed. Raises InputError for an invalid card or recipe."""
+    """Print what was found; exit code 1 if published bytes have changed, or all items that were tried are rejected.
+
+    Raises InputError for an invalid card or recipe.
+    """
     path = parse_location(given)
     if isinstance(path, UrlPath) or path.is_dir():
         return _shards(path)
@@ -67,6 +72,9 @@ def _card(path: Path) -> int:
         *(["none of them has audio"] if total["samples"] and not total["seconds"] else []),
     ]:
         print(f"look again: {line}")
+    if rejected and not total["samples"]:
+        print(f"all of the first {manifest['input']} items are rejected: `speechkd shard` would publish nothing of them")
+        return EXIT_FAILED
     return 0
 
 
@@ -76,8 +84,13 @@ def _doubts(card: Card, items: Sequence[Item]) -> Iterator[str]:
         labels = Counter(str(item.metadata[task.field]) for item in items if task_applies(task, item.metadata))
         if not labels and task.field != card.audio.duration_field:
             yield f"no item answers task `{name}` (field `{task.field}`)"
-        known = {choice.casefold() for choice in task.choices}
-        odd = [value for value in labels if task.kind == "choice" and known and value.casefold() not in known]
+        if task.kind == "words" and (spelled := [value for value in labels if spaceless(value)]):
+            yield (
+                f"task `{name}` compares words, but {sum(labels[v] for v in spelled)} labels are of a script without spaces, e.g. "
+                f"`{spelled[0][:40]}`: `kind: characters` compares characters"
+            )
+        known = {folded(choice) for choice in task.choices}
+        odd = [value for value in labels if task.kind == "choice" and known and folded(value) not in known]
         if odd:
             yield f"{sum(labels[v] for v in odd)} items answer task `{name}` with none of its choices, e.g. `{odd[0][:80]}`"
 

@@ -19,6 +19,7 @@ from speechkd.data.columns.column import Column
 from speechkd.data.reader import Reader
 from speechkd.evaluation.questions import EvaluationConfig, Question
 from speechkd.evaluation.runner import Prediction, Score, answer_from_audio, answer_from_metadata, chance, grade, shuffled, summarise
+from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.exported import MANIFEST, load_student, read_manifest
 from speechkd.recipe import Recipe
 from speechkd.stages.export import export
@@ -119,6 +120,10 @@ def _predict(
         return _audio_of(reader, other[question.task, question.sample.key])
 
     student = load_student(exported)
+    for question in asked:
+        student.check_length(
+            question.instruction, round(question.sample.seconds * SAMPLE_RATE), f"`{question.sample.key}`, task {question.task}"
+        )
     predictions = {"student": answer_from_audio(student, asked, right_audio, *limits, label="eval student")}
     if config.reads is not None:
         predictions["reads"] = answer_from_metadata(student, on_main, config.reads, *limits, label="eval reads")

@@ -46,7 +46,7 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
     _mergeable(recipe.name, recipe.student, merge)
     source = latest(run_dir / CHECKPOINTS) if checkpoint is None else checkpoint
     if checkpoint is not None and (why := why_invalid(checkpoint)):
-        raise InputError(f"`{checkpoint}` is no valid checkpoint: {why}")
+        raise InputError(f"`{checkpoint}` is no valid checkpoint: {why}; name another with --checkpoint")
     if source is None:
         raise InputError(f"no valid checkpoint in `{run_dir / CHECKPOINTS}`: train first")
     trainer = read_trainer(source)

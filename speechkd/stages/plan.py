@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from speechkd.core.errors import InputError
+from speechkd.core.errors import EXIT_FAILED, InputError
 from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.models.lora import lora_layers
 from speechkd.models.student import Student
@@ -17,7 +17,7 @@ from speechkd.stages.assembly.model_facts import live_parameters
 from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.assembly.student import meta_student
 from speechkd.stages.inputs.budget import budgets
-from speechkd.stages.inputs.corpora import open_corpora
+from speechkd.stages.inputs.corpora import check_clips, open_corpora
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_schedule, open_train_sources
 from speechkd.teachers.live_config import LiveConfig
@@ -27,11 +27,12 @@ OPTIMISER_BYTES = 4 + 4 + 4 + 4
 """Per trained parameter: float32 master weight, two Adam moments, float32 gradient"""
 
 
-def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
+def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0, to_train: bool = False) -> int:
     """Build the student on the meta device and print parameters, memory per rank, steps, what the teacher costs, data. Allocates nothing.
 
     Raises InputError for whatever would stop the real run: losses that the teacher cannot feed, ranks that the plan cannot deal out,
-    missing configurations. Shards that are not there yet are reported, not refused.
+    missing configurations. Shards that are not there yet are reported, not refused; `to_train`, exit code 1 says that they are missing, and
+    splits and clips are checked as training checks them.
     """
     ds_config = read_ds_config(Path(recipe.deepspeed))
     recipe.plan.per_rank(ranks)
@@ -50,8 +51,12 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0) -> int:
     for note in notes:
         print(f"not checked {note}")
     _print_teachers(recipe, tokens_per_s)
-    _print_data(recipe, ranks)
-    return 0
+    ready = _print_data(recipe)
+    if not to_train:
+        return 0
+    if ready:
+        check_clips(open_corpora(recipe.data), recipe.student.encoder, recipe.train.roles, recipe.evaluation)
+    return 0 if ready else EXIT_FAILED
 
 
 def _print_parameters(config: StudentConfig, student: Student) -> None:
@@ -101,13 +106,14 @@ def _print_teachers(recipe: Recipe, tokens_per_s: float) -> None:
         print(f"teacher     not known yet: {missing}")
 
 
-def _print_data(recipe: Recipe, ranks: int) -> None:
+def _print_data(recipe: Recipe) -> bool:
+    """Print what training would read; False where it is not there yet."""
     try:
         open_corpora(recipe.data)  # first, so that a hub is asked for a tokenizer only where there are shards
         sources = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     except InputError as missing:
         print(f"data        not ready: {missing}")
-        return
+        return False
     schedule = make_schedule(recipe, sources)
     for train_source in sources:
         hours = float(train_source.plan_source.seconds_N.sum()) / 3600
@@ -118,9 +124,12 @@ def _print_data(recipe: Recipe, ranks: int) -> None:
         )
         if train_source.gate_result is not None:
             print(f"gates       {train_source.role}: {train_source.gate_result.line()}")
+        if train_source.left_out.count:
+            print(f"left out    {train_source.stream}: {train_source.left_out.line()}")
     for segment in schedule.segments:
         per_epoch = segment.plan.steps_per_epoch(0)
         print(f"epochs      {segment.phase.name}: {segment.phase.steps / per_epoch:.2f} of {per_epoch} steps each")
+    return True
 
 
 def _mix(mix: dict[str, float]) -> str:

@@ -26,5 +26,5 @@ def report(given: Path | str, out: Path | None = None) -> Path:
     if (path / RECIPE).is_file():
         return write_report(path, out or path / REPORT)
     if not (path / MANIFEST).is_file() and not (path / "receipts").is_dir():
-        raise InputError(f"`{path}` is no run folder (it has no {RECIPE}) and holds no shards (no {MANIFEST})")
+        raise InputError(f"`{path}` is no run folder (it has no {RECIPE}) and holds no shards (no {MANIFEST}): name one of the two")
     return write_shards_report(open_shards(path), out or path / REPORT)

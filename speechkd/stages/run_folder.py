@@ -25,7 +25,7 @@ NOT_THE_STUDENTS = ("data", "teachers", "gates", "deepspeed")
 def run_recipe(folder: Path) -> Recipe:
     """The resolved recipe of a run. Raises InputError where the folder has none, or one that this version does not read."""
     if not (folder / RECIPE).is_file():
-        raise InputError(f"`{folder}` is no run folder: it has no {RECIPE}")
+        raise InputError(f"`{folder}` is no run folder: it has no {RECIPE}; name the folder below `runs` that `speechkd train` wrote")
     try:
         return build(Recipe, read_yaml(folder / RECIPE), str(folder / RECIPE))
     except InputError as error:
@@ -103,7 +103,7 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
     if newest is None and second is not None and resume != "never":
         newest = bring_back(second.place, checkpoints)
     if resume == "require" and newest is None:
-        raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`")
+        raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`: `--resume auto` begins anew")
     if resume == "never" and newest is not None:
         raise InputError(f"`--resume never`: `{newest}` exists; use another `name`, or remove the run folder")
     if resume == "auto" and newest is None and ever_published(checkpoints):

@@ -142,7 +142,10 @@ class _Work:
         """
         column = self.corpus.shards.column(self.config.answers_from())
         if changed := [word for word in ("tokenizer", "prompt") if getattr(column.spec, word) != getattr(self.spec, word)]:
-            raise InputError(f"column `{column.name}` has another {changed[0]} than the recipe (teachers.{self.role}.responses)")
+            raise InputError(
+                f"column `{column.name}` has another {changed[0]} than the recipe: name a column made with it "
+                f"(teachers.{self.role}.responses)"
+            )
         first, end = column.rows.starts[shard : shard + 2].tolist()
         stored = {(column.key_of(row), turn.turn): turn for row in range(first, end) for turn in [column.read(row)]}
         out = []
@@ -150,7 +153,10 @@ class _Work:
             turn = stored.get((request.key, request.turn))
             if turn is not None and turn.question != request.question:
                 difference = f"`{request.key}`, turn `{request.turn}`: {turn.question[:60]!r}, not {request.question[:60]!r}"
-                raise InputError(f"column `{column.name}` answers another question ({difference})")
+                raise InputError(
+                    f"column `{column.name}` answers another question: name a column of the same questions "
+                    f"(teachers.{self.role}.responses; {difference})"
+                )
             if turn is not None:
                 out.append((request, Answer(turn.text, turn.tokens, turn.prompt_tokens, turn.stop, turn.reason)))
         return out

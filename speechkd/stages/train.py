@@ -65,6 +65,9 @@ def prepared(recipe: Recipe, ranks: int, resume: Resume, folder: Path) -> Iterat
     """Check everything for a training on `ranks` processes in all, write the run folder and hold its lock during the block."""
     read_ds_config(Path(recipe.deepspeed))  # refuses a bad file
     sources = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
+    for train_source in sources:
+        if train_source.left_out.count:
+            say(f"train: stream `{train_source.stream}`: {train_source.left_out.line()}")
     schedule = make_schedule(recipe, sources)
     schedule.share(0, 0, ranks)  # refuses a number of ranks that the plan cannot deal out
     check_method(recipe)
@@ -125,7 +128,10 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[
     journal.tags(_tags(recipe, {s.corpus.card.name: s.corpus.shards.digest for s in sources}))
     quarantined = sum({s.corpus.shards.digest: s.corpus.shards.manifest["quarantined"] for s in sources}.values())
     gated = sum(train_source.gate_result.dropped for train_source in sources if train_source.gate_result is not None)
-    journal.metrics(0, {"data/quarantined": quarantined} | ({"data/gated": gated} if recipe.gates.active else {}))
+    too_long = sum(train_source.left_out.count for train_source in sources)
+    journal.metrics(
+        0, {"data/quarantined": quarantined, "data/too_long": too_long} | ({"data/gated": gated} if recipe.gates.active else {})
+    )
     datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in sources}
     write_json(folder / DATASETS, datasets)
     record_datasets(journal, [train_source.corpus for train_source in sources])

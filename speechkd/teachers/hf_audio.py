@@ -53,7 +53,8 @@ class Qwen2AudioModel:
         self._bos, self._eos = tokenizer.convert_tokens_to_ids(list(marks))
         if None in (self._bos, self._eos):
             raise InputError(
-                f"the tokenizer of `{config.model}` lacks `{marks[0]}` or `{marks[1]}`, which mark the start and end of a clip"
+                f"the tokenizer of `{config.model}` lacks `{marks[0]}` or `{marks[1]}`, which mark the start and end of "
+                "a clip: name a Qwen2-Audio (teachers: model)"
             )
         self._prompts: dict[str, StudentPrompt] = {}
 

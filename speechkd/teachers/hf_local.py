@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from pydantic import Field
 from speechkd.core.errors import InputError
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.greedy import generate_greedily, say_unused
-from speechkd.models.model_folder import fingerprint, text_config
+from speechkd.models.model_folder import fingerprint, positions_of, text_config
 from speechkd.models.pretrained import load_causal_lm
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.base import Answer, Request, ScoringConfig, batches
@@ -81,6 +82,29 @@ class HfLocalConfig(ReaderConfig):
     backend: Literal["hf_local"] = "hf_local"
 
 
+def positions_for(model: Any, name: str, shortest: int) -> int:
+    """Positions of a loaded model. Raises InputError where its shortest prompt, of `shortest` positions, leaves none for an answer."""
+    limit = positions_of(model.config.get_text_config())
+    if limit is not None and shortest >= limit:
+        raise InputError(f"`{name}` has {limit:,} positions, the prompt template alone needs {shortest:,}: shorten it (prompt.template)")
+    return sys.maxsize if limit is None else limit
+
+
+def too_long(prompt: int, positions: int) -> Answer:
+    """What becomes of a request whose prompt leaves no position for an answer."""
+    return Answer("", [], prompt, "error", f"the prompt needs {prompt} positions, the teacher has {positions}")
+
+
+def refuse_unscorable(requests: Sequence[Request], answers: Sequence[Answer], lengths: Sequence[int], positions: int, model: str) -> None:
+    """Raises InputError for an answer that ends beyond the model's positions: signals of it would mean nothing."""
+    for request, answer, length in zip(requests, answers, lengths, strict=True):
+        if length > positions and answer.stop == "eos":
+            raise InputError(
+                f"`{model}` has {positions:,} positions, prompt and answer of `{request.key}`, turn `{request.turn}`, need {length:,}: "
+                "shorten the answers in their column, or score with a model of longer context (teachers: model)"
+            )
+
+
 class HfLocalTeacher:
     """Batched greedy decoding and scoring. Batches depend on the given requests (a shard) alone: same shard, same batches, same bytes."""
 
@@ -93,12 +117,16 @@ class HfLocalTeacher:
 
         self.config, self.prompt = config, prompt
         if load_tokenizer(config.model).get_vocab() != prompt.tokenizer.get_vocab():
-            raise InputError(f"teacher `{config.model}` has another tokenizer than the student (teachers: model)")
+            raise InputError(
+                f"teacher `{config.model}` has another tokenizer than the student: name a model of the same family, or "
+                "ask it through a server, backend openai_http (teachers: model)"
+            )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, config.dtype)
         model = load_causal_lm(config.model, dtype, config.device_map)
         self.model: Any = model if config.device_map is not None else model.to(device)
         say_unused(self.model, config.model)
+        self._positions = positions_for(self.model, config.model, len(prompt.teacher("", "")))
 
     def accepts(self, request: Request) -> bool:
         """Always: an LLM can answer any request."""
@@ -107,12 +135,13 @@ class HfLocalTeacher:
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer all requests greedily, in request order."""
         prompts = self._prompts(requests)
+        answers = {i: too_long(len(prompt), self._positions) for i, prompt in enumerate(prompts) if len(prompt) >= self._positions}
         # Sorted by turn, then prompt length: rows of a batch end at about the same token, so little is decoded past the end.
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].turn, len(prompts[i]), requests[i].key))
-        answers: dict[int, Answer] = {}
+        fitting = [i for i in range(len(requests)) if i not in answers]
+        order = sorted(fitting, key=lambda i: (requests[i].turn, len(prompts[i]), requests[i].key))
         for batch in self._batches(order, [len(prompt) + self.config.max_new_tokens for prompt in prompts]):
             for index, tokens in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
-                stop = self.prompt.end_of_turn
+                stop, tokens = self.prompt.end_of_turn, tokens[: self._positions - len(prompts[index])]
                 ended = stop in tokens
                 kept = tokens[: tokens.index(stop) + 1] if ended else tokens
                 answers[index] = Answer(self.prompt.decode(kept), kept, len(prompts[index]), "eos" if ended else "length")
@@ -124,6 +153,7 @@ class HfLocalTeacher:
 
         prompts = self._prompts(requests)
         lengths = [len(prompt) + len(answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)]
+        refuse_unscorable(requests, answers, lengths, self._positions, self.config.model)
         whole = [i for i, answer in enumerate(answers) if answer.stop != "error" and answer.tokens]
         order = sorted(whole, key=lambda i: (lengths[i], requests[i].key, requests[i].turn))
         out: list[Mapping[str, Tensor]] = [{} for _ in requests]

@@ -13,7 +13,8 @@ from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest
 from speechkd.core.seeds import derive
-from speechkd.core.types import Metadata
+from speechkd.core.text import composed
+from speechkd.core.types import Metadata, Scalar
 from speechkd.data.cards import Task
 from speechkd.models.prompt import MAX_METADATA_CHARS, Reading, metadata_json, plain_text
 from speechkd.teachers.base import Request
@@ -116,7 +117,11 @@ def audio_span_text(request: Request, fields: Iterable[str]) -> str:
 def task_applies(task: Task, metadata: Metadata) -> bool:
     """Whether a clip has the task's label and question, and meets its `when`."""
     has_question = not task.instruction_field or task.instruction_field in metadata
-    return has_question and task.field in metadata and all(metadata.get(name) == value for name, value in task.when.items())
+    return has_question and task.field in metadata and all(_same(metadata.get(name), value) for name, value in task.when.items())
+
+
+def _same(one: Scalar | None, other: Scalar) -> bool:
+    return composed(one) == composed(other) if isinstance(one, str) and isinstance(other, str) else one == other
 
 
 def has_audio(turn: str) -> bool:
@@ -145,7 +150,7 @@ def requests(
         yield Request(key, f"open-{number}", instruction, metadata, span_text=span_text)
     for name, task in tasks.items() if config.tasks else ():
         if task_applies(task, metadata):
-            yield Request(key, f"task-{name}", task.question(metadata), metadata, str(metadata[task.field]), span_text)
+            yield Request(key, f"task-{name}", task.question(metadata), metadata, composed(str(metadata[task.field])), span_text)
 
 
 def _channels(config: ChannelConfig, span: SpanConfig, key: str, metadata: Metadata, audio: bool) -> Iterator[Request]:
@@ -153,7 +158,7 @@ def _channels(config: ChannelConfig, span: SpanConfig, key: str, metadata: Metad
     if not isinstance(text, str) or not text.strip():
         return
     words = plain_text(text, span.max_chars)
-    label = str(metadata[config.label]) if config.label in metadata else None
+    label = composed(str(metadata[config.label])) if config.label in metadata else None
     if audio and _drawn(key, SPOKEN, config.spoken):
         yield Request(key, SPOKEN, "", metadata, label, span_text=words)
     if _drawn(key, WRITTEN, config.written):

@@ -87,7 +87,10 @@ class Scorer:
         model_SV = self.model(input_ids=ids_BS, use_cache=False).logits[0].float()
         head_SV = self._logits(self._blocks({"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}, {})[0])
         if (model_SV.to(head_SV.device) - head_SV).abs().max() > 0.02 * model_SV.abs().max().to(head_SV.device):
-            raise InputError(f"logits of a {type(self.model).__name__} are not its LM head on its last hidden states: it cannot be scored")
+            raise InputError(
+                f"logits of a {type(self.model).__name__} are not its LM head on its last hidden states: it cannot be "
+                "scored; leave `signals` out, or name another model (teachers: model)"
+            )
 
     @torch.inference_mode()
     def score(self, batch: Sequence[ScoredResponse]) -> list[EncodedSignals]:

@@ -70,7 +70,9 @@ class StudentAudioModel:
         """Raises InputError for a damaged export, and for one that was trained with another template."""
         self._export = load_student(folder)
         if self._export.prompt.text != template:
-            raise InputError(f"`{folder}` was trained with another prompt template than the recipe's (teachers: model)")
+            raise InputError(
+                f"`{folder}` was trained with another prompt template than the recipe's: set prompt.template to its (teachers: model)"
+            )
         self.prompt, self.lm = self._export.prompt, self._export.student.llm.lm
         encoder_input = self._export.student.encoder.hearing
         self.max_samples = encoder_input.window * encoder_input.hop

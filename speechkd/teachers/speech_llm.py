@@ -20,7 +20,7 @@ from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.greedy import generate_greedily, say_unused
 from speechkd.models.prompt import Prompt, StudentPrompt, conflicting_id
 from speechkd.teachers.base import Answer, Clip, Request, batches
-from speechkd.teachers.hf_local import LocalConfig
+from speechkd.teachers.hf_local import LocalConfig, positions_for, refuse_unscorable, too_long
 from speechkd.teachers.prompts import has_audio
 from speechkd.teachers.scoring import ScoredResponse, Scorer, embedded
 
@@ -62,11 +62,16 @@ class SpeechLlmTeacher:
             student_token, teacher_token = (t.convert_ids_to_tokens(number) for t in (prompt.tokenizer, teacher_tokenizer))
             raise InputError(
                 f"teacher `{config.model}` has `{teacher_token}` at id {number}, the student has `{student_token}`: "
-                "its answers cannot be stored"
+                "its answers cannot be stored; name a model of the student's family (teachers: model)"
             )
         if audio_model.prompt.end_of_turn != prompt.end_of_turn:
-            raise InputError(f"teacher `{config.model}` ends a turn with another token than the student (teachers: model)")
+            raise InputError(
+                f"teacher `{config.model}` ends a turn with another token than the student: name a model of the "
+                "student's family (teachers: model)"
+            )
         say_unused(audio_model.lm, config.model)
+        shortest = audio_model.prompt_for("")
+        self._positions = positions_for(audio_model.lm, config.model, len(shortest.before) + len(shortest.after))
         self._student_ids = frozenset(prompt.tokenizer.get_vocab().values())
 
     def accepts(self, request: Request) -> bool:
@@ -84,6 +89,8 @@ class SpeechLlmTeacher:
                     f"this teacher hears {self.audio_model.max_samples / SAMPLE_RATE:.1f} s"
                 )
                 answers[index] = Answer("", [], 0, "error", reason)
+            elif (needs := lengths[index] - self.config.max_new_tokens) >= self._positions:
+                answers[index] = too_long(needs, self._positions)
         order = sorted(set(range(len(requests))) - answers.keys(), key=lambda i: (requests[i].turn, lengths[i], requests[i].key))
         for batch in batches(order, lengths, self.config.batch_size, self.config.batch_tokens):
             forced = self._forced([requests[i] for i in batch], [[]] * len(batch))
@@ -92,7 +99,7 @@ class SpeechLlmTeacher:
         return [answers[i] for i in range(len(requests))]
 
     def _answer(self, tokens: list[int], prompt_tokens: int) -> Answer:
-        stop = self.prompt.end_of_turn
+        stop, tokens = self.prompt.end_of_turn, tokens[: self._positions - prompt_tokens]
         ended = stop in tokens
         kept = tokens[: tokens.index(stop) + 1] if ended else tokens
         if strange := [token for token in kept if token not in self._student_ids]:
@@ -106,6 +113,7 @@ class SpeechLlmTeacher:
         Raises InputError where teacher and student decode an answer's tokens to different texts.
         """
         lengths = [self._length(request) + len(answer.tokens) for request, answer in zip(requests, answers, strict=True)]
+        refuse_unscorable(requests, answers, lengths, self._positions, self.config.model)
         whole = [i for i, answer in enumerate(answers) if answer.stop != "error" and answer.tokens]
         order = sorted(whole, key=lambda i: (lengths[i], requests[i].key, requests[i].turn))
         out: list[Mapping[str, Tensor]] = [{} for _ in requests]

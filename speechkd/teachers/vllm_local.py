@@ -62,7 +62,10 @@ class VllmTeacher:
             raise InputError("backend `vllm` needs the package of that name: pip install 'speechkd[vllm]' (teachers: backend)") from None
         self.config, self.prompt, self._vllm = config, prompt, vllm
         if load_tokenizer(config.model).get_vocab() != prompt.tokenizer.get_vocab():
-            raise InputError(f"teacher `{config.model}` has another tokenizer than the student (teachers: model)")
+            raise InputError(
+                f"teacher `{config.model}` has another tokenizer than the student: name a model of the same family, or "
+                "ask it through a server, backend openai_http (teachers: model)"
+            )
         top = config.signals.topk
         self._engine: Any = vllm.LLM(
             model=str(local_folder(config.model)),

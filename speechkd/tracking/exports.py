@@ -32,7 +32,7 @@ def export_journal(run_dir: Path, target: Target, out: Path | None = None) -> Pa
     Raises InputError where the run has no journal, the library is missing, or `out` holds something else.
     """
     if not (run_dir / JOURNAL).is_file():
-        raise InputError(f"`{run_dir}` is no run folder: it has no {JOURNAL}")
+        raise InputError(f"`{run_dir}` is no run folder: it has no {JOURNAL}; name the folder that `speechkd train` wrote")
     if importlib.util.find_spec(target) is None:
         raise InputError(f"`--to {target}` needs a library that is not installed: `pip install 'speechkd[{target}]'`")
     folder = out or run_dir / target

@@ -45,7 +45,7 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str = "speechkd") ->
         raise InputError(f"`{run_dir}` was never sent to MLflow: name a tracking uri (no {STATE} in it)")
     with sender_lock(run_dir, wait_s=GRACE_S) as locked:
         if not locked:
-            raise InputError(f"a sender is at work on `{run_dir}` already")
+            raise InputError(f"a sender is at work on `{run_dir}` already: wait until it has ended")
         sender = Sender(run_dir)
         try:
             sender.attach(running=False)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
+from typing import Literal
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from speechkd.data.cards import Task
 from speechkd.data.shards.index import Sample
 from speechkd.evaluation.questions import Question, questions
 from speechkd.evaluation.runner import Prediction, chance, grade, shuffled, summarise
 from speechkd.evaluation.scorers import SCORERS
+from speechkd.evaluation.scorers.characters import spaceless
 
 CHOICE = Task(instruction="Which?", field="animal", kind="choice", choices=["cat", "dog"])
 WORDS = Task(instruction="What?", field="words", kind="words", choices=["one", "two", "three"], when={"kind": "digits"})
@@ -27,12 +33,43 @@ WORDS = Task(instruction="What?", field="words", kind="words", choices=["one", "
         ("words", "one four", "one two", ["one", "two"], 0, False),
         ("words", "", "one two", [], 0, False),
         ("words", "one one one two", "one two", ["one", "two"], 2, True),
+        ("characters", "今天天气很好我们去公园", "今天天气很好我们去公圆", [], 10, True),
+        ("characters", "今天 天气 很 好。", "今天天气很好", [], 6, True),
+        ("characters", "きょうはいい天気です", "きょうはいい天気だ", [], 8, True),
+        ("characters", "天气", "今天天气很好", [], 2, True),
+        ("characters", "สวัสดีครับ", "สวัสดีค่ะ", [], 7, True),
+        ("characters", "。 ", "今天", [], 0, False),
+        ("characters", "Ok", "OK", [], 2, True),
+        ("characters", "二", "一", ["一", "二"], 0, True),
+        ("characters", "三", "一", ["一", "二"], 0, False),
     ],
 )
 def test_grades(kind: str, answer: str, reference: str, choices: list[str], hits: int, parsed: bool) -> None:
     found = SCORERS.get(kind)(answer, reference, choices)
     assert (found.hits, found.parsed) == (hits, parsed)
-    assert found.total == (1 if kind == "choice" else len(reference.split()))
+    assert found.total == {"choice": 1, "words": len(reference.split()), "characters": len(reference)}[kind]
+
+
+_ACCENTED = st.text(st.sampled_from("aéñüç ångố각한がプЁйक़"), min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(answer=_ACCENTED, reference=_ACCENTED, kind=st.sampled_from([*SCORERS]), form=st.sampled_from(["NFC", "NFD"]))
+def test_no_grade_depends_on_the_unicode_form(answer: str, reference: str, kind: str, form: Literal["NFC", "NFD"]) -> None:
+    def written(text: str, form: Literal["NFC", "NFD"]) -> str:
+        return unicodedata.normalize(form, text)
+
+    grade_ = SCORERS.get(kind)
+    for choices in ([], [answer, reference] if kind != "words" else [*answer.split(), *reference.split()]):
+        composed = grade_(written(answer, "NFC"), written(reference, "NFC"), [written(c, "NFC") for c in choices])
+        assert grade_(written(answer, "NFD"), written(reference, form), [written(c, form) for c in choices]) == composed
+        assert grade_(written(reference, form), reference, choices).hits == composed.total
+
+
+@pytest.mark.parametrize("text", ["今天天气很好", "きょうはいい", "プログラム", "สวัสดี", "ສະບາຍດີ", "សួស្តី", "မင်္ဂလာပါ", "a 今天天气"])
+def test_scripts_without_spaces_are_known(text: str) -> None:
+    assert spaceless(text)
+    assert not any(map(spaceless, ("hello", "123", "", "안녕하세요 여러분", "привет мир", "नमस्ते", "مرحبا", "ok 今")))
 
 
 def _samples(count: int) -> list[Sample]:

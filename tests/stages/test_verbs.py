@@ -81,3 +81,44 @@ def test_check_names_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert check(root) == 1
     assert "000000.tar" in capsys.readouterr().out
+
+
+def test_check_fails_where_all_that_it_tries_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write_tones(tmp_path, 5)[:4]
+    card = write_card(tmp_path, rows)
+    unusable = [None, b"", b"hello" * 100]  # missing, empty, no audio
+    for row, data in zip(rows[1:], unusable, strict=True):
+        _spoil(tmp_path / "clips" / row["audio"], data)
+    assert check(card) == 0, "one of them is good"
+    _spoil(tmp_path / "clips" / rows[0]["audio"], b"RIFF\x00\x10\x00\x00WAVEfmt ")
+    capsys.readouterr()
+    assert check(card) == 1
+    assert "all of the first 4 items are rejected" in capsys.readouterr().out
+
+
+def _spoil(path: Path, data: bytes | None) -> None:
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+
+
+def test_a_dry_run_refuses_what_training_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1 while shards or answers are missing; then a split that no corpus has is one line."""
+    from speechkd.recipe import load_recipe
+    from speechkd.stages.teach import teach
+
+    monkeypatch.chdir(ROOT)
+    task = {"instruction": "Which instrument?", "field": "speaker", "kind": "choice", "choices": ["organ0", "organ1", "organ2"]}
+    card = write_card(tmp_path, write_tones(tmp_path), tasks={"instrument": task})
+    ift = "train={regime: ift, regimes: {ift: [{name: ift, steps: 2, mix: {ift: 1}}]}}"
+    sets = [f"data={{root: {tmp_path}/data, corpora: [{{card: {card}}}]}}", ift, "evaluation={splits: {student: test}}"]
+    recipe = load_recipe(Path("pipelines/meta_prompt_kd.yaml"), sets)
+    assert plan(recipe, 1, to_train=True) == 1 and plan(recipe, 1) == 0
+    shard(card, tmp_path / "data", quiet=True)
+    assert plan(recipe, 1, to_train=True) == 1
+    teach(recipe)
+    assert plan(recipe, 1, to_train=True) == 0
+    wrong = load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*sets[:2], "evaluation={splits: {student: tets}}"])
+    with pytest.raises(InputError, match="unknown split `tets`; allowed: .*did you mean `test`.*evaluation.splits"):
+        plan(wrong, 1, to_train=True)
+    assert plan(wrong, 1) == 0

@@ -152,3 +152,16 @@ def test_a_teacher_may_answer_some_tasks_only(prompt: Prompt) -> None:
     assert list(config.selected_tasks(TASKS)) == ["gender", "digits"]
     with pytest.raises(InputError, match="unknown task `gendre`.*did you mean `gender`"):
         TEACHERS.get("label").Config.model_validate({"backend": "label", "tasks": ["gendre"]}).selected_tasks(TASKS)
+
+
+def test_a_prompt_that_fills_the_teacher_is_an_error_and_costs_no_other_answer(prompt: Prompt) -> None:
+    teacher = cast(HfLocalTeacher, make("hf_local", prompt))
+    asked = _asked()[:3]
+    long = [Request("long", "open-0", "What is said?", {"transcript": "zwei drei " * count}) for count in (300, 380)]
+    answers = teacher.answer([asked[0], long[0], *asked[1:], long[1]])
+    assert [a.tokens for a in (answers[0], *answers[2:4])] == [a.tokens for a in teacher.answer(asked)]
+    for answer in (answers[1], answers[4]):
+        assert answer.stop == "error" and answer.prompt_tokens > 512
+        assert answer.reason == f"the prompt needs {answer.prompt_tokens} positions, the teacher has 512"
+    with pytest.raises(InputError, match="512 positions, the prompt template alone needs .*prompt.template"):
+        make("hf_local", Prompt("Listen well. " * 300 + "{{ question }}{{ audio }}", prompt.tokenizer))

@@ -60,7 +60,7 @@ def whole(model: str, prompt: Prompt, request: Request) -> tuple[Any, Any]:
     from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
     processor = AutoProcessor.from_pretrained(model)
-    text = prompt._chat(prompt._message(request.question, "<|audio_bos|><|AUDIO|><|audio_eos|>"))
+    text = prompt._conversation.before_answer(prompt._message(request.question, "<|audio_bos|><|AUDIO|><|audio_eos|>"))
     assert request.clip is not None
     inputs = processor(text=[text], audio=[request.clip.load()], sampling_rate=16_000, return_tensors="pt")
     return Qwen2AudioForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval(), inputs

@@ -32,7 +32,8 @@ BATCHES_PER_BUCKET = 2
 
 
 class PlanConfig(Config):
-    """The budget of a micro-batch, and how many make a step. An example over budget gets a micro-batch of its own."""
+    """The budget of a micro-batch, and how many make a step. A clip over budget gets a micro-batch of its own, an answer over
+    budget is left out of training."""
 
     micro_batches: int = Field(ge=1)
     """M per global step; every world size that divides M sees the same steps"""
@@ -123,7 +124,7 @@ class Plan:
             if not source.passes > 0:
                 raise InputError(f"passes of stream `{source.stream}` must be above 0, given {source.passes}")
         if not any(len(source) for source in sources):
-            raise InputError("the plan has no examples")
+            raise InputError("the plan has no examples: see data.corpora.train_splits, gates and train.regimes")
         contents = [source.content_digest() for source in sources]
         self.digest: str = digest({"config": config.model_dump(mode="json"), "sources": contents, "seed": seed, "order": 2})
         self.buckets, self._units = self._prepare()

@@ -55,7 +55,8 @@ class Unmatched:
     """a list that may serve a larger corpus (speakers, say): shown, and refused by no share"""
 
     def __str__(self) -> str:
-        return f"{self.count} of {self.of} {self.what}, e.g. `{self.example[:80]}`"
+        example = self.example[:80].encode(errors="backslashreplace").decode()  # a name may be no Unicode
+        return f"{self.count} of {self.of} {self.what}, e.g. `{example}`"
 
 
 def unmatched(what: str, names: Sequence[str], of: int, limit: float = PAIRED, lookup: bool = False) -> list[Unmatched]:

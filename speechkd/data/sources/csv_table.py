@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.text import MAX_LINE, text_lines
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import TextFiles
 from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, row_item, unmatched_rows
@@ -66,7 +66,9 @@ class CsvSource:
         self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = open_audio(data_root, config)
-        self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
+        self.files = [
+            (split, paths.file(data_root, name, "source.file")) for split, name in stated.by_split(config, config.file, "source.file")
+        ]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
@@ -90,7 +92,10 @@ def read_table(path: Path, style: TableFormat) -> Iterator[tuple[int, dict[str, 
     lines = islice(text_lines(path, style.encoding), style.skip_lines, None)
     for number, cells, columns in _pattern_rows(lines, style.pattern) if style.pattern else _rows(lines, path, style):
         if len(cells) != len(columns):
-            raise InputError(f"the row has {len(cells)} cells, the table has {len(columns)} columns ({path}, line {number})")
+            raise InputError(
+                f"the row has {len(cells)} cells, the table has {len(columns)} columns: mend the line, or set "
+                f"`delimiter`, `quotes` ({path}, line {number})"
+            )
         row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
         yield number, {name: _number(row, name, f"{path}, line {number}") if name in style.numbers else row[name] for name in row}
 
@@ -172,7 +177,7 @@ def _rows(lines: Iterable[tuple[int, str]], path: Path, style: TableFormat) -> I
         if not columns:
             columns = [cell.strip() for cell in cells]
             if duplicate := next((name for name in columns if columns.count(name) > 1), None):
-                raise InputError(f"column `{duplicate}` occurs twice ({path})")
+                raise InputError(f"column `{duplicate}` occurs twice: rename one, or name all in `columns` ({path})")
             for name in style.numbers:
                 if name not in columns:
                     raise InputError(unknown_name("column", name, columns, f"{path}: numbers"))
@@ -188,4 +193,4 @@ def _number(row: dict[str, str], name: str, where: str) -> int | float | str:
         # "n" for nan and inf
         return "" if not text else float(text) if any(char in text for char in ".eEnN") else int(text)
     except ValueError:
-        raise InputError(f"`{name}` must be a number, is `{text[:40]}` ({where})") from None
+        raise InputError(f"`{name}` must be a number, is `{text[:40]}`: mend it, or take the column out of `numbers` ({where})") from None

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.core.text import read_text
+from speechkd.core.text import composed, read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.csv_table import TableFormat, read_table, valid_regex
 from speechkd.data.sources.paths import AUDIO, AudioFolder, AudioPaths, TextFiles
@@ -65,7 +65,8 @@ class FolderSource:
         present = set(names)
         rows: dict[str, dict[str, Any]] = {}
         if self.table:
-            rows = _table(self.table, self.config.encoding)
+            spelled = {composed(name): name for name in names}
+            rows = {spelled.get(composed(name), name): row for name, row in _table(self.table, self.config.encoding).items()}
         pattern = re.compile(self.config.pattern)
         self.unmatched = self._lists(names, rows)
         items = [self._absent(name, row) for name, row in rows.items() if name not in present]
@@ -111,13 +112,18 @@ class FolderSource:
             out += unmatched(f"clips have no `.{suffix}` file", [n for n in names if _stem(n) not in beside], len(names))
         return out
 
+    def _beside(self, name: str, suffix: str) -> Path | None:
+        """The clip's sidecar, if there is one. A table may name anything, so nothing outside the folder is opened."""
+        path = self.audio.path / f"{_stem(name)}.{suffix}"  # not with_suffix(): the rest of `talk.1` is part of its name
+        inside = path.is_relative_to(self.audio.path) and ".." not in PurePosixPath(name).parts
+        return path if inside and paths.is_there(path, Path.is_file) else None
+
     def _item(self, name: str, groups: dict[str, Any], row: dict[str, Any]) -> Item:
         config = self.config
         fields: dict[str, Scalar] = scalars({**row, **groups})
-        stem = str(self.audio.path / _stem(name))  # not with_suffix(): the rest of `talk.1` is part of its name
-        if "json" in config.sidecars and (beside := Path(f"{stem}.json")).is_file():
+        if "json" in config.sidecars and (beside := self._beside(name, "json")):
             fields |= scalars(parse_object(read_text(beside, config.encoding, MAX_SIDECAR), str(beside)))
-        if "txt" in config.sidecars and (beside := Path(f"{stem}.txt")).is_file():
+        if "txt" in config.sidecars and (beside := self._beside(name, "txt")):
             fields["text"] = read_text(beside, config.encoding, MAX_SIDECAR).strip()
         taken = {}  # field -> value, of the fields that are key or split; "" -> "" where none is named
         for key in (config.key_field, config.split_field):
@@ -126,7 +132,14 @@ class FolderSource:
             taken[key] = str(fields.get(key, ""))
         metadata = {field: value for field, value in fields.items() if field not in taken}
         called = taken[config.key_field] or name
-        return Item(clean_name(called), taken[config.split_field] or config.split, metadata, {"audio": name}, called)
+        return Item(clean_name(called), taken[config.split_field] or self._split(name), metadata, {"audio": name}, called)
+
+    def _split(self, name: str) -> str:
+        """The card's split, or what the clip's folders state where the card names none."""
+        if {"split", "split_field"} & self.config.model_fields_set:
+            return self.config.split
+        path = PurePosixPath(self.config.root, os.path.relpath(self.audio.path / name, self.audio.path)).parent  # a table's may be absolute
+        return stated.checked(stated.stated_split(path, is_folder=True), name, "source.split_field") or self.config.split
 
 
 def _stem(name: str) -> str:
@@ -141,6 +154,6 @@ def _table(path: Path, encoding: str) -> dict[str, dict[str, Any]]:
         if not isinstance(name := row.pop("file_name", None), str):
             raise InputError(f"a row needs `file_name`; it has {', '.join(sorted(row)) or 'nothing'} ({path}, line {number})")
         if name in out:
-            raise InputError(f"`{name}` is given twice ({path}, line {number})")
+            raise InputError(f"`{name}` is given twice: remove a row ({path}, line {number})")
         out[name] = row
     return out

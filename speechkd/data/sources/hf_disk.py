@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError, InputError, unknown_name
-from speechkd.core.text import read_text
 from speechkd.data.audio.clips import decode_bytes, decode_file
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
-from speechkd.data.sources.base import Item, MissingData, Unmatched
+from speechkd.data.sources import paths, stated
+from speechkd.data.sources.base import Item, Unmatched
+from speechkd.data.sources.hf_layout import stated_files
 from speechkd.data.sources.paths import AudioFolder
 from speechkd.data.sources.rows import RowConfig, counted_key, row_item
 from speechkd.data.storage.parquet_limits import ROOM, allowed, judge, text_bytes, text_columns
@@ -51,9 +51,8 @@ class HfDiskSource:
         self.config = config
         self.audio = AudioFolder(data_root, config)
         self.tables: list[tuple[str, Path]] = []
-        for split, name in paths.by_split(config.path, config.split):
-            for part, file in _files(data_root, split, name):
-                self.tables.append((part, file))
+        for split, name in stated.named(config, config.path):
+            self.tables += stated.one_each(list(stated_files(data_root, name)), split, data_root, name, config.split, "source.path")
 
     def items(self) -> list[Item]:
         """All rows, sorted by key; without reading audio. Raises InputError for an unknown column or a damaged file."""
@@ -123,7 +122,7 @@ class _Arrow:
             reader = pa.ipc.open_file(source)
             self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         if not self._batches:
-            raise InputError(f"`{path}` holds no rows")
+            raise InputError(f"`{path}` holds no rows: leave it out (card: source.path)")
         self.schema = self._batches[0].schema
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -192,45 +191,20 @@ def _table(path: Path) -> _Arrow | _Parquet:
         raise InputError(f"cannot read `{path}`: {str(error).splitlines()[0]}") from None
 
 
-def _files(root: Path, split: str, name: str) -> Iterator[tuple[str, Path]]:
-    path = paths.below(root, name, "source.path")
-    if not path.is_dir():
-        for file in paths.files(root, name, "source.path"):
-            yield split, file
-    elif (path / "dataset_dict.json").is_file():
-        for part in _json(path / "dataset_dict.json").get("splits", []):
-            yield from _files(root, part, f"{name}/{part}")
-    elif (path / "state.json").is_file():
-        for entry in _json(path / "state.json").get("_data_files", []):
-            yield split, paths.file(root, f"{name}/{entry['filename']}", "source.path")
-    elif parquet_files := sorted(path.rglob("*.parquet")):
-        for file in parquet_files:
-            yield split, file
-    else:
-        raise MissingData(f"`{path}` is not a `save_to_disk` folder and holds no Parquet files (card: source.path)")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"cannot read `{path}`: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"cannot read `{path}`: not a JSON object")
-    return value
-
-
 def _class_labels(path: Path) -> dict[str, list[str]]:
     """column -> class names, from the features that `datasets` writes into the schema."""
     raw = (_table(path).schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(raw)["info"]["features"] if raw else {}
-        return {
+        found = {
             name: feature["names"]
             for name, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
-    except (ValueError, KeyError, TypeError, RecursionError):
+        if all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()):
+            return found
+        raise ValueError("class names must be texts")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path}: its `huggingface` features metadata cannot be read") from None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.text import composed
 from speechkd.core.types import Scalar
 from speechkd.data.sources import paths
 from speechkd.data.sources.base import Item, Unmatched, unmatched
@@ -67,8 +68,8 @@ def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> tuple
 def _value(item: Item, table: Join, rows: Mapping[str, Any]) -> str:
     """The value of the item's row. A table may call an item by its key or, as corpora do, by its own name."""
     if table.on != "key":
-        return str(item.metadata.get(table.on))
-    return next((name for name in (item.key, item.name, without_suffix(item.name)) if name in rows), item.key)
+        return composed(str(item.metadata.get(table.on)))
+    return next((name for name in map(composed, (item.key, item.name, without_suffix(item.name))) if name in rows), item.key)
 
 
 def _rows(table: Join, data_root: Path) -> dict[str, dict[str, Scalar]]:
@@ -78,9 +79,12 @@ def _rows(table: Join, data_root: Path) -> dict[str, dict[str, Scalar]]:
             for name in (table.column, *table.take):
                 if name not in row:
                     raise InputError(unknown_name("column", name, row, f"{path}, line {number}; card: joins"))
-            value = str(row[table.column])
+            value = composed(str(row[table.column]))
             if value in out:
-                raise InputError(f"`{value}` occurs twice in column `{table.column}` ({path}, line {number})")
+                raise InputError(
+                    f"`{value}` occurs twice in column `{table.column}`: remove a row, or join on another column "
+                    f"({path}, line {number}; card: joins.column)"
+                )
             out[value] = {name: row[name] for name in table.take if row[name] != ""}
     return out
 

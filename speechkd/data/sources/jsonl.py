@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import TextFiles
 from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, read_jsonl, row_item, unmatched_rows
@@ -31,7 +31,9 @@ class JsonlSource:
         self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = open_audio(data_root, config)
-        self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
+        self.files = [
+            (split, paths.file(data_root, name, "source.file")) for split, name in stated.by_split(config, config.file, "source.file")
+        ]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""

@@ -14,7 +14,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.text import text_lines
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import PAIRED, Item, MissingData, Unmatched, unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
 from speechkd.data.sources.rows import read_files
@@ -45,7 +45,10 @@ class KaldiSource:
         self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = AudioFolder(data_root, config)
-        self.dirs = [(split, paths.folder(data_root, name, "source.dir")) for split, name in paths.by_split(config.dir, config.split)]
+        self.dirs = [
+            (split, paths.folder(data_root, name, "source.dir"))
+            for split, name in stated.by_split(config, config.dir, "source.dir", is_folder=True)
+        ]
         for _, folder in self.dirs:
             if not (folder / "wav.scp").is_file():
                 raise MissingData(f"no file `{folder / 'wav.scp'}`: a Kaldi data directory has one (card: source.dir)")
@@ -97,7 +100,7 @@ class KaldiSource:
         for number, line in text_lines(path, self.config.encoding):
             words = line.split(None, 1)
             if words and words[0] in out:
-                raise InputError(f"`{words[0]}` is given twice ({path}, line {number})")
+                raise InputError(f"`{words[0]}` is given twice: remove a line ({path}, line {number})")
             if words:
                 out[words[0]] = words[1].strip() if len(words) > 1 else ""
         return out

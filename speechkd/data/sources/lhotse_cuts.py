@@ -10,10 +10,10 @@ from typing import Any, Literal
 from speechkd.core.errors import InputError
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
-from speechkd.data.sources.rows import read_files, read_jsonl, scalars
+from speechkd.data.sources.rows import is_number, read_files, read_jsonl, scalars
 from speechkd.data.storage.names import clean_name
 
 
@@ -35,11 +35,7 @@ class LhotseSource:
         self.field_names: set[str] = set()
         self.unmatched: list[Unmatched] = []
         self.audio = AudioFolder(data_root, config)
-        self.files = [
-            (split, path)
-            for split, name in paths.by_split(config.cuts, config.split)
-            for path in paths.files(data_root, name, "source.cuts")
-        ]
+        self.files = stated.files_by_split(config, config.cuts, data_root, "source.cuts")
 
     def items(self) -> list[Item]:
         """All cuts, sorted by key. Raises InputError naming file and line."""
@@ -67,15 +63,24 @@ def read_cuts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def cut_key(cut: dict[str, Any], where: str) -> str:
-    """The cut's id as a key."""
+    """The cut's id as a key. Raises InputError for an object that is no cut, or whose supervisions have another form than lhotse's."""
     if not isinstance(cut.get("id"), str) or not cut["id"]:
         raise InputError(f"a cut has an `id`; this object has {', '.join(sorted(cut)) or 'nothing'} ({where})")
+    segments = cut.get("supervisions") or []
+    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+        raise InputError(f"`supervisions` must be a list of objects, given `{str(segments)[:40]}` ({where})")
+    for segment in segments:
+        if segment.get("start") is not None and not is_number(segment["start"]):
+            raise InputError(f"a supervision's `start` must be seconds, given `{str(segment['start'])[:40]}` ({where})")
+    for holder in (cut, *segments):
+        if not isinstance(holder.get("custom") or {}, dict):
+            raise InputError(f"`custom` must be an object, given `{str(holder['custom'])[:40]}` ({where})")
     return clean_name(cut["id"])
 
 
 def cut_fields(cut: dict[str, Any]) -> dict[str, Scalar]:
     """Fields of a cut and its supervisions. Texts are joined in order of time; other fields are kept if all supervisions agree."""
-    segments = sorted((s for s in cut.get("supervisions") or [] if isinstance(s, dict)), key=lambda s: float(s.get("start") or 0))
+    segments = sorted(cut.get("supervisions") or [], key=lambda s: float(s.get("start") or 0))
     out = scalars(cut.get("custom") or {})
     rows = [scalars({k: v for k, v in s.items() if k in ("speaker", "gender", "language")} | (s.get("custom") or {})) for s in segments]
     for name in sorted({name for row in rows for name in row}):
@@ -86,7 +91,7 @@ def cut_fields(cut: dict[str, Any]) -> dict[str, Scalar]:
     texts = [s["text"] for s in segments if isinstance(s.get("text"), str) and s["text"]]
     if texts:
         out["text"] = " ".join(texts)
-    if len(speakers := {s["speaker"] for s in segments if s.get("speaker")}) > 1:
+    if len(speakers := {s["speaker"] for s in segments if isinstance(s.get("speaker"), (str, int)) and s["speaker"]}) > 1:
         out["n_speakers"] = len(speakers)
     return out
 
@@ -105,14 +110,15 @@ def _payload(cut: dict[str, Any]) -> dict[str, Any]:
     if problem := cut_problem(cut):
         return {"problem": problem}
     channel = cut.get("channel", 0)
-    for source in cut["recording"].get("sources") or []:
-        if not isinstance(source, dict) or channel not in (source.get("channels") or []):
+    sources = cut["recording"].get("sources") or []
+    for source in sources if isinstance(sources, list) else []:
+        if not isinstance(source, dict) or not isinstance(source.get("channels"), list) or channel not in source["channels"]:
             continue
         if source.get("type") != "file":
             return {"problem": f"its recording is of type `{source.get('type')}`: only files are read, nothing is run or fetched"}
         span = {"audio": str(source.get("source")), "channel": source["channels"].index(channel), "seconds": cut.get("duration")}
         start = cut.get("start", 0)
-        if not all(isinstance(value, (int, float)) and value >= 0 for value in (start, span["seconds"])):
+        if not all(is_number(value) and value >= 0 for value in (start, span["seconds"])):
             return {"problem": "has no start and duration in seconds"}
         return {**span, "start": float(start), "seconds": float(span["seconds"])}
     return {"problem": f"no source of its recording holds channel {channel}"}

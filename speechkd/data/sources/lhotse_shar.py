@@ -13,7 +13,7 @@ from typing import Any, Literal
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, MissingData, Unmatched, unmatched
 from speechkd.data.sources.lhotse_cuts import cut_fields, cut_key, cut_problem, read_cuts
 from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
@@ -41,7 +41,7 @@ class SharSource:
         self._orphans: list[str] = []
         self._clips = 0
         self.shards: list[tuple[str, Path, Path]] = []
-        for split, name in paths.by_split(config.dir, config.split):
+        for split, name in stated.by_split(config, config.dir, "source.dir", is_folder=True):
             folder = paths.folder(data_root, name, "source.dir")
             cuts = sorted(folder.glob("cuts.*.jsonl.gz")) + sorted(folder.glob("cuts.*.jsonl"))
             if not cuts:

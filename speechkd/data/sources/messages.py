@@ -15,10 +15,10 @@ from speechkd.core.errors import InputError
 from speechkd.core.text import read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
-from speechkd.data.sources.rows import counted_key, read_files, read_jsonl, scalars
+from speechkd.data.sources.rows import audio_path, counted_key, read_files, read_jsonl, scalars
 from speechkd.data.storage.names import clean_name
 
 ROLES = {
@@ -50,7 +50,9 @@ class MessagesSource:
         self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = AudioFolder(data_root, config)
-        self.files = [(split, paths.file(data_root, name, "source.file")) for split, name in paths.by_split(config.file, config.split)]
+        self.files = [
+            (split, paths.file(data_root, name, "source.file")) for split, name in stated.by_split(config, config.file, "source.file")
+        ]
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and row."""
@@ -73,11 +75,13 @@ class MessagesSource:
         if not isinstance(messages, list):
             raise InputError(f"a row has `messages` or `conversations`; this one has {', '.join(sorted(row)) or 'nothing'} ({where})")
         audios = row.pop("audios", None) or row.pop("audio", None) or []
-        audios = [audios] if isinstance(audios, str) else audios
+        audios = audios if isinstance(audios, list) else [audios]
         called = str(row.pop(self.config.key_field, "")) if self.config.key_field else counted
-        payload: dict[str, Any] = {"audio": audios[0] if audios else ""}
-        if not isinstance(audios, list) or len(audios) > 1 or not isinstance(payload["audio"], str):
-            payload = {"problem": f"has {len(audios)} audios; a sample has one path"}
+        payload: dict[str, Any] = {"audio": audio_path(audios[0]) if audios else ""}
+        if len(audios) > 1:
+            payload = {"problem": f"has {len(audios)} audios; a sample has one"}
+        elif payload["audio"] is None:
+            payload = {"problem": f"its audio is {json.dumps(audios[0])[:60]}: must be a path, or an object with one (`path`)"}
         return Item(clean_name(called), split, scalars(row) | self._turns(messages, where), payload, called)
 
     def _turns(self, messages: list[Any], where: str) -> dict[str, Scalar]:

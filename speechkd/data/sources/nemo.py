@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from speechkd.core.errors import InputError
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
-from speechkd.data.sources.rows import read_files, read_jsonl, scalars
+from speechkd.data.sources.rows import is_number, read_files, read_jsonl, scalars
 from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 from speechkd.data.storage.names import clean_name
 
@@ -45,16 +45,21 @@ class NemoSource:
         self.field_names: set[str] = set()
         self.unmatched: list[Unmatched] = []
         self.config, self.root = config, data_root
-        self.manifests = [(s, paths.files(data_root, n, "source.manifest")) for s, n in paths.by_split(config.manifest, config.split)]
-        self.tars = {s: paths.files(data_root, n, "source.tars") for s, n in paths.by_split(config.tars, config.split) if n}
-        if self.tars and set(self.tars) != {split for split, _ in self.manifests}:
-            raise InputError(f"manifests and tars must name the same splits, given {sorted(dict(self.manifests))} and {sorted(self.tars)}")
+        self.manifests = _by_split(stated.files_by_split(config, config.manifest, data_root, "source.manifest"))
+        self.tars: dict[str, list[Path]] = {}
+        if isinstance(config.tars, str) and len(self.manifests) == 1:
+            split = next(iter(self.manifests))
+            self.tars = {split: paths.files(data_root, config.tars, "source.tars")} if config.tars else {}
+        elif config.tars:
+            self.tars = _by_split(stated.files_by_split(config, config.tars, data_root, "source.tars"))
+        if self.tars and set(self.tars) != set(self.manifests):
+            raise InputError(f"manifests and tars must name the same splits, given {sorted(self.manifests)} and {sorted(self.tars)}")
         self.audio = None if self.tars else AudioFolder(data_root, config)
 
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
         self.unmatched = []
-        items = [item for split, manifests in self.manifests for item in self._split_items(split, manifests)]
+        items = [item for split, manifests in self.manifests.items() for item in self._split_items(split, manifests)]
         if self.audio:
             self.unmatched = self.audio.unlisted(item.payload["audio"] for item in items)
         return sorted(items, key=lambda item: item.key)
@@ -85,7 +90,7 @@ class NemoSource:
             payload = {"audio": name, **_span(row, where)}
             if self.tars:
                 member = _SUB.sub("", name)
-                shard = row.get(_SHARD) if isinstance(row.get(_SHARD), int) else None
+                shard = _shard(row)
                 location = members.get((shard, member)) or members.get((None, member))
                 if not location and rows_with[_stem(name)] == 1:
                     location = short.get((shard, _stem(name))) or short.get((None, _stem(name)))
@@ -141,6 +146,13 @@ class NemoSource:
         yield from read_members(items, self.root, [path for tars in self.tars.values() for path in tars])
 
 
+def _by_split(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
+    out: dict[str, list[Path]] = {}
+    for split, path in files:
+        out.setdefault(split, []).append(path)
+    return out
+
+
 def _stem(name: str) -> str:
     """What NeMo's own loader matches rows and members by: the file's name without folders and suffix."""
     return _SUB.sub("", PurePosixPath(name).stem)
@@ -157,13 +169,21 @@ def _short(members: Members) -> Members:
     return {(shard, stem): members[shard, min(names)] for (shard, stem), names in named.items() if len(names) == 1}
 
 
+def _shard(row: dict[str, Any]) -> int | None:
+    """The number of the tar that a row names, as a number or as digits; another value names none."""
+    value = row.get(_SHARD)
+    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _span(row: dict[str, Any], where: str) -> dict[str, float]:
     out = {}
     for field, name in ((_OFFSET, "start"), (_SECONDS, "seconds")):
         value = row.get(field)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        if not is_number(value) or value < 0:
             raise InputError(f"`{field}` must be seconds, given `{str(value)[:40]}` ({where})")
         out[name] = float(value)
     if "start" not in out:

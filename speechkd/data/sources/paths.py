@@ -10,14 +10,14 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from pydantic import field_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError, nearest
-from speechkd.core.text import text_encoding
+from speechkd.core.text import composed, text_encoding
 from speechkd.data.audio.raw import Rejected
 from speechkd.data.sources.base import MissingData, Unmatched, unmatched
 
@@ -45,7 +45,7 @@ def below(root: Path, name: str, key: str) -> Path:
 def folder(root: Path, name: str, key: str) -> Path:
     """An existing folder of raw data. Raises MissingData."""
     path = below(root, name, key)
-    if not path.is_dir():
+    if not is_there(path, Path.is_dir):
         raise MissingData(_missing(path, "folder", key))
     return path
 
@@ -53,7 +53,7 @@ def folder(root: Path, name: str, key: str) -> Path:
 def file(root: Path, name: str, key: str) -> Path:
     """An existing file of raw data. Raises MissingData."""
     path = below(root, name, key)
-    if not path.is_file():
+    if not is_there(path, Path.is_file):
         raise MissingData(_missing(path, "file", key))
     return path
 
@@ -71,6 +71,38 @@ def files(root: Path, pattern: str, key: str) -> list[Path]:
         else:
             matched.append(file(root, name, key))
     return sorted(set(matched))
+
+
+def is_there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is such a path; a name that no file can have (too long, no Unicode) is not there."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):
+        return False
+
+
+def on_disk(folder: Path, name: PurePosixPath) -> str | Rejected | None:
+    """The name of a file below `folder` that only differs from `name` in Unicode form, as systems write them (`é`); None without one.
+
+    Rejected where several do.
+    """
+    if str(name).isascii() or name.is_absolute():
+        return None
+    found = PurePosixPath()
+    for part in name.parts:
+        if is_there(folder / found / part, Path.exists):
+            found /= part
+            continue
+        try:
+            same = [entry for entry in os.listdir(folder / found) if composed(entry) == composed(part)]
+        except OSError:
+            return None
+        if len(same) > 1:
+            return Rejected(f"`{part[:80]}` is not there, and {len(same)} names differ from it in Unicode form only: rename one")
+        if not same:
+            return None
+        found /= same[0]
+    return None if found == name else str(found)
 
 
 def _missing(path: Path, what: str, key: str) -> str:
@@ -101,11 +133,6 @@ def _alternatives(inside: str, pattern: str) -> list[str]:
         width = len(span[1]) if len(span[1]) == len(span[2]) or span[1].startswith("0") else 0
         return [f"{number:0{width}d}" for number in range(first, last + 1)]
     return inside.split(",")
-
-
-def by_split(value: PathBySplit, split: str) -> list[tuple[str, str]]:
-    """(split, path) of a card's `file`-like key."""
-    return [(split, value)] if isinstance(value, str) else list(value.items())
 
 
 class TextFiles(Config):
@@ -163,7 +190,8 @@ class AudioFolder:
             if not stat.S_ISREG(facts.st_mode):
                 return Rejected("no such file")
         except (FileNotFoundError, NotADirectoryError):
-            return Rejected("no such file")
+            other = on_disk(self._root, path)
+            return Rejected("no such file") if other is None else other if isinstance(other, Rejected) else self.find(other)
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that is no Unicode
             return Rejected(f"cannot be found: {error}")
         return target
@@ -174,11 +202,14 @@ class AudioFolder:
         folders = {"": True} if self._whole else {str(PurePosixPath(name).parent): False for name in listed}
         found: list[str] = []
         for folder, deep in sorted(folders.items()):
-            for path, below, here in os.walk(self.path / folder) if ".." not in PurePosixPath(folder).parts else []:
+            inside = ".." not in PurePosixPath(folder).parts and is_there(self.path / folder, Path.is_dir)
+            for path, below, here in os.walk(self.path / folder) if inside else []:
                 place = os.path.relpath(path, self.path)
                 found += [os.path.normpath(os.path.join(place, file)) for file in here if _is_audio(file)]
                 below[:] = below if deep else []
-        return unmatched("audio files are named by no list", sorted(set(found) - listed), len(set(found)), limit=1.0)
+        named = {composed(name) for name in listed}
+        strays = [file for file in set(found) - listed if composed(file) not in named]
+        return unmatched("audio files are named by no list", sorted(strays), len(set(found)), limit=1.0)
 
     def _here(self, name: str) -> str:
         """The name with `moved` applied, relative to the folder if it is an absolute path below it."""

@@ -62,6 +62,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a list is a finite number that a float holds (JSON may say true, 1e999 or 400 digits)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e15 < value < 1e15
+
+
+def audio_path(value: Any) -> str | None:
+    """The path in a list's audio cell: text, or an object with `path` and no bytes, as `datasets` writes it; None for anything else."""
+    if isinstance(value, Mapping) and not value.get("bytes") and "array" not in value:
+        value = value.get("path")
+    return value if isinstance(value, str) else None
+
+
 def scalars(row: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
     """The row's text, numbers and booleans. Objects are flattened (`custom: {snr: 3}` is `custom.snr`), lists and empty values dropped."""
     out: dict[str, Scalar] = {}
@@ -95,14 +107,18 @@ def row_item(row: Mapping[str, Any], config: RowConfig, number: int, split: str,
     if "{" in config.audio_field:
         audio = fill(config.audio_field, row, where)
     elif config.audio_field:
-        audio = row.get(config.audio_field) or ""
-    if not isinstance(audio, str):
-        raise InputError(f"`{config.audio_field}` must be a path, given {type(audio).__name__} ({where})")
+        audio = audio_path(given) if (given := row.get(config.audio_field) or "") else ""
+    if audio is None:
+        raise InputError(f"`{config.audio_field}` must be a path, or an object with one (`path`), given {_kind(given)} ({where})")
     metadata = scalars({name: value for name, value in row.items() if name not in used and not (name == "split" and value is split)})
     for name in config.first_of:
         if isinstance(value := _first(row, name.split(".")), (str, int, float)) and value != "":
             metadata[name] = value
     return Item(clean_name(key) if config.clean_keys else key, split, metadata, {"audio": audio, "line": number}, key)
+
+
+def _kind(value: Any) -> str:
+    return f"an object with {', '.join(sorted(map(str, value)))[:80] or 'nothing'}" if isinstance(value, Mapping) else type(value).__name__
 
 
 def _first(value: Any, path: list[str]) -> Any:

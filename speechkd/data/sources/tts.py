@@ -99,7 +99,7 @@ class TtsSource:
             if not text:
                 items.append(replace(row, payload={"text": ""}))
                 continue
-            voice = voices[int.from_bytes(sha256(row.key.encode()).digest()[:4], "big") % len(voices)]
+            voice = voices[int.from_bytes(sha256(row.key.encode(errors="replace")).digest()[:4], "big") % len(voices)]
             metadata = {**row.metadata, self.config.voice_field: voice} if self.config.voice_field else row.metadata
             items.append(replace(row, metadata=metadata, payload={"text": text, "voice": voice}))
         return items

@@ -11,7 +11,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.text import decode_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources import paths
+from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import PAIRED, Item, Unmatched, unmatched
 from speechkd.data.sources.rows import parse_object, scalars
 from speechkd.data.sources.tarfiles import TarMember, list_tar, member_payload, read_members, read_range
@@ -45,9 +45,7 @@ class WebdatasetSource:
         self.unmatched: list[Unmatched] = []
         self.config, self.root = config, data_root
         self._unread: list[str] = []
-        self.tars = [
-            (s, path) for s, name in paths.by_split(config.tars, config.split) for path in paths.files(data_root, name, "source.tars")
-        ]
+        self.tars = stated.files_by_split(config, config.tars, data_root, "source.tars")
 
     def items(self) -> list[Item]:
         """All samples, sorted by key. Raises InputError for a damaged tar or metadata that is not JSON."""

@@ -38,4 +38,8 @@ def _cleaned(text: str) -> str:
 
 
 def _digest(text: str) -> str:
-    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    try:
+        data = text.encode("utf-8", "surrogateescape")  # a file's name may be bytes that are no text
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")  # JSON may hold half a character
+    return sha256(data).hexdigest()[:12]

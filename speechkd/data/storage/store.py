@@ -143,7 +143,7 @@ def open_filesystem(url: str) -> Iterator[tuple[Any, str]]:
 
 def _writable(file: UrlPath) -> None:
     if file.url.startswith("http"):
-        raise InputError(f"`{file}`: http:// locations are read-only")
+        raise InputError(f"`{file}`: http:// locations are read-only: name a folder or an s3:// URL (--out, data.root)")
 
 
 def list_folder(folder: Location) -> list[str]:

@@ -9,7 +9,7 @@ from speechkd.core.table import Table
 
 
 class Grade(NamedTuple):
-    """`hits` of `total` units (one for a choice, each reference word for words); an unparsable answer has no hits."""
+    """`hits` of `total` units (one for a choice, each reference word or character otherwise); an unparsable answer has no hits."""
 
     hits: int
     total: int
@@ -25,6 +25,7 @@ class Scorer(Protocol):
 SCORERS: Table[Scorer] = Table(
     "task kind",
     {
+        "characters": "speechkd.evaluation.scorers.characters:grade",
         "choice": "speechkd.evaluation.scorers.choice:grade",
         "words": "speechkd.evaluation.scorers.words:grade",
     },

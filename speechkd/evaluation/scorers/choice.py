@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from speechkd.core.text import folded
 from speechkd.evaluation.scorers import Grade
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().strip().rstrip(".!。").split())
+    return " ".join(folded(text).strip().rstrip(".!。").split())
 
 
 def grade(answer: str, reference: str, choices: Sequence[str]) -> Grade:

@@ -101,7 +101,9 @@ class CrossDecoder(nn.Module):
         super().__init__()
         self.width = config.width or width_in
         if self.width % config.heads:
-            raise InputError(f"a projector of width {self.width} cannot have {config.heads} heads: they must divide it")
+            raise InputError(
+                f"a projector of width {self.width} cannot have {config.heads} heads: they must divide it (student.projector.heads)"
+            )
         self.heads, hidden = config.heads, config.hidden or 4 * self.width
         self.embed_positions = nn.Parameter(torch.empty(queries, self.width))
         self.layers = nn.ModuleList(DecoderLayer(self.width, width_in, config.heads, hidden, config.causal) for _ in range(config.layers))

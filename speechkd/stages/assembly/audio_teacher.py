@@ -39,7 +39,10 @@ def check_speech(teacher: str, config: LiveConfig, student: StudentConfig) -> No
     if manifest.student.lora is not None:
         raise InputError(f"`{config.model}` has its LoRA in separate weights: export it with `--merge` (live.{teacher}.model)")
     if manifest.fingerprints.encoder != fingerprint(student.encoder):
-        raise InputError(f"`{config.model}` has a different encoder from the student's `{student.encoder}` (live.{teacher}.model)")
+        raise InputError(
+            f"`{config.model}` has a different encoder from the student's `{student.encoder}`: set student.encoder to "
+            f"its, or name another export (live.{teacher}.model)"
+        )
     _check_positions(teacher, config, student, manifest.student.projector)
 
 
@@ -63,7 +66,8 @@ def _check_positions(teacher: str, config: SpeechConfig, student: StudentConfig,
         ours, theirs = (PROJECTORS.get(block.kind)(block, 8, 8) for block in (student.projector, projector))
     if any(ours.positions(frames) != theirs.positions(frames) for frames in (1, 50, 99, 1500)):
         raise InputError(
-            f"`{config.model}` makes a different number of audio positions than the student's projector (live.{teacher}.model)"
+            f"`{config.model}` makes a different number of audio positions than the student's projector: set "
+            f"student.projector to its (live.{teacher}.model)"
         )
 
 

@@ -22,7 +22,10 @@ def stored_states(recipe: Recipe, loss: str, config: LossConfig) -> StoredStates
         assert store is not None, "a recipe's losses have the signals that they need"
         found[role] = StoredStates(layers=store.layers, depth=teacher.state_depth(), width=teacher.state_width())
     if not found:
-        raise InputError(f"loss `{loss}` counts no stream of regime `{recipe.train.regime}` whose column stores states")
+        raise InputError(
+            f"loss `{loss}` counts no stream of regime `{recipe.train.regime}` whose column stores states: set "
+            "`streams` of the loss, or `teachers.*.signals.hidden`"
+        )
     role, states = next(iter(found.items()))
     for other, theirs in found.items():
         if theirs != states:

@@ -78,7 +78,9 @@ class ColumnText:
         assert reader.column is not None
         kept = source.keep(self._row_N[reader.column.read_index(["sample"])["sample"].to_numpy()] >= 0)
         if not len(kept):
-            raise InputError(f"column `{self.column.name}` has no whole answer for any clip of {where}")
+            raise InputError(
+                f"column `{self.column.name}` has no whole answer for any clip of {where}: fill it with `speechkd teach --retry-failed`"
+            )
         return replace(kept, digest=digest([kept.digest, self.column.digest]))
 
     def text(self, sample: int) -> str:

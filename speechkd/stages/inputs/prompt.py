@@ -35,5 +35,8 @@ def teacher_prompts(live: Mapping[str, LiveConfig], prompt: Prompt, template: st
         elif isinstance(config, TextLlmConfig):
             prompts[name] = Prompt(prompt.text, load_tokenizer(config.model), template)
             if prompts[name].end_of_turn != prompt.end_of_turn:
-                raise InputError(f"`{config.model}` ends a turn with another token than the student's LLM (live.{name}.model)")
+                raise InputError(
+                    f"`{config.model}` ends a turn with another token than the student's LLM: name a model of the same "
+                    f"family (live.{name}.model)"
+                )
     return prompts

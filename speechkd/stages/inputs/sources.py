@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from threading import Lock
 
 import numpy as np
@@ -17,16 +18,17 @@ from speechkd.data.columns.column import Column
 from speechkd.data.plan.plan import ExampleRef, Plan, PlanSource
 from speechkd.data.reader import Reader
 from speechkd.losses import LossConfig
-from speechkd.models.collate import Collator
-from speechkd.models.model_folder import text_config
-from speechkd.models.prompt import Prompt, tokenizer_digest
+from speechkd.models.collate import Collator, Row
+from speechkd.models.model_folder import model_positions, text_config
+from speechkd.models.prompt import MAX_METADATA_CHARS, Prompt, tokenizer_digest
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs.columns import ColumnText, column_spec, other_column
 from speechkd.stages.inputs.corpora import Corpus, open_corpora
 from speechkd.stages.inputs.gating import GateResult, apply_gates
+from speechkd.stages.inputs.lengths import LeftOut, Room, audio_positions
 from speechkd.stages.inputs.prompt import teacher_prompts
 from speechkd.stages.inputs.rows import RowMaker, compared_with
-from speechkd.teachers.live_config import LiveConfig, column_of
+from speechkd.teachers.live_config import LiveConfig, SelfConfig, TextLlmConfig, column_of
 from speechkd.train.schedule import Schedule, Segment
 
 
@@ -43,6 +45,8 @@ class TrainSource:
     """what the gates keep of the whole column; None where no gate is set"""
     column_texts: Mapping[str, ColumnText] = field(default_factory=dict)
     """by name, the columns whose text live teachers read for these examples"""
+    left_out: LeftOut = LeftOut()
+    """examples that are too long for a model or the plan"""
 
     def words(self, row: int) -> dict[str, str]:
         """column -> its text of the clip of example `row`."""
@@ -62,10 +66,12 @@ class TrainSource:
 def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
     """Open the columns of the chosen regime, with the signals that its losses need.
 
-    Raises InputError for a column that is missing, made with other settings than the recipe's, or unfit for this student.
+    Raises InputError for a column that is missing, made with other settings than the recipe's, unfit for this student, or too long for it.
     """
     sources = []
     corpora = open_corpora(recipe.data)
+    positions, student = audio_positions(recipe.student), model_positions(recipe.student.llm, recipe.student.config_root)
+    row_maker = cache(lambda: RowMaker(recipe, prompt, teacher_prompts(recipe.live, prompt, recipe.prompt.template)))
     for stream in recipe.train.streams:
         role, _, text = stream.partition("/")
         spec = column_spec(role, recipe.teachers[role], recipe.prompt, prompt)
@@ -77,7 +83,10 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
                 raise InputError(other_column(corpus, role, spec))
             column = corpus.shards.column(spec.name)
             if changes := column.spec.differs_from(spec):
-                raise InputError(f"column `{spec.name}` of corpus `{corpus.card.name}` was made with {'; '.join(changes)}")
+                raise InputError(
+                    f"column `{spec.name}` of corpus `{corpus.card.name}` was made with {'; '.join(changes)}: run "
+                    "`speechkd teach`, or change it back"
+                )
             _check_origin(recipe, role, column, prompt)
             reader = Reader(corpus.shards, column, signals)
             source = reader.source(stream, corpus.config.train_splits, stops=("eos",))
@@ -85,15 +94,55 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
             if gate_result is not None:
                 source = source.keep(gate_result.keep_N)
                 if not len(source):
-                    raise InputError(f"the gates drop every answer of column `{spec.name}`: {gate_result.line()} (gates)")
+                    raise InputError(f"the gates drop every answer of column `{spec.name}`: {gate_result.line()}; loosen them (gates)")
             texts_read = _columns_read(recipe.live, recipe.losses, stream)
             column_texts = {name: ColumnText(corpus, name, "live.*.reads.column") for name in texts_read}
             for column_text in column_texts.values():
                 source = column_text.keep(source, reader, f"stream `{stream}`, corpus `{corpus.card.name}`")
             if text:  # read, not heard
                 source = replace(source, seconds_N=np.zeros_like(source.seconds_N))
-            sources.append(TrainSource(stream, corpus, reader, source, gate_result, column_texts))
+            opened = TrainSource(stream, corpus, reader, source, gate_result, column_texts)
+            room = Room(
+                plan=recipe.plan,
+                student=student,
+                llm=recipe.student.llm,
+                readers=_positions_of_readers(recipe, stream),
+                positions=positions,
+            )
+            sources.append(_fitting(opened, room, recipe.train.streams.index(stream), row_maker))
     return sources
+
+
+def _positions_of_readers(recipe: Recipe, stream: str) -> dict[str, int | None]:
+    """By live teacher that reads a stream's examples, the positions of its language model."""
+    blocks = {name: recipe.live[name] for name in compared_with(recipe.losses, stream)}
+    models = {
+        name: block.model if isinstance(block, TextLlmConfig) else recipe.student.llm for name, block in blocks.items() if _reads(block)
+    }
+    return {name: model_positions(model, recipe.student.config_root) for name, model in models.items()}
+
+
+def _reads(block: LiveConfig) -> bool:
+    return isinstance(block, (TextLlmConfig, SelfConfig))
+
+
+def _fitting(opened: TrainSource, room: Room, stream: int, row_maker: Callable[[], RowMaker]) -> TrainSource:
+    """The source without the examples that are too long for a model or the plan."""
+    column, source, shards = opened.reader.column, opened.plan_source, opened.corpus.shards
+    assert column is not None, "a training source reads a column"
+    chosen = slice(None) if source.row_N is None else source.row_N
+    index = column.read_index(["prompt_tokens", "sample"])
+    prompt_N, sample_N = (index[name].to_numpy()[chosen].astype(np.int64) for name in ("prompt_tokens", "sample"))
+    reads_N = np.zeros_like(prompt_N)
+    if room.readers or opened.stream.endswith("/text"):  # no token is shorter than a byte
+        reads_N += shards.read_index(["json_bytes"])["json_bytes"].to_numpy()[sample_N] + 4 * MAX_METADATA_CHARS * bool(opened.column_texts)
+    plain = Reader(shards, column, frozenset())
+
+    def row_of(row: int) -> Row:
+        return row_maker()(stream, plain.read(row, hear=False), opened.words(row))
+
+    kept, left_out = room.fitting(source, prompt_N, reads_N, row_of, column.key_of)
+    return replace(opened, plan_source=kept, left_out=left_out)
 
 
 def _columns_read(live: Mapping[str, LiveConfig], losses: Mapping[str, LossConfig], stream: str) -> list[str]:
@@ -106,7 +155,10 @@ def _check_origin(recipe: Recipe, role: str, column: Column, prompt: Prompt) -> 
     """Raises InputError for log-probs over other ids or at another temperature than the student's: training would not notice."""
     tokenizer = tokenizer_digest(prompt.tokenizer)
     if column.spec.tokenizer != tokenizer:
-        raise InputError(f"column `{column.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`)")
+        raise InputError(
+            f"column `{column.name}` was made with another tokenizer than the student's (`{recipe.student.llm}`): run "
+            "`speechkd teach` on this recipe"
+        )
     for loss, config in recipe.losses.items():
         for signal in sorted(recipe.stored_signals(config, role) & column.spec.signals.names & {"topk", "sampled"}):
             width, temperature = text_config(recipe.student.llm, recipe.student.config_root).vocab_size, config.needs().temperature

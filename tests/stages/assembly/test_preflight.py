@@ -214,5 +214,53 @@ def test_the_same_recipe_with_its_names_right_is_planned(
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     message = capsys.readouterr()
-    assert leaving.value.code in (0, None), message.err
-    assert "layer_wise" in message.out and "lora" in message.out
+    assert leaving.value.code == 1, message.err
+    assert "data        not ready" in message.out and "layer_wise" in message.out and "lora" in message.out
+
+
+EXTRACTORS: dict[str, tuple[dict[str, object], str]] = {
+    "more mels": ({"feature_size": 128}, "takes 80 mels, its extractor makes 128"),
+    "fewer mels": ({"feature_size": 64}, "takes 80 mels, its extractor makes 64"),
+    "another rate": ({"sampling_rate": 8000}, "hears 8000 Hz, shards have 16000"),
+    "waveforms": ({"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1}, "its extractor makes "),
+}
+
+
+@pytest.mark.parametrize("what", EXTRACTORS)
+def test_a_dry_run_compares_extractor_and_encoder(
+    what: str, weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, message = EXTRACTORS[what]
+    shutil.copytree(weightless / "encoder", tmp_path / "encoder")
+    path = tmp_path / "encoder/preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    said = says(capsys, monkeypatch, weightless, {}, "--set", f"student.encoder={tmp_path}/encoder")
+    assert message in said and "preprocessor_config.json" in said
+
+
+QUANTISED: dict[str, object] = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "awq": {"quant_method": "awq", "bits": 4},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {}},
+    "unknown": {"quant_method": "nope"},
+    "unnamed": {"bits": 4},
+    "a text": "gptq",
+    "a number": 4,
+    "a list": ["gptq"],
+}
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_a_dry_run_says_which_quantised_model_cannot_be_loaded(
+    method: str, weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(weightless / "llm", tmp_path / "llm")
+    path = tmp_path / "llm/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": QUANTISED[method]}))
+    as_student = says(capsys, monkeypatch, weightless, {}, "--set", f"student.llm={tmp_path}/llm")
+    assert (
+        "not a model configuration" in as_student or "is quantised" in as_student and "name the model that it was made from" in as_student
+    )
+    as_teacher = says(capsys, monkeypatch, weightless, {}, "--set", f"teachers.kd.model={tmp_path}/llm")
+    assert "not a model configuration" in as_teacher or "is quantised" in as_teacher and "cannot be loaded here" in as_teacher
