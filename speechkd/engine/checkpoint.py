@@ -52,13 +52,14 @@ def newest_first(checkpoints: Path) -> list[Path]:
     return sorted(folders, key=step_of, reverse=True)
 
 
-def latest(checkpoints: Path) -> Path | None:
+def latest(checkpoints: Path, checked: str | None = None) -> Path | None:
     """The newest checkpoint whose files all match the digests in COMMIT.json, or None. Collective: rank 0 checks and tells all ranks.
 
-    Incomplete checkpoints are skipped, with one line that says why.
+    Incomplete checkpoints are skipped, with one line that says why. `checked`: what `seal` says of one that this machine has just read
+    and found whole; it is not read again.
     """
-    name = next((folder.name for folder in newest_first(checkpoints) if _valid(folder)), None) if dist.rank() == 0 else None
-    name = dist.from_rank_zero(name)
+    found = (folder for folder in newest_first(checkpoints) if _valid(folder, checked))
+    name = dist.from_rank_zero(next((folder.name for folder in found), None) if dist.rank() == 0 else None)
     return _seen(checkpoints / name) if name is not None else None
 
 
@@ -74,13 +75,24 @@ def _seen(folder: Path) -> Path:
     return folder
 
 
+def seal(checkpoint: Path) -> str:
+    """Which checkpoint it is, to the byte, in one word: its name, and the digest of the marker that holds the digests of its files."""
+    return f"{checkpoint.name}@{sha256_file(checkpoint / COMMIT)}"
+
+
+def committed(checkpoints: Path) -> list[Path]:
+    """Checkpoints with a marker, newest first. Their files are not read: one may be damaged."""
+    return [folder for folder in newest_first(checkpoints) if (folder / COMMIT).is_file()]
+
+
 def ever_published(checkpoints: Path) -> bool:
     """True if any checkpoint was committed here, valid or not, so that starting again at step 0 would lose work."""
-    return any((folder / COMMIT).is_file() for folder in newest_first(checkpoints))
+    return bool(committed(checkpoints))
 
 
-def _valid(folder: Path) -> bool:
-    why = why_invalid(folder)
+def _valid(folder: Path, checked: str | None) -> bool:
+    whole = all((folder / file).is_file() for file in (*FILES, COMMIT))
+    why = "" if checked is not None and whole and seal(folder) == checked else why_invalid(folder)
     if why:
         say(f"checkpoint {folder.name} is ignored: {why}")
     return not why

@@ -10,7 +10,7 @@ from speechkd.cluster.profile import ClusterProfile
 from speechkd.cluster.slurm import Job
 from speechkd.data.cards import load_card
 from speechkd.data.column_writer import shards_to_do as column_to_do
-from speechkd.engine.checkpoint import latest, read_trainer
+from speechkd.engine.checkpoint import committed, latest, read_trainer, step_of
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs.columns import column_spec
 from speechkd.stages.inputs.corpora import open_corpora, version_folder
@@ -85,5 +85,7 @@ def _columns(recipe: Recipe, corpora: Sequence[ShardedPart], sharded: bool) -> t
 
 
 def _is_trained(recipe: Recipe) -> bool:
+    if not any(step_of(folder) >= recipe.train.steps for folder in committed(recipe.run_dir / CHECKPOINTS)):
+        return False  # whatever is there: no need to read it
     newest = latest(recipe.run_dir / CHECKPOINTS)
     return newest is not None and bool(read_trainer(newest)["step"] >= recipe.train.steps)

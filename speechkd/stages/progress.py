@@ -13,7 +13,7 @@ from speechkd.cluster.scheduler import QueuedJob, ended, has_slurm
 from speechkd.core.errors import DataError, InputError
 from speechkd.data.storage.manifest import MANIFEST
 from speechkd.data.storage.store import list_folder, parse_location
-from speechkd.engine.checkpoint import COMMIT, newest_first
+from speechkd.engine.checkpoint import committed
 from speechkd.recipe import Recipe
 from speechkd.stages.evaluate import SUMMARY
 from speechkd.stages.inputs.corpora import open_corpora
@@ -81,7 +81,7 @@ def run_state(run: Path) -> RunState:
     series = metric_series(run / JOURNAL)
     step = max((points[-1][0] for name, points in series.items() if points and name.startswith("train/")), default=0)
     # by its marker alone: this is asked every few seconds, and a checkpoint may be gigabytes on a shared folder
-    newest = next((folder for folder in newest_first(run / CHECKPOINTS) if (folder / COMMIT).is_file()), None)
+    newest = next(iter(committed(run / CHECKPOINTS)), None)
     state = last_status(run / JOURNAL)
     events = read_history(run)
     stages = _stages(run, recipe, records, queue, step, state)

@@ -3,6 +3,9 @@
 Exit 0: restart; 1: stop. A restart must bring the run forward: `--max-restarts` of them without a new checkpoint stop the loop, whatever
 the reason, for a job that fails at once would else be queued for ever. Wrong input (2) is never tried again.
 
+A job has seconds between its last checkpoint and its time limit: this reads no checkpoint and loads no torch where a launcher has written
+how far training came.
+
     RUN/restarts.jsonl    one JSON object a line: {"event": "start" | "end" | "restart" | "stop", "time", "step", "code", "reason", ...}
 """
 
@@ -20,9 +23,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from speechkd.core.errors import EXIT_INPUT, EXIT_REQUEUE, DataError
-from speechkd.engine.checkpoint import latest, read_trainer
-from speechkd.stages.run_folder import CHECKPOINTS
+from speechkd.core.errors import EXIT_INPUT, EXIT_REQUEUE
 from speechkd.tracking.journal import JOURNAL, Journal
 
 RESTARTS = "restarts.jsonl"
@@ -111,18 +112,9 @@ def record_start(run: Path, step: int, ranks: int, nodes: int) -> int:
     return before
 
 
-def record_end(run: Path, code: int, reason: str) -> None:
-    """The ranks ended."""
-    _append(run, {"event": "end", "step": committed_step(run), "code": code, "reason": reason})
-
-
-def committed_step(run: Path) -> int:
-    """The step of the newest valid checkpoint; 0 without one."""
-    try:
-        newest = latest(run / CHECKPOINTS)
-        return int(read_trainer(newest)["step"]) if newest is not None else 0
-    except (OSError, DataError):
-        return 0
+def record_end(run: Path, step: int, code: int, reason: str) -> None:
+    """The ranks ended, with a checkpoint of `step` as the newest."""
+    _append(run, {"event": "end", "step": step, "code": code, "reason": reason})
 
 
 def _append(run: Path, event: Event) -> None:
@@ -134,6 +126,12 @@ def _append(run: Path, event: Event) -> None:
         os.fsync(stream.fileno())
 
 
+def _newest_whole(run: Path) -> int:
+    from speechkd.stages.saved_steps import newest_whole  # loads torch
+
+    return newest_whole(run)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the decision, record it in the history, and in the journal where it stops a run that failed."""
     parser = argparse.ArgumentParser(prog="python -m speechkd.stages.restart", description=(__doc__ or "").partition("\n")[0])
@@ -141,8 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("code", type=int, help="exit code of the training that ended")
     parser.add_argument("--max-restarts", type=int, default=3, help="restarts without a new step that stop the loop")
     given = parser.parse_args(arguments)
-    step = committed_step(given.run)
-    decision = decide(read_history(given.run), given.code, step, given.max_restarts)
+    history = read_history(given.run)
+    step = history[-1]["step"] if history and history[-1]["event"] == "end" else _newest_whole(given.run)
+    decision = decide(history, given.code, step, given.max_restarts)
     print(decision, flush=True)
     if given.run.is_dir():
         event = "restart" if decision.restart else "stop"

@@ -86,8 +86,8 @@ def second_place(recipe: Recipe, folder: Path, retention: Retention) -> SecondPl
     return SecondPlace(place, retention.stays, retention.for_good)
 
 
-def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) -> None:
-    """Write the resolved recipe into the run folder, or prove that it is the one already there.
+def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) -> Path | None:
+    """Write the resolved recipe into the run folder, or prove that it is the one already there. Returns the checkpoint to continue from.
 
     Raises InputError if the folder belongs to another recipe or other data, if `require` finds no checkpoint, if `never` finds one,
     or if checkpoints were published once and none of them is valid now: a run never silently starts over.
@@ -113,3 +113,4 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
     facts = plan_facts(recipe, plan_digest, stored, newest, folder)
     write_text(folder / RECIPE, dump_yaml(recipe.model_dump(mode="json")))
     write_json(folder / RUN, {"recipe": recipe.digest(), **facts})
+    return newest

@@ -19,7 +19,7 @@ from speechkd.core.errors import EXIT_FAILED, EXIT_REQUEUE
 from speechkd.core.files import write_json
 from speechkd.core.locks import exclusive
 from speechkd.core.log import say
-from speechkd.engine.checkpoint import latest, read_trainer
+from speechkd.engine.checkpoint import read_trainer, seal
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.base_models import same_base
@@ -30,6 +30,7 @@ from speechkd.stages.inputs.sources import TrainSource, make_schedule, open_trai
 from speechkd.stages.lineage import record_checkpoints, record_datasets
 from speechkd.stages.restart import record_end, record_start
 from speechkd.stages.run_folder import CHECKPOINTS, Resume, prepare_run
+from speechkd.stages.saved_steps import markers, reached
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.sender_process import start_sender
 from speechkd.train.schedule import Schedule
@@ -57,7 +58,7 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
     A finished run is left as it is. Raises InputError for anything that can be known to be wrong before a process starts.
     """
     with prepared(recipe, ranks, resume, run_dir or recipe.run_dir) as run:
-        return launch(run, lambda: run_ranks([*WORKER, str(run.folder)], ranks, run.folder), ranks)
+        return launch(run, lambda: run_ranks(worker(run.folder, run.newest), ranks, run.folder), ranks)
 
 
 @contextmanager
@@ -75,8 +76,13 @@ def prepared(recipe: Recipe, ranks: int, resume: Resume, folder: Path) -> Iterat
     check_clips(corpora, recipe.student.encoder, recipe.train.roles, recipe.evaluation)
     # Held before anything is written: a second training must not touch the first one's journal, nor start ranks that only wait.
     with exclusive(folder / LAUNCH_LOCK, 0.0, f"another training is at work in `{folder}`"):
-        prepare_run(folder, recipe, schedule.digest, resume)
-        yield Prepared(folder=folder, recipe=recipe, sources=sources, schedule=schedule, newest=latest(folder / CHECKPOINTS))
+        newest = prepare_run(folder, recipe, schedule.digest, resume)
+        yield Prepared(folder=folder, recipe=recipe, sources=sources, schedule=schedule, newest=newest)
+
+
+def worker(folder: Path, newest: Path | None) -> list[str]:
+    """The command of a rank. It is told which checkpoint was found whole: reading gigabytes twice would double the wait for a start."""
+    return [*WORKER, str(folder), *([seal(newest)] if newest is not None else [])]
 
 
 def launch(run: Prepared, start: Callable[[], Ended], ranks: int, nodes: int = 1) -> int:
@@ -90,6 +96,7 @@ def launch(run: Prepared, start: Callable[[], Ended], ranks: int, nodes: int = 1
         return 0
     journal.status("RUNNING")
     ended, sender = Ended(EXIT_FAILED, "the launcher failed"), None
+    before = markers(folder)
     try:
         _describe(journal, folder, recipe, run.sources)
         journal.tags({"ranks": str(ranks), "nodes": str(nodes)})
@@ -101,7 +108,7 @@ def launch(run: Prepared, start: Callable[[], Ended], ranks: int, nodes: int = 1
             say("train: stopped after a checkpoint; the same command continues")
     finally:
         record_checkpoints(Journal(folder / JOURNAL), folder / CHECKPOINTS)  # a fresh view: rank 0 has written most of them
-        record_end(folder, ended.code, ended.reason)
+        record_end(folder, reached(folder, start_step(run), before), ended.code, ended.reason)
         journal.status("FINISHED" if ended.code == 0 else "KILLED" if ended.code == EXIT_REQUEUE else "FAILED")
         journal.close()
         if sender is not None:

@@ -19,7 +19,7 @@ from speechkd.core.log import say
 from speechkd.engine.checkpoint import COMMIT, why_invalid
 from speechkd.recipe import Recipe
 from speechkd.stages.run_folder import CHECKPOINTS, RECIPE, Resume
-from speechkd.stages.train import WORKER, finished, launch, prepared
+from speechkd.stages.train import finished, launch, prepared, worker
 from speechkd.tracking.sampler import node_name, start_sampler
 
 SEEN_S = 60.0
@@ -45,16 +45,16 @@ def train_on_nodes(load: Callable[[], Recipe], words: Sequence[str], place: Plac
         stall_s = recipe.train.stall_s
         team.limit_s = min(SILENT_S, stall_s / 2)
 
-        def start(folder: Path, port: int) -> Ended:
+        def start(folder: Path, port: int, newest: Path | None) -> Ended:
             interface = socket_interface(place.host, place.port)
             team.ready()
             on_nodes = OnNodes(team=team, port=port, interface=interface, grace_s=min(_GRACE_S, stall_s / 4))
-            return run_ranks([*WORKER, str(folder)], ranks, folder, received=received, on_nodes=on_nodes)
+            return run_ranks(worker(folder, newest), ranks, folder, received=received, on_nodes=on_nodes)
 
         return _lead(recipe, team, ranks, resume, start) if team.leads else _follow(recipe, team, start)
 
 
-def _lead(recipe: Recipe, team: Team, ranks: int, resume: Resume, start: Callable[[Path, int], Ended]) -> int:
+def _lead(recipe: Recipe, team: Team, ranks: int, resume: Resume, start: Callable[[Path, int, Path | None], Ended]) -> int:
     nodes = team.place.nodes
     with prepared(recipe, nodes * ranks, resume, recipe.run_dir) as run:
         if (done := finished(run)) is not None:
@@ -69,12 +69,12 @@ def _lead(recipe: Recipe, team: Team, ranks: int, resume: Resume, start: Callabl
                 say(f"error: {refused.reason}")
                 team.dismiss(refused)
                 return refused
-            return start(run.folder, port)
+            return start(run.folder, port, run.newest)
 
         return launch(run, begin, nodes * ranks, nodes)
 
 
-def _follow(recipe: Recipe, team: Team, start: Callable[[Path, int], Ended]) -> int:
+def _follow(recipe: Recipe, team: Team, start: Callable[[Path, int, Path | None], Ended]) -> int:
     plan = team.follow()
     if isinstance(plan, Ended):
         if plan.code == EXIT_INPUT:
@@ -84,7 +84,7 @@ def _follow(recipe: Recipe, team: Team, start: Callable[[Path, int], Ended]) -> 
     _await_run(recipe.run_dir, plan, SEEN_S)
     if node_name() != plan["node"]:  # the sender there samples its own
         start_sampler(recipe.run_dir)
-    return start(recipe.run_dir, int(plan["port"])).code
+    return start(recipe.run_dir, int(plan["port"]), None).code
 
 
 def _await_run(folder: Path, plan: dict[str, Any], wait_s: float) -> None:

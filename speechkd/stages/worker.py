@@ -1,4 +1,4 @@
-"""One rank of a training run: `torchrun ... -m speechkd.stages.worker RUN_DIR`. The recipe is read from the run folder."""
+"""One rank of a training run: `torchrun ... -m speechkd.stages.worker RUN_DIR [CHECKED]`. The recipe is read from the run folder."""
 
 from __future__ import annotations
 
@@ -51,25 +51,28 @@ LOCK, LOCK_WAIT_S = ".lock", 60.0
 PROBE_POSITIONS, PROBES_KEPT = 16, 4
 
 
-def work(folder: Path) -> None:
-    """Train this rank's share of the run in `folder`, from the newest valid checkpoint to the end or to a preemption."""
+def work(folder: Path, checked: str | None = None) -> None:
+    """Train this rank's share of the run in `folder`, from the newest valid checkpoint to the end or to a preemption.
+
+    `checked`: the seal of a checkpoint whose files the launcher has read.
+    """
     preemption = PreemptionFlag()
     recipe = run_recipe(folder)
     init_distributed(max(GROUP_TIMEOUT_S, 2 * recipe.train.stall_s))  # the watchdog fires first: it knows where a rank is stuck
     # Ranks of a killed launcher may still be saving their last step: wait for them, and never write beside another run.
     busy = f"another training run is at work in `{folder}`"
     with exclusive(folder / LOCK, LOCK_WAIT_S, busy) if dist.rank() == 0 else nullcontext():
-        _train(folder, recipe, preemption)
+        _train(folder, recipe, preemption, checked)
 
 
-def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag) -> None:
+def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: str | None) -> None:
     prompt = open_prompt(recipe.prompt, recipe.student.llm)
     sources = open_train_sources(recipe, prompt)
     data = read_json(folder / RUN)
     schedule = make_schedule(recipe, sources, data.get("grown_at", 0))
     world = dist.world_size()
     dist.barrier()  # rank 0 holds the run folder's lock
-    newest = latest(folder / CHECKPOINTS)
+    newest = latest(folder / CHECKPOINTS, checked)
     ds_config = read_ds_config(Path(recipe.deepspeed))
     student = build_student(recipe.student, ds_config, recipe.seed)
     with torch_seed(recipe.seed, "losses"):
@@ -196,7 +199,7 @@ def _restore_counters(checkpoint: Path | None, engine: Engine, spikes: SpikeGuar
 def main() -> None:
     """Exit 0 done or preempted (`requeue.json` says which), 1 failed, 2 wrong input."""
     try:
-        work(Path(sys.argv[1]))
+        work(Path(sys.argv[1]), *sys.argv[2:3])
     except InputError as error:
         say(f"error: {error}")
         sys.exit(EXIT_INPUT)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from speechkd.core.files import sha256_bytes
 from tests.consistency.house import ROOT
 
 DOCKER = ROOT / "docker"
@@ -24,6 +26,24 @@ def test_images_are_pinned_in_one_place() -> None:
     assert named == {"${CUDA_IMAGE}", "${PYTHON_IMAGE}"}
     images = {service["image"] for service in COMPOSE["services"].values() if "build" not in service}
     assert {re.fullmatch(r"\$\{(\w+):\?.*\}", image).group(1) for image in images} <= set(PINS)  # type: ignore[union-attr]
+
+
+def test_a_digest_is_written_behind_every_tag_or_nothing_is(tmp_path: Path) -> None:
+    """docker/pin with a stand-in for the registry; a second call asks for the tags again."""
+    for name in ("pin", "images.env"):
+        shutil.copy(DOCKER / name, tmp_path)
+    registry = tmp_path / "registry"
+    registry.write_text('#!/bin/sh\nprintf "sha256:%s\\n" "$(printf "%s" "$1$SALT" | sha256sum | cut -d" " -f1)"\n')
+    registry.chmod(0o755)
+    for salt in ("", "moved"):
+        subprocess.run([tmp_path / "pin"], env={**os.environ, "INSPECT": str(registry), "SALT": salt}, check=True)
+        pins = dict(line.split("=", 1) for line in (tmp_path / "images.env").read_text().splitlines() if not line.startswith("#"))
+        tags = {name: image.partition("@")[0] for name, image in PINS.items()}
+        assert pins == {name: f"{tag}@sha256:{sha256_bytes(f'docker://{tag}{salt}'.encode())}" for name, tag in tags.items()}
+    before = (tmp_path / "images.env").read_bytes()
+    done = subprocess.run([tmp_path / "pin"], env={**os.environ, "INSPECT": "echo denied"}, capture_output=True, text=True)
+    assert done.returncode == 1 and "no digest of nvidia/cuda" in done.stderr
+    assert (tmp_path / "images.env").read_bytes() == before
 
 
 def test_every_service_is_hardened_and_watched() -> None:

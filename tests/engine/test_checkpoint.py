@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from speechkd.core.errors import DataError
+from speechkd.core.files import sha256_file
 from speechkd.engine import checkpoint
 from tests.engine.conftest import Campaign
 
@@ -63,6 +64,32 @@ def test_a_damaged_one_is_ignored(folder: Path, file: str, how: str, capsys: pyt
     assert capsys.readouterr().err.count("\n") == 1
     shutil.rmtree(folder / "step-000003")
     assert checkpoint.latest(folder) is None and checkpoint.ever_published(folder)
+
+
+def test_one_that_was_checked_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its marker is, so that the word holds for these very bytes; any other checkpoint is read as always."""
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(f"{path.parent.name}/{path.name}")
+        return sha256_file(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_file", counted)
+    newest = folder / "step-000004"
+    checked = checkpoint.seal(newest)
+    assert checkpoint.latest(folder, checked) == newest and read == ["step-000004/COMMIT.json"] * 2
+    assert checkpoint.latest(folder, checkpoint.seal(folder / "step-000003")) == newest
+    assert "step-000004/weights.safetensors" in read and "step-000003/weights.safetensors" not in read
+    (newest / "moments.safetensors").unlink()
+    assert checkpoint.latest(folder, checked) == folder / "step-000003"
+
+
+def test_a_marker_that_was_written_again_is_another_checkpoint(folder: Path) -> None:
+    newest = folder / "step-000004"
+    checked = checkpoint.seal(newest)
+    (newest / "weights.safetensors").write_bytes(b"other")
+    (newest / "COMMIT.json").write_text((newest / "COMMIT.json").read_text() + "\n")
+    assert checkpoint.latest(folder, checked) == folder / "step-000003"
 
 
 @pytest.mark.parametrize("text", ["", "null", "[1]", '{"format": 1}', '{"format": 1, "files": {"../x": ""}}', "[" * 100_000])

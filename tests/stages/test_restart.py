@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from speechkd.core.files import read_json_lines
-from speechkd.stages import restart
 from speechkd.stages.restart import RESTARTS, decide, main, read_history, record_end, record_start
 from speechkd.tracking.journal import JOURNAL, Journal, read_journal
 
@@ -84,7 +85,7 @@ def test_a_job_that_fails_at_once_ends_after_three_restarts(tmp_path: Path, caps
     answers = []
     while not answers or answers[-1] == 0:
         record_start(tmp_path, 0, 2, 2)
-        record_end(tmp_path, 1, "node 1 (n1): rank 1 ended with SIGBUS")
+        record_end(tmp_path, 0, 1, "node 1 (n1): rank 1 ended with SIGBUS")
         answers.append(main([str(tmp_path), "1"]))
     assert answers == [0, 0, 0, 1]
     said = "3 restarts without a new step since step 0 (codes 1, 1, 1; last: exit 1 (node 1 (n1): rank 1 ended with SIGBUS))"
@@ -94,12 +95,20 @@ def test_a_job_that_fails_at_once_ends_after_three_restarts(tmp_path: Path, caps
     assert tag["values"] == {"stopped": said}
 
 
-def test_a_torn_history_is_read_as_far_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restart, "committed_step", lambda run: 20)
+def test_the_launchers_word_is_enough_and_torch_is_not_loaded(tmp_path: Path) -> None:
+    """Between the last checkpoint and the time limit there are seconds: nothing is read again."""
+    record_start(tmp_path, 30, 2, 1)
+    record_end(tmp_path, 40, 75, "stopped at a step boundary")
+    code = f"import sys; from speechkd.stages.restart import main; print(main([{str(tmp_path)!r}, '75']), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["restart: exit 75 (stopped cleanly) at step 40, 10 steps since the last start", "0 False"]
+
+
+def test_a_torn_history_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     assert record_start(tmp_path, 0, 2, 1) == 0
     with (tmp_path / RESTARTS).open("ab") as stream:
         stream.write(b'{"event": "start", "st')
-    record_end(tmp_path, 1, "a line\u2028of one")
+    record_end(tmp_path, 20, 1, "a line\u2028of one")
     assert record_start(tmp_path, 20, 2, 1) == 1
     with (tmp_path / RESTARTS).open("ab") as stream:
         stream.write(b'{"event": "end", "step": "x", "code": 1}\n[]\n\xff\n')

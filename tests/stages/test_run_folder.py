@@ -145,7 +145,7 @@ def test_a_run_that_lost_its_checkpoints_continues_from_the_copy(tmp_path: Path,
     second = second_place(made, made.run_dir, Retention())
     assert second is not None and isinstance(second.place, Path)
     committed(second.place, 20)
-    prepare_run(made.run_dir, made, "plan", "require")
+    assert prepare_run(made.run_dir, made, "plan", "require") == made.run_dir / CHECKPOINTS / "step-000020"
     assert latest(made.run_dir / CHECKPOINTS) == made.run_dir / CHECKPOINTS / "step-000020"
     assert "step-000020 was fetched from" in capsys.readouterr().err
     committed(second.place, 30)

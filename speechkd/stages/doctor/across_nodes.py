@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch.distributed as torch_dist
 from speechkd.core.files import write_text
 from speechkd.stages.doctor.finding import Finding
 from speechkd.stages.doctor.shared_folder import CHECK, NO_LOCKS, SKEW_S, WRONG_S
+from speechkd.tracking.sampler import node_name
 
 CLOCK = "clocks"
 LATE_S, MOST_LATE_S = 2.0, 30.0
@@ -25,7 +25,7 @@ Gather = Callable[[Any], list[Any]]
 def check_across_nodes(folder: Path, gather: Gather) -> list[Finding]:
     """Every rank must call it; `gather` collects a JSON value of each rank. Findings are the same on every rank."""
     rank = torch_dist.get_rank()
-    hosts: list[str] = gather(socket.gethostname())
+    hosts: list[str] = gather(node_name())
     nodes = len(set(hosts))
     speaks = hosts.index(hosts[rank]) == rank
     """one process of each node writes and looks"""

@@ -50,7 +50,7 @@ def check_disk(name: str, folder: Path) -> list[Finding]:
     way_out = "" if level == "ok" else "remove old runs and caches, or ask for a larger quota"
     if not os.access(folder, os.W_OK):
         level, way_out = "fail", "this user may not write there"
-    return [Finding(name, level, f"`{folder}` on {file_system(folder)}: {free:.0f} GiB free{files}", way_out)]
+    return [Finding(name, level, f"`{folder.resolve()}` on {file_system(folder)}: {free:.0f} GiB free{files}", way_out)]
 
 
 def _level(value: float, low: float, too_low: float) -> Level:

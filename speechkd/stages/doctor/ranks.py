@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 from dataclasses import asdict
@@ -22,12 +21,14 @@ from speechkd.core.files import read_json, write_json
 from speechkd.stages.doctor.across_nodes import check_across_nodes
 from speechkd.stages.doctor.finding import Finding
 from speechkd.stages.doctor.network import address_of, usable
+from speechkd.tracking.sampler import node_name
 
 CHECK = "all-reduce"
 JOIN_S = 60.0
 """Seconds to wait for the other processes"""
 MEGABYTES = {"gloo": 16, "nccl": 256}
 ROUNDS = 5
+NODES_SHOWN = 8
 WAY_OUT = "set `socket_ifname` in the profile; NCCL_DEBUG=INFO says more"
 
 
@@ -100,7 +101,7 @@ def check_all_reduce() -> list[Finding]:
         torch_dist.all_reduce(values)
         right &= bool((values == world * (world + 1) / 2).all())  # also waits for the GPU
         fastest = min(fastest, time.perf_counter() - began)
-    nodes = len(set(gathered(socket.gethostname())))
+    nodes = len(set(gathered(node_name())))
     bus = 2 * (world - 1) / world * size / fastest / 1e9
     text = (
         f"{backend}, {world} ranks on {nodes} node{'s' if nodes > 1 else ''}: {size >> 20} MiB in {1000 * fastest:.1f} ms ({bus:.1f} GB/s)"
@@ -124,13 +125,21 @@ def gathered(value: Any) -> list[Any]:
 
 def of_all_nodes(own: list[Finding]) -> list[Finding]:
     """This node's findings, and those of the other nodes that are not ok, each said once. Every rank must call it."""
-    host = socket.gethostname()
+    here = node_name()
+    answers = gathered([here, [asdict(finding) for finding in own]])
+    nodes = list(dict.fromkeys(node for node, _ in answers))
     found = {}
-    for node, records in gathered([host, [asdict(finding) for finding in own]]):
-        for record in records if node != host else []:
+    for node, records in answers:
+        for record in records if node != here else []:
             if record["level"] != "ok":
                 found[node, record["check"], record["text"]] = Finding(**{**record, "node": node})
-    return [*own, *found.values()]
+    names = ", ".join(nodes[:NODES_SHOWN]) + (f" and {len(nodes) - NODES_SHOWN} more" if len(nodes) > NODES_SHOWN else "")
+    said = f"{len(nodes)} with {len(answers)} processes: {names}"
+    return [
+        Finding("nodes", "ok", f"{said}; lines without a name are {here}'s, the others add what is not ok there"),
+        *own,
+        *found.values(),
+    ]
 
 
 def check_together(folder: Path, interface: str | None) -> list[Finding]:
