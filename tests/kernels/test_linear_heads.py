@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import LossOut
-from speechkd.kernels import chunks, linear_cross_entropy, linear_kl, linear_topk_kl
+from speechkd.kernels import chunks, dispatch, linear_cross_entropy, linear_kl, linear_topk_kl
 
 T, V, D, E, K = 61, 257, 24, 20, 12
 
@@ -98,6 +99,40 @@ def test_chunked_is_the_reference(op: Op, rows: int, vocabulary: int, cap: float
     assert (grad32 - truth_grad).norm() <= 1e-5 * truth_grad.norm() + 3 * (autograd32 - truth_grad).norm() + 1e-9
 
 
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_topk_kl", *TAILS])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("rows,vocabulary", [(T, V), (0, V), (1, V), (17, 2), (33, 129)])
+@pytest.mark.parametrize("tile", [1, 64 * T, 1 << 20])
+def test_tiled_is_the_reference(
+    name: str, rows: int, vocabulary: int, cap: float | None, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several tiles, several groups of rows, ids that the teacher names in any tile."""
+    tiled = sys.modules["speechkd.kernels.linear_topk_kl.tiled"]
+    monkeypatch.setattr(tiled, "TILE_ELEMENTS", tile)
+    monkeypatch.setattr(tiled, "ROWS", 24)
+
+    def run(impl: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        hidden, weight, signals = problem(rows, vocabulary, dtype)
+        total = EVERY[name](hidden.requires_grad_(), weight, signals, impl, cap).total
+        return total.detach().double(), torch.autograd.grad(3.0 * total, hidden)[0].double()
+
+    truth, truth_grad = run("reference", torch.float64)
+    for dtype, by in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        value, grad = run("tiled", dtype)
+        torch.testing.assert_close(value, truth, rtol=by, atol=by)
+        assert (grad - truth_grad).norm() <= by * truth_grad.norm() + 1e-12
+
+
+def test_many_rows_of_a_large_vocabulary_are_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, s = problem(dtype=torch.float32)
+    for elements, name in ((T * V, "chunked"), (20 * V, "tiled")):
+        monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", elements)
+        linear_cross_entropy(hidden, weight, s["targets"], s["mask"])
+        assert dispatch.latest("linear_cross_entropy").name == name
+    with pytest.raises(InputError, match="`tiled` .* the head's weight wants a gradient"):
+        linear_cross_entropy(hidden, weight.requires_grad_(), s["targets"], s["mask"], "tiled")
+
+
 @every_form
 @pytest.mark.parametrize("rows,vocabulary,cap", [(7, 33, None), (0, 33, None), (3, 2, 30.0)])
 def test_triton_is_the_reference(
@@ -127,8 +162,10 @@ def eager_bf16(name: str, hidden: Tensor, weight: Tensor, s: dict[str, Tensor]) 
     return (0.5 * (logp.exp() * (logp - m)).sum(1) + 0.5 * (logq.exp() * (logq - m)).sum(1)).mean()
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_bf16_is_no_worse_than_eager_bf16(name: str) -> None:
+@pytest.mark.parametrize(
+    "name,impl", [*((name, "chunked") for name in OPS), ("linear_cross_entropy", "tiled"), ("linear_topk_kl", "tiled")]
+)
+def test_bf16_is_no_worse_than_eager_bf16(name: str, impl: str) -> None:
     hidden, weight, signals = problem(dtype=torch.bfloat16)
     wide = {k: x.float() if x.is_floating_point() else x for k, x in signals.items()}
     truth_in = hidden.float().requires_grad_()
@@ -141,7 +178,7 @@ def test_bf16_is_no_worse_than_eager_bf16(name: str) -> None:
         return abs(value.item() - truth_value.item()), (grad.float() - truth_grad).norm().item() / truth_grad.norm().item()
 
     ours_in, eager_in = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    ours = OPS[name](ours_in, weight, signals, "chunked", None)
+    ours = OPS[name](ours_in, weight, signals, impl, None)
     value_error, grad_error = errors(ours.total / ours.count, ours_in)
     eager_value_error, eager_grad_error = errors(eager_bf16(name, eager_in, weight, signals), eager_in)
     assert value_error <= eager_value_error + 1e-3 * abs(truth_value.item())
@@ -237,7 +274,7 @@ def test_under_autocast(op: Op) -> None:
 def test_wrong_input_is_one_line(op: Op) -> None:
     hidden, weight, signals = problem(dtype=torch.float32)
     with pytest.raises(
-        InputError, match="unknown implementation .* `chunky`; allowed: auto, chunked, reference, triton; did you mean `chunked`"
+        InputError, match="unknown implementation .* `chunky`; allowed: auto, chunked, reference, (tiled, )?triton; did you mean `chunked`"
     ):
         op(hidden, weight, signals, "chunky", None)
     with pytest.raises(InputError, match="`triton` of .* cannot run: no CUDA device; set TRITON_INTERPRET=1 to interpret"):

@@ -26,9 +26,9 @@ def _triton_obstacle(first_input: object) -> str | None:
 
 
 _IMPLEMENTATIONS = {
-    "triton": (triton_sum.layer_sum, _triton_obstacle),
-    "blocked": (blocked.layer_sum, _needs_frozen_states),
-    "reference": (reference.layer_sum, dispatch.no_obstacle),
+    "triton": dispatch.Implementation(triton_sum.layer_sum, _triton_obstacle),
+    "blocked": dispatch.Implementation(blocked.layer_sum, _needs_frozen_states),
+    "reference": dispatch.Implementation(reference.layer_sum, dispatch.no_obstacle),
 }
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
-from speechkd.kernels.linear_cross_entropy import chunked, reference, triton_rows
+from speechkd.kernels.linear_cross_entropy import chunked, reference, tiled, triton_rows
+from speechkd.kernels.linear_topk_kl.tiled import obstacle, slower
 from speechkd.kernels.logits import Head, KeptRows, Logits
 
-_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], dispatch.Obstacle]] = {
-    "triton": (partial(chunked.linear_cross_entropy, rows_=triton_rows.cross_entropy_rows_), dispatch.needs_triton_head),
-    "chunked": (chunked.linear_cross_entropy, dispatch.needs_head),
-    "reference": (reference.linear_cross_entropy, dispatch.no_obstacle),
+_IMPLEMENTATIONS = {
+    "triton": dispatch.Implementation(
+        partial(chunked.linear_cross_entropy, rows_=triton_rows.cross_entropy_rows_), dispatch.needs_triton_head
+    ),
+    "tiled": dispatch.Implementation(tiled.linear_cross_entropy, obstacle, slower),
+    "chunked": dispatch.Implementation(chunked.linear_cross_entropy, dispatch.needs_head),
+    "reference": dispatch.Implementation(reference.linear_cross_entropy, dispatch.no_obstacle),
 }
 
 
@@ -29,7 +32,7 @@ def linear_cross_entropy(
         weight_VD: the head's weight, [V, D]; gets a gradient if it wants one.
         targets_T: ids in [0, V); any value in masked-out rows.
         mask_T: boolean; False rows change neither total nor count and get a zero gradient.
-        impl: auto, triton, chunked or reference.
+        impl: auto, triton, tiled, chunked or reference.
         softcap: Gemma 2's final logit soft-capping, None without.
     Raises:
         InputError: shapes, soft cap or `impl`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -13,10 +12,10 @@ from speechkd.kernels.linear_kl import chunked, reference, triton_rows
 from speechkd.kernels.linear_kl.divergence import Divergence
 from speechkd.kernels.logits import Head, KeptRows, Logits, check_shared
 
-_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], dispatch.Obstacle]] = {
-    "triton": (partial(chunked.linear_kl, rows_=triton_rows.kl_rows_), dispatch.needs_triton_head),
-    "chunked": (chunked.linear_kl, dispatch.needs_head),
-    "reference": (reference.linear_kl, dispatch.no_obstacle),
+_IMPLEMENTATIONS = {
+    "triton": dispatch.Implementation(partial(chunked.linear_kl, rows_=triton_rows.kl_rows_), dispatch.needs_triton_head),
+    "chunked": dispatch.Implementation(chunked.linear_kl, dispatch.needs_head),
+    "reference": dispatch.Implementation(reference.linear_kl, dispatch.no_obstacle),
 }
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
 from speechkd.core.types import LossOut
 from speechkd.kernels import dispatch
-from speechkd.kernels.linear_topk_kl import chunked, reference, triton_rows
+from speechkd.kernels.linear_topk_kl import chunked, reference, tiled, triton_rows
 from speechkd.kernels.linear_topk_kl.target import teacher_target
 from speechkd.kernels.logits import Head, KeptRows, Logits, check_temperature
 
-_IMPLEMENTATIONS: dict[str, tuple[Callable[..., Tensor], dispatch.Obstacle]] = {
-    "triton": (partial(chunked.linear_topk_kl, rows_=triton_rows.topk_kl_rows_), dispatch.needs_triton_head),
-    "chunked": (chunked.linear_topk_kl, dispatch.needs_head),
-    "reference": (reference.linear_topk_kl, dispatch.no_obstacle),
+_IMPLEMENTATIONS = {
+    "triton": dispatch.Implementation(partial(chunked.linear_topk_kl, rows_=triton_rows.topk_kl_rows_), dispatch.needs_triton_head),
+    "tiled": dispatch.Implementation(tiled.linear_topk_kl, tiled.obstacle, tiled.slower),
+    "chunked": dispatch.Implementation(chunked.linear_topk_kl, dispatch.needs_head),
+    "reference": dispatch.Implementation(reference.linear_topk_kl, dispatch.no_obstacle),
 }
 
 
@@ -42,7 +42,7 @@ def linear_topk_kl(
         mask_T: boolean; False rows change neither total nor count and get a zero gradient, even if they hold NaN.
         tail_logp_T: log of the teacher's mass outside the K ids; None: computed from `logp_TK`.
         temperature: divides the student's logits (after the soft cap); must equal the capture temperature.
-        impl: auto, triton, chunked or reference.
+        impl: auto, triton, tiled, chunked or reference.
         tail: `bucket`: the rest is one more outcome, (K+1)-way KL; `renormalise`: both sides over the K ids only;
             `ignore`: the K terms alone, student over the whole vocabulary (biased, may be negative).
         softcap: Gemma 2's final logit soft-capping; None: no cap.

@@ -34,26 +34,35 @@ def topk_kl_rows_(logits_CV: Tensor, target: Target, temperature: float, softcap
 
 
 def _block(z_XV: Tensor, target: Target, temperature: float, want_grad: bool) -> Tensor:
-    ids_XK, valid_XK, logp_XK, tail_logp_X, tail = target
     if temperature != 1.0:
         z_XV.div_(temperature)
-    z_XK = z_XV.gather(1, ids_XK).masked_fill_(~valid_XK, FLOOR)
-    z_XV.scatter_(1, ids_XK, FLOOR)
+    z_XK = z_XV.gather(1, target.ids_TK)
+    z_XV.scatter_(1, target.ids_TK, FLOOR)
     most_X1 = z_XV.amax(1, keepdim=True)
     sum_X1 = z_XV.sub_(most_X1).exp_().sum(1, keepdim=True)
-    rest_X = (sum_X1.log() + most_X1).squeeze(1)  # of the other ids: 1 - (mass of the K ids) loses all digits when small
-    kept_X = torch.logsumexp(z_XK, dim=1)
-    all_X = kept_X if tail == "renormalise" else torch.logaddexp(kept_X, rest_X)
-    p_XK, logq_XK = logp_XK.exp(), z_XK - all_X.unsqueeze(1)
-    value_X = (p_XK * (logp_XK - logq_XK)).sum(dim=1)
-    logq_tail_X, p_tail_X = rest_X - all_X, tail_logp_X.exp()
-    if tail == "bucket":
-        value_X += p_tail_X * (tail_logp_X - logq_tail_X)
-    if want_grad:
-        m_X = p_XK.sum(dim=1) + p_tail_X
-        outside_X = torch.zeros_like(rest_X) if tail == "renormalise" else m_X * logq_tail_X.exp() - p_tail_X
+    value_X, grad_XK, outside_X = kept_and_rest(z_XK, (sum_X1.log() + most_X1).squeeze(1), target, want_grad)
+    if grad_XK is not None and outside_X is not None:
         z_XV.mul_((outside_X / temperature).unsqueeze(1) / sum_X1)
-        z_XV.scatter_(1, ids_XK, 0.0)  # where nothing is outside, the softmax over the rest is not 0 there
-        grad_XK = (m_X.unsqueeze(1) * logq_XK.exp() - p_XK).masked_fill_(~valid_XK, 0.0)
-        z_XV.scatter_add_(1, ids_XK, grad_XK.div_(temperature))
+        z_XV.scatter_(1, target.ids_TK, 0.0)  # where nothing is outside, the softmax over the rest is not 0 there
+        z_XV.scatter_add_(1, target.ids_TK, grad_XK.div_(temperature))
     return value_X
+
+
+def kept_and_rest(z_XK: Tensor, rest_X: Tensor, target: Target, want_grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(value [X], d/dz_k [X, K], c [X]) of rows whose K logits and whose other ids' log-sum-exp are given, wide; z is divided by tau.
+
+    The rest is summed over the other ids: 1 - (mass of the K ids) loses all digits when small.
+    """
+    z_XK = z_XK.masked_fill(~target.valid_TK, FLOOR)
+    kept_X = torch.logsumexp(z_XK, dim=1)
+    all_X = kept_X if target.tail == "renormalise" else torch.logaddexp(kept_X, rest_X)
+    p_XK, logq_XK = target.logp_TK.exp(), z_XK - all_X.unsqueeze(1)
+    value_X = (p_XK * (target.logp_TK - logq_XK)).sum(dim=1)
+    logq_tail_X, p_tail_X = rest_X - all_X, target.tail_logp_T.exp()
+    if target.tail == "bucket":
+        value_X += p_tail_X * (target.tail_logp_T - logq_tail_X)
+    if not want_grad:
+        return value_X, None, None
+    m_X = p_XK.sum(dim=1) + p_tail_X
+    outside_X = torch.zeros_like(rest_X) if target.tail == "renormalise" else m_X * logq_tail_X.exp() - p_tail_X
+    return value_X, (m_X.unsqueeze(1) * logq_XK.exp() - p_XK).masked_fill_(~target.valid_TK, 0.0), outside_X

@@ -10,9 +10,9 @@ from speechkd.kernels.stack_norm_mlp import packed, reference, triton_mlp
 from speechkd.kernels.triton_launch import obstacle
 
 _IMPLEMENTATIONS = {
-    "triton": (triton_mlp.stack_norm_mlp, obstacle),
-    "packed": (packed.stack_norm_mlp, dispatch.no_obstacle),
-    "reference": (reference.stack_norm_mlp, dispatch.no_obstacle),
+    "triton": dispatch.Implementation(triton_mlp.stack_norm_mlp, obstacle),
+    "packed": dispatch.Implementation(packed.stack_norm_mlp, dispatch.no_obstacle),
+    "reference": dispatch.Implementation(reference.stack_norm_mlp, dispatch.no_obstacle),
 }
 
 

@@ -22,8 +22,8 @@ def _needs_constant_weights(weights_BT: object) -> str | None:
 
 
 _IMPLEMENTATIONS = {
-    "closed": (closed.weighted_cka, _needs_constant_weights),
-    "reference": (reference.weighted_cka, dispatch.no_obstacle),
+    "closed": dispatch.Implementation(closed.weighted_cka, _needs_constant_weights),
+    "reference": dispatch.Implementation(reference.weighted_cka, dispatch.no_obstacle),
 }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from speechkd import kernels
 from speechkd.kernels import weighted_cka as cka
-from speechkd.kernels.dispatch import no_obstacle
+from speechkd.kernels.dispatch import Implementation, no_obstacle
 from speechkd.stages.doctor.kernels import check_kernels
 
 
@@ -22,10 +22,10 @@ def test_an_implementation_that_is_wrong_fails(monkeypatch: pytest.MonkeyPatch) 
     import sys
 
     def wrong(*args: object) -> Tensor:
-        return 1.1 * reference(*args)  # type: ignore[operator]
+        return 1.1 * reference(*args)  # type: ignore[no-any-return]
 
     table = sys.modules[cka.__module__]._IMPLEMENTATIONS
-    reference = table["reference"][0]
-    monkeypatch.setitem(table, "closed", (wrong, no_obstacle))
+    reference = table["reference"].run
+    monkeypatch.setitem(table, "closed", Implementation(wrong, no_obstacle))
     [problem] = [finding for finding in check_kernels() if finding.level != "ok"]
     assert problem.check == "weighted_cka" and problem.text.startswith("closed is 10.0% off") and "impl: reference" in problem.way_out
