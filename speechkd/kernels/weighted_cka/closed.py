@@ -38,8 +38,8 @@ class _Cka(torch.autograd.Function):
         dtype = torch.float64 if torch.float64 in (x_BTD.dtype, y_BTE.dtype, weights_BT.dtype) else torch.float32
         cka_B = torch.zeros(x_BTD.shape[0], dtype=dtype, device=x_BTD.device)
         for part in _parts(mask_BT):
-            inputs = (given[part].to(dtype) for given in (x_BTD, y_BTE, weights_BT))
-            value_B, *found = _value_and_gradients(*inputs, mask_BT[part], mode, form, want)
+            x, y, weights = (given[part].to(dtype) for given in (x_BTD, y_BTE, weights_BT))
+            value_B, *found = _value_and_gradients(x, y, weights, mask_BT[part], mode, form, want)
             cka_B[part[0]] = value_B
             for whole, grad in zip(grads, found, strict=True):
                 if whole is not None and grad is not None:
