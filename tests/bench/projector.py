@@ -17,7 +17,7 @@ from tests.kernels.ragged import valid_rows
 
 CLIPS, FRAMES, WIDTH, STACK, HIDDEN, OUT = 4, 1500, 512, 5, 1024, 1024
 LENGTHS = {"equal": [1500] * 4, "1-30 s": [50, 533, 1017, 1500]}
-LAYERS, MIX = 33, (1, 500, 1280)
+LAYERS, MIX = 33, (1, 300, 1280)
 Step = Callable[[], object]
 
 
