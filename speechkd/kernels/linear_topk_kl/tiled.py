@@ -113,10 +113,10 @@ class _TiledTotal(torch.autograd.Function):
 
 def _rest(hidden_TD: Tensor, weight_VD: Tensor, ids_TK: Tensor, temperature: float, softcap: float | None, want_grad: bool) -> Rest:
     (T, D), K = hidden_TD.shape, ids_TK.shape[1]
-    as_wide = {"dtype": wide(hidden_TD[:0]).dtype, "device": hidden_TD.device}
-    z_TK, most_T1, sum_T1 = torch.empty(T, K, **as_wide), torch.full((T, 1), FLOOR, **as_wide), torch.zeros(T, 1, **as_wide)
+    like = wide(hidden_TD[:0])
+    z_TK, most_T1, sum_T1 = like.new_empty(T, K), like.new_full((T, 1), FLOOR), like.new_zeros(T, 1)
     slope_TK = None if softcap is None else torch.empty_like(z_TK)
-    mean_TD = torch.zeros(T, D, **as_wide) if want_grad else None
+    mean_TD = like.new_zeros(T, D) if want_grad else None
     for tile_ND, ids_TN, z_TX in _tiles(hidden_TD, weight_VD, ids_TK):
         N = len(tile_ND)
         z_TN = z_TX[:, :N]

@@ -27,7 +27,7 @@ def check_kernels() -> list[Finding]:
             found.append(Finding(op, "ok", str(choice)))
         else:
             text = f"{choice.name} is {apart:.1%} off its reference on {device}"
-            found.append(Finding(op, "fail", text, f"set `impl: reference` in the recipe, and report this with the versions above"))
+            found.append(Finding(op, "fail", text, "set `impl: reference` in the recipe, and report this with the versions above"))
     return found
 
 
