@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from speechkd.kernels import linear_cross_entropy, linear_kl, linear_topk_kl
+from tests.bench.interleaved import bf16_products, peak_of_this
 
 K = 64
 Run = Callable[[], tuple[Tensor, Tensor]]
@@ -217,11 +218,6 @@ def _memory(case: Case, name: str) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def _status(key: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines() if line.startswith(key))
-    return float(line.split()[1]) / 1024
-
-
 def peak(case: Case, name: str) -> float:
     """Peak memory of one call above the inputs and a small call, MiB."""
     small = Inputs(case._replace(T=32))
@@ -231,10 +227,7 @@ def peak(case: Case, name: str) -> float:
     x = Inputs(case)
     run = {"speechkd": ours(case, x), **dict(peers(case, x))}[name]
     ctypes.CDLL(None).malloc_trim(0)  # what making the inputs has freed is not there to be used
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
+    return peak_of_this(run)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -263,8 +256,8 @@ def main() -> None:
         return
     results = []
     for name in options.cases:
-        if CASES[name].dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            print(f"bench: {name} not measured: this CPU has no bfloat16 products (0.5 GFLOP/s here)", file=sys.stderr)
+        if CASES[name].dtype == "bfloat16" and not bf16_products():
+            print(f"bench: {name} not measured: this CPU has no bfloat16 products", file=sys.stderr)
             continue
         results.append(measure(CASES[name], options.rounds, options.alone))
         print(table(results[-1:]).splitlines()[-1], flush=True)

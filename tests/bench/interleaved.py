@@ -45,6 +45,11 @@ def compare(op: str, case: str, ours: str, candidates: Mapping[str, Callable[[],
     return [Row(op, case, name, own, median(found)) for name, found in times.items() if name != ours]
 
 
+def bf16_products() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices; one that does not takes minutes for them (0.5 GFLOP/s with AVX2)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def machine() -> str:
     """Where and when: processor, threads, torch, load, date."""
     names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("model name")]
