@@ -281,7 +281,7 @@ def wrong(name: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "says"),
     {
-        "kaldi twice": "`r1` is given twice .*wav.scp, line 2",
+        "kaldi twice": "`r1` is given twice: remove a line .*wav.scp, line 2",
         "kaldi segment": "1 of 1 segments are of no recording of wav.scp",
         "kaldi times": "must end after it starts: 2 to 1",
         "kaldi channel": "the optional fourth word a channel",

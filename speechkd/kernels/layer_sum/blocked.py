@@ -1,7 +1,7 @@
 """A few rows of all layers at a time: the sum stays in cache, every state is read once forward and once backward, nothing else is kept.
 
     out = sum_l w_l h_l,   dw_l = <dout, h_l>
-Normalised states are made again in backward, a block at a time: kept, they would be a second copy of all layers.
+Of normalised states, n_l = (h_l - mean) * scale, the mean and scale of each row are kept, never the states: they would be a second copy.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import layer_norm
 
 from speechkd.kernels.logits import wide
 
 BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
 """Wide values summed at a time: 512 KiB stay in a core's cache, 16 MiB in a GPU's"""
+
+
+EPS = 1e-5
+"""As `layer_norm`'s default"""
 
 
 def layer_sum(states_LBFD: Sequence[Tensor], weights_L: Tensor, normalise: bool) -> Tensor:
@@ -26,39 +29,55 @@ def layer_sum(states_LBFD: Sequence[Tensor], weights_L: Tensor, normalise: bool)
     return out
 
 
-def _blocks(states: Sequence[Tensor], normalise: bool) -> Iterator[tuple[slice, list[Tensor]]]:
-    """(rows, those rows [X, D] of every state), normalised if asked."""
+def _blocks(states: Sequence[Tensor]) -> Iterator[tuple[slice, list[Tensor]]]:
+    """(rows, those rows [X, D] of every state)."""
     D = states[0].shape[-1]
     rows = [state.reshape(-1, D) for state in states]
     step = max(1, BLOCK.get(states[0].device.type, BLOCK["cuda"]) // max(D, 1))
     for start in range(0, rows[0].shape[0], step):
         part = slice(start, start + step)
-        found = [state_XD[part] for state_XD in rows]
-        yield part, [layer_norm(wide(x_XD), (D,)) for x_XD in found] if normalise else found
+        yield part, [state_XD[part] for state_XD in rows]
 
 
 class _LayerSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights_L: Tensor, normalise: bool, *states: Tensor) -> Tensor:
-        ctx.normalise = normalise
-        ctx.save_for_backward(weights_L, *states)
         out_BFD = torch.empty(states[0].shape, dtype=states[0].dtype, device=states[0].device)
         out_XD = out_BFD.view(-1, out_BFD.shape[-1])
-        each = weights_L.unbind()
-        for part, found in _blocks(states, normalise):
-            sum_XD = wide(found[0]) * each[0]
-            for weight, x_XD in zip(each[1:], found[1:], strict=True):
-                sum_XD.addcmul_(wide(x_XD), weight)
+        mean_LX1, scale_LX1 = (weights_L.new_empty(len(states), len(out_XD) if normalise else 0, 1) for _ in range(2))
+        for part, found in _blocks(states):
+            sum_XD = weights_L.new_zeros(found[0].shape)
+            for layer, x_XD in enumerate(found):
+                if normalise:
+                    x_XD, mean_LX1[layer, part], scale_LX1[layer, part] = _centred(wide(x_XD))
+                    sum_XD.addcmul_(x_XD, scale_LX1[layer, part] * weights_L[layer])
+                else:
+                    sum_XD.addcmul_(wide(x_XD), weights_L[layer])
             out_XD[part] = sum_XD
+        ctx.normalise = normalise
+        ctx.save_for_backward(weights_L, mean_LX1, scale_LX1, *states)
         return out_BFD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BFD: Tensor) -> tuple[Tensor | None, ...]:
-        weights_L, *states = ctx.saved_tensors
+        weights_L, mean_LX1, scale_LX1, *states = ctx.saved_tensors
         grad_XD = grad_BFD.reshape(-1, grad_BFD.shape[-1])
         grad_L = torch.zeros_like(weights_L)
-        for part, found in _blocks(states, ctx.normalise):
-            block_N = wide(grad_XD[part]).flatten()
-            grad_L += torch.stack([block_N.dot(wide(x_XD).flatten()) for x_XD in found])
+        for part, found in _blocks(states):
+            block_XD = wide(grad_XD[part])
+            if ctx.normalise:
+                centred = (wide(x_XD) - mean_X1 for x_XD, mean_X1 in zip(found, mean_LX1[:, part], strict=True))
+                dots_LX1 = torch.stack([x_XD.mul_(block_XD).sum(1, keepdim=True) for x_XD in centred])
+                grad_L += (dots_LX1 * scale_LX1[:, part]).sum((1, 2))
+            else:
+                grad_L += torch.stack([block_XD.flatten().dot(wide(x_XD).flatten()) for x_XD in found])
         return grad_L, None, *[None] * len(states)
+
+
+def _centred(x_XD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows less their mean, mean [X, 1], 1 / standard deviation [X, 1]) as in torch's layer_norm, by plain sums: several times as fast."""
+    mean_X1 = x_XD.mean(1, keepdim=True)
+    x_XD = x_XD - mean_X1
+    variance_X1 = torch.linalg.vector_norm(x_XD, dim=1, keepdim=True).square_().div_(x_XD.shape[1])
+    return x_XD, mean_X1, variance_X1.add_(EPS).rsqrt_()
