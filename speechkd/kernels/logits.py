@@ -78,7 +78,7 @@ class KeptRows:
     def __init__(self, mask_T: Tensor) -> None:
         """Raises InputError unless the mask is a boolean vector."""
         check_rows(mask_T, {})
-        self._given_T, self._index_X = mask_T, mask_T.nonzero().squeeze(1) if mask_T.device.type == "cpu" else None
+        self._given_T, self._index_X = mask_T, _kept_on_a_cpu(mask_T)
         self.mask_T = mask_T if self._index_X is None else None
 
     def of(self, tensor: Tensor, name: str) -> Tensor:
@@ -91,6 +91,10 @@ class KeptRows:
     def loss(self, total: Tensor) -> LossOut:
         """A sum over the kept rows with their count."""
         return LossOut(total, self._given_T.to(total.dtype).sum())
+
+
+def _kept_on_a_cpu(mask_T: Tensor) -> Tensor | None:
+    return mask_T.nonzero().squeeze(1) if mask_T.device.type == "cpu" else None
 
 
 class Logits(Protocol):

@@ -96,11 +96,11 @@ def launch(run: Prepared, start: Callable[[], Ended], ranks: int, nodes: int = 1
         return 0
     journal.status("RUNNING")
     ended, sender = Ended(EXIT_FAILED, "the launcher failed"), None
-    before = markers(folder)
+    begin, before = start_step(run), markers(folder)  # read now: the checkpoint that the run begins from may be pruned while it trains
     try:
         _describe(journal, folder, recipe, run.sources)
         journal.tags({"ranks": str(ranks), "nodes": str(nodes)})
-        restarts = record_start(folder, start_step(run), ranks, nodes)
+        restarts = record_start(folder, begin, ranks, nodes)
         journal.metrics(restarts, {"run/restarts": float(restarts)})  # one point for each, for its steps may be none
         sender = start_sender(folder, recipe.tracking)
         ended = start()
@@ -108,7 +108,7 @@ def launch(run: Prepared, start: Callable[[], Ended], ranks: int, nodes: int = 1
             say("train: stopped after a checkpoint; the same command continues")
     finally:
         record_checkpoints(Journal(folder / JOURNAL), folder / CHECKPOINTS)  # a fresh view: rank 0 has written most of them
-        record_end(folder, reached(folder, start_step(run), before), ended.code, ended.reason)
+        record_end(folder, reached(folder, begin, before), ended.code, ended.reason)
         journal.status("FINISHED" if ended.code == 0 else "KILLED" if ended.code == EXIT_REQUEUE else "FAILED")
         journal.close()
         if sender is not None:
