@@ -43,7 +43,7 @@ class StageState:
     total: int | None
     unit: str
     jobs: list[str] = field(default_factory=list)
-    """ids with SLURM's states: `12_0 RUNNING`"""
+    """ids with SLURM's states: `12_0 RUNNING`; where none is in the queue, the ids of all that were submitted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,8 @@ def _stages(
             state = "failed"
         else:
             state = "not started" if not done else "stopped"
-        out.append(StageState(stage, state, done, total, unit, [f"{job.label} {_said(job)}" for job in mine]))
+        labels = [f"{job.label} {_said(job)}" for job in mine] or [str(job) for job in sorted(jobs)]
+        out.append(StageState(stage, state, done, total, unit, labels))
     return out
 
 

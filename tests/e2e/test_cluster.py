@@ -1,7 +1,11 @@
-"""A run on a real SLURM of two nodes: submitted once, driven off, cut short by its time limit, robbed of a node, and finished."""
+"""A run on a real SLURM of two nodes: submitted once, driven off, cut short by its time limit, robbed of a node, and finished.
+
+The two nodes are this machine; slurmctld, both slurmd, their signals, limits and losses are SLURM's own.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,6 +29,8 @@ from tests.e2e.conftest import ROOT, losses, speechkd, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 NODES, STEPS = 2, 60
+LIMIT_MIN, SIGNAL_S = 3, 60
+"""Time limit of the training job, and how long before it SLURM signals; SLURM looks twice a minute, so up to 30 s earlier than that"""
 CANARY = "canary-0451-token"
 
 
@@ -56,29 +62,34 @@ def words(workshop: Path, cluster: Path) -> tuple[object, ...]:
     secrets = cluster / "env"
     secrets.write_text(f"MLFLOW_TRACKING_PASSWORD={CANARY}\nMEETS=everyone\n", encoding="utf-8")
     profile |= {"venv": sys.prefix, "env": {"PYTHONPATH": str(ROOT)}, "env_file": str(secrets)}
-    profile |= {"shard": {"max_array": NODES}, "teach": {"max_array": NODES}, "train": {"nodes": NODES}}
+    profile |= {"shard": {"max_array": NODES}, "teach": {"max_array": NODES}, "signal_s": SIGNAL_S}
+    profile |= {"train": {"nodes": NODES, "time": str(LIMIT_MIN)}}
     (cluster / "profile.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     sets = [f"data.root={cluster / 'data'}", f"train.regimes.kd.0.steps={STEPS}", "train.checkpoint_every=8"]
     sets += [f"tracking.uri=sqlite:///{cluster / 'mlflow.db'}", "tracking.experiment=cluster"]
     return (workshop / "recipe.yaml", "--cluster", cluster / "profile.yaml", *(word for text in sets for word in ("--set", text)))
 
 
-def slurm(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+def slurm(*command: str, timeout: float = 60) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def shown(job: int, field: str) -> str:
+def shown(job: int | str, field: str) -> str:
     """A field of `scontrol show job`."""
     found = re.search(rf"\b{field}=(\S*)", slurm("scontrol", "show", "job", "--oneliner", str(job)))
     assert found, field
     return found.group(1)
 
 
-def requeued(job: int, times: int) -> None:
-    """Wait until SLURM has queued a job again so often, then let it start at once instead of after its pause."""
-    wait_for(lambda: int(shown(job, "Restarts")) >= times, 150)
+def restarts(job: int | str) -> int:
+    return int(shown(job, "Restarts"))
+
+
+def requeued(job: int | str, since: int, seconds: float = 150) -> None:
+    """Wait until SLURM has queued a job again since it had restarted so often, then let it start at once instead of after its pause."""
+    wait_for(lambda: restarts(job) > since, seconds)
     time.sleep(3)  # a node refuses a start in the second in which it revoked the job's credential
     end = time.monotonic() + 60
     while shown(job, "JobState") != "RUNNING":
@@ -87,23 +98,46 @@ def requeued(job: int, times: int) -> None:
         time.sleep(0.3)
 
 
-def lose_node(node: str, job: int) -> None:
-    """SIGKILL a node's daemon and every process of the job on that node, with those that watch over them."""
-    doomed: set[int] = set()
+def processes(**environment: str) -> list[psutil.Process]:
+    """Those on this machine that were started with these variables."""
+    found = []
     for process in psutil.process_iter():
         try:
-            there = process.environ()
-            if there.get("SLURMD_NODENAME") == node and there.get("SLURM_JOB_ID") == str(job):
-                doomed |= {process.pid} | {parent.pid for parent in process.parents() if parent.name().startswith("slurmstepd")}
+            if environment.items() <= process.environ().items():
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    assert doomed, "the job runs there"
+    return found
+
+
+@contextlib.contextmanager
+def held(**environment: str) -> Iterator[None]:
+    """Stand still during the block, so that what happens in it meets work in progress, on a fast machine and a slow one."""
+    found = processes(**environment)
+    assert found
+    for process in found:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def lose_node(node: str, job: int) -> None:
+    """SIGKILL a node's daemon and every process of the job on that node.
+
+    Those that watch over the job go first: a slurmstepd that outlives its script by a moment still tells slurmctld how the script ended
+    (`_job_complete: JobId=3 WTERMSIG 9`), and a job that has failed is not queued again. A node that is lost says nothing.
+    """
+    doomed = processes(SLURMD_NODENAME=node, SLURM_JOB_ID=str(job))
+    watchers = {parent.pid for process in doomed for parent in process.parents() if parent.name().startswith("slurmstepd")}
+    assert doomed and watchers, "the job runs there"
     daemon = int((Path(os.environ["DEVCLUSTER"]) / f"slurmd.{node}.pid").read_text())
-    for pid in [daemon, *doomed]:
-        try:
+    for pid in [daemon, *watchers, *(process.pid for process in doomed)]:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def goes_on(run: Path, steps: int = 3) -> Callable[[], bool]:
@@ -137,26 +171,58 @@ def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
     again = speechkd("submit", *words, "--set", "name=submitted")
     assert again.returncode == EXIT_INPUT and f"train {train} (PENDING)" in again.stderr and again.stderr.count("\n") == 1
 
+    # Shards 0 and 2 are the first task's. It is signalled as it would be near its limit, between the two.
+    def written(shard: int) -> list[Path]:
+        return list((cluster / "data/tiny/v1/columns").glob(f"*/receipts/{shard:06d}.json"))
+
+    teach, first = jobs["teach"], f"{jobs['teach']}_0"
+    wait_for(lambda: bool(written(0)), 240)
+    with held(SLURM_ARRAY_JOB_ID=str(teach), SLURM_ARRAY_TASK_ID="0", SLURM_STEP_ID="0"):
+        kept = written(0)[0].stat().st_mtime_ns
+        assert not written(2)
+        slurm("scancel", "--signal=USR1", "--batch", first)
+        time.sleep(3)
+    requeued(first, 0)
+
     wait_for(goes_on(run, 2), 240)
-    assert stage_states(run) == {"shard": "done", "teach": "done", "train": "running", "eval": "waiting"}
+    so_far = restarts(train)
     size = (f"--nodes={NODES}", "--ntasks-per-node=1", "--cpus-per-task=2")
-    slurm("sbatch", "--partition=high", *size, "--output=/dev/null", "--wrap=sleep 1")
-    requeued(train, 1)
+    high = int(slurm("sbatch", "--parsable", "--partition=high", *size, "--output=/dev/null", "--wrap=sleep 1"))
+    assert written(2) and written(0)[0].stat().st_mtime_ns == kept, "the task went on from where it was"
+    requeued(train, so_far)
+    assert shown(high, "JobState") == "COMPLETED"
+    assert stage_states(run) == {"shard": "done", "teach": "done", "train": "running", "eval": "waiting"}
 
-    wait_for(goes_on(run), 240)
-    slurm("scancel", "--signal=USR1", "--batch", str(train))  # what SLURM does before the time limit, which it checks twice a minute
-    requeued(train, 2)
+    # The limit: nobody signals the job but slurmctld, whose log says so while it is asked to.
+    so_far, further = restarts(train), goes_on(run)
+    slurm("scontrol", "setdebug", "debug")
 
+    def logged(text: str) -> bool:
+        return text in (cluster / "slurmctld.log").read_text(encoding="utf-8")
+
+    told = f"warning signal {signal.SIGUSR1.value} to JobId={train}"
+    wait_for(lambda: further() or logged(told), 240)
+    if not logged(told):
+        with held(SLURM_JOB_ID=str(train), RANK="1"):
+            wait_for(lambda: logged(told), 60 * LIMIT_MIN)
+    slurm("scontrol", "setdebug", "info")
+    assert len(losses(run)) < STEPS, "it came in the middle"
+    requeued(train, so_far)
+
+    # The node of the batch script and of rank 0.
     wait_for(goes_on(run), 240)
-    lose_node(f"n{NODES}", train)
-    wait_for(lambda: int(shown(train, "Restarts")) >= 3, 90)
+    so_far, node = restarts(train), shown(train, "BatchHost")
+    lose_node(node, train)
+    wait_for(lambda: logged(f"requeue job JobId={train} due to failure of node {node}"), 90)
     subprocess.run([ROOT / "launch/devcluster/start.sh"], check=True, capture_output=True, timeout=60)
-    requeued(train, 3)
+    requeued(train, so_far)
 
-    wait_for(lambda: shown(jobs["eval"], "JobState") not in ("PENDING", "RUNNING", "COMPLETING"), 240)
+    wait_for(lambda: shown(jobs["eval"], "JobState") not in ("PENDING", "RUNNING", "COMPLETING"), 360)
     logs = "".join(path.read_text(encoding="utf-8", errors="replace")[-3000:] for path in (run / "jobs").glob("*.log"))
     assert shown(jobs["eval"], "JobState") == "COMPLETED", logs
     assert stage_states(run) == dict.fromkeys(("shard", "teach", "train", "eval"), "done")
+    stages: list[dict[str, object]] = state_of(run)["stages"]  # type: ignore[assignment]
+    assert {stage["stage"]: stage["jobs"] for stage in stages} == {stage: [str(job)] for stage, job in jobs.items()}
 
     reference = workshop / "runs" / "unsubmitted"
     plain = [word for word in words if word not in ("--cluster", cluster / "profile.yaml")]
@@ -183,6 +249,21 @@ def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
 
     again = speechkd("submit", *words, "--set", "name=submitted")
     assert again.returncode == 0 and not again.stdout and "nothing to do" in again.stderr
+
+
+def test_doctor_looks_at_every_node_of_an_allocation(cluster: Path, words: tuple[object, ...]) -> None:
+    """Both nodes join, see one folder, and are named; a node where something is missing says so itself."""
+    profile = cluster / "profile.yaml"
+    srun = ("srun", f"--nodes={NODES}", "--ntasks-per-node=1")
+    doctor = (sys.executable, "-m", "speechkd", "doctor", "--json", "--run-folder", str(cluster), "--cluster")
+    report = json.loads(slurm(*srun, *doctor, str(profile), timeout=150))
+    found = {finding["check"]: finding["text"] for finding in report["findings"]}
+    assert not report["counts"]["fail"] and found["nodes"].startswith("2 with 2 processes: n1, n2;")
+    assert "2 ranks on 2 nodes" in found["all-reduce"] and found["clocks"].startswith("of 2 nodes")
+
+    hidden = '[ "$SLURMD_NODENAME" = n1 ] || PATH=/nowhere; exec "$@"'
+    text = slurm(*srun, "bash", "-c", hidden, "node", *doctor[:4], *doctor[5:], str(profile), timeout=150)
+    assert re.search(r"^warn  sbatch +\[n2\] not found", text, re.M) and "n1]" not in text, text
 
 
 def test_cancel_takes_every_job_of_a_run_out_of_the_queue(workshop: Path, cluster: Path, words: tuple[object, ...]) -> None:
