@@ -23,7 +23,8 @@ LIMIT, CPU_LIMIT = 1.01, 0.02
 """Longest step with all six senders, over the same step without; share of a core that a sender may use while it meets its fault"""
 
 # One process trains for all runs: a step is 10 ms of work on one thread, then a record in each journal. Blocks of steps alternate between
-# all senders running and all senders frozen, so that whatever else the machine does hits both.
+# all senders running and all senders frozen, so that whatever else the machine does hits both. Beside the clock, the trainer's own CPU
+# time is compared: neighbours on a busy machine do not count in it.
 TRAINER = f"""
 import hashlib, json, math, os, resource, signal, statistics, sys, time
 import psutil
@@ -44,7 +45,7 @@ data, step = bytes(1_000_000), 0
 
 def block():
     global step
-    took = []
+    took, cpu_before = [], time.process_time()
     for _ in range({STEPS_A_BLOCK}):
         began = time.perf_counter()
         for _ in range(10):
@@ -53,20 +54,19 @@ def block():
         for journal in journals.values():
             journal.metrics(step, {{"train/loss": 1.0 / step, "train/lr": 0.5}})
         took.append(time.perf_counter() - began)
-    return statistics.median(took)
+    return statistics.median(took), time.process_time() - cpu_before
 
 def pairs(number):
-    ratios = []
     for pair in range(number):
         seconds = {{}}
         for running in (True, False) if pair % 2 else (False, True):
             for sender in senders.values():
                 os.kill(sender.pid, signal.SIGCONT if running else signal.SIGSTOP)
             seconds[running] = block()
-        ratios.append(seconds[True] / seconds[False])
+        ratios.append(seconds[True][0] / seconds[False][0])
+        cpu_ratios.append(seconds[True][1] / seconds[False][1])
     for sender in senders.values():
         os.kill(sender.pid, signal.SIGCONT)
-    return ratios
 
 def lowest(ratios):
     # The lower end of the median's 95 % interval: noise of a busy machine widens it, a sender that costs time lifts it.
@@ -81,12 +81,13 @@ sys.stdin.readline()
 before, at = cpu(), time.monotonic()
 place = os.dup(journals["disk"]._handle)
 os.dup2(os.open("/dev/full", os.O_WRONLY), journals["disk"]._handle)  # no space left on device, for this journal alone
-ratios = pairs({PAIRS // 2})
+ratios, cpu_ratios = [], []
+pairs({PAIRS // 2})
 print("middle", flush=True)
 sys.stdin.readline()
-ratios += pairs({PAIRS // 2})
+pairs({PAIRS // 2})
 while statistics.median(ratios) > {LIMIT} and len(ratios) < {MOST_PAIRS}:  # the machine may be busy: look longer
-    ratios += pairs({PAIRS // 2})
+    pairs({PAIRS // 2})
 used = {{fault: 2 * (seconds - before[fault]) / (time.monotonic() - at) for fault, seconds in cpu().items()}}  # frozen half the time
 os.dup2(place, journals["disk"]._handle)
 for journal in journals.values():
@@ -97,6 +98,7 @@ while len(exits) < len(senders):
     exits |= {{fault: time.monotonic() - began for fault, sender in senders.items() if sender.poll() is not None and fault not in exits}}
     time.sleep(0.05)
 report = {{"ratio": statistics.median(ratios), "lowest": lowest(ratios), "cpu": used, "pairs": len(ratios), "steps": step, "exits": exits}}
+report |= {{"trainer_cpu_ratio": statistics.median(cpu_ratios), "trainer_cpu_lowest": lowest(cpu_ratios)}}
 print(json.dumps(report), flush=True)
 """
 
