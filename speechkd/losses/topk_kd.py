@@ -16,7 +16,8 @@ from torch import Tensor
 from speechkd.core.types import LossOut, Needs, TeacherSignals
 from speechkd.kernels.chunks import rows_per_chunk
 from speechkd.kernels.linear_topk_kl import topk_kl_from
-from speechkd.kernels.logits import Head, Plain
+from speechkd.kernels.linear_topk_kl.teacher import teacher_topk
+from speechkd.kernels.logits import Head, Plain, soft_cap_, wide
 from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
 
 
@@ -45,12 +46,9 @@ def topk_of(teacher: Head, k: int, temperature: float, shared_W: Tensor | None) 
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     rows, step = len(teacher.hidden_TD), rows_per_chunk(teacher.vocabulary, teacher.hidden_TD.device)
     for start in range(0, max(rows, 1), step):
-        logp_CU = torch.log_softmax(teacher.logits(slice(start, start + step)) / temperature, dim=1)
-        kept_CW = logp_CU if shared_W is None else logp_CU[:, : len(shared_W)].masked_fill(~shared_W, -torch.inf)
-        top = kept_CW.topk(min(k, kept_CW.shape[1]), dim=1)
-        # where fewer than K ids are shared, the last slots name ids that are not: empty, and their mass stays in the tail
-        rest_CK = logp_CU.gather(1, top.indices).masked_fill(top.values.isfinite(), -torch.inf)
-        parts.append((top.indices, top.values, logp_CU.scatter(1, top.indices, rest_CK).logsumexp(1)))
+        logits_CU = wide(teacher.raw(slice(start, start + step)))
+        soft_cap_(logits_CU, teacher.softcap, False)
+        parts.append(teacher_topk(logits_CU, k, temperature, shared_W))
     ids_TK, logp_TK, tail_T = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return TeacherSignals(ids_TK=ids_TK, logp_TK=logp_TK, tail_logp_T=tail_T)
 

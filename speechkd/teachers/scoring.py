@@ -18,9 +18,8 @@ from speechkd.core.errors import InputError
 from speechkd.core.seeds import derive
 from speechkd.data.columns.signals import AttentionStore, HiddenStore, SampledStore, SignalsConfig, encode_sampled, encode_topk
 from speechkd.kernels.chunks import rows_per_chunk
-from speechkd.kernels.linear_topk_kl.triton_rows import teacher_topk_
+from speechkd.kernels.linear_topk_kl.teacher import teacher_topk
 from speechkd.kernels.logits import soft_cap
-from speechkd.kernels.triton_launch import obstacle
 
 ATTENTION = -1
 """Key of the last block's attention among the captured tensors"""
@@ -147,7 +146,7 @@ class Scorer:
             if sampled is not None and uniform_TN is not None:
                 drawn.append(draw(logits_CV, sampled, uniform_TN[start : start + step]))
             if topk is not None:
-                tops.append(top(logits_CV, topk.k, topk.temperature))
+                tops.append(teacher_topk(logits_CV, topk.k, topk.temperature))
         out: dict[str, Sequence[Tensor]] = {}
         if topk is not None:
             ids_TK, logp_TK, tail_T = (torch.cat(parts).cpu() for parts in zip(*tops, strict=True))
@@ -156,20 +155,6 @@ class Scorer:
             ids_TN, weights_TN = (torch.cat(parts).cpu().split(list(rows)) for parts in zip(*drawn, strict=True))
             out["sampled"] = [encode_sampled(sampled, i, w, self.vocabulary) for i, w in zip(ids_TN, weights_TN, strict=True)]
         return out
-
-
-def top(logits_CV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Top-k ids [C, k], their log-probs over the whole vocabulary, and the log of the remaining mass (-inf if none).
-
-    The tail is summed over the other ids; 1 - sum of the top k would lose all digits when small. Overwrites `logits_CV`.
-    """
-    if obstacle(logits_CV) is None:
-        return teacher_topk_(logits_CV, k, temperature)
-    z_CV = logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
-    z_CK, ids_CK = z_CV.topk(k, dim=1)
-    rest_C = z_CV.scatter_(1, ids_CK, -torch.inf).logsumexp(1)
-    all_C = torch.logaddexp(z_CK.logsumexp(1), rest_C)
-    return ids_CK, z_CK - all_C.unsqueeze(1), rest_C - all_C
 
 
 def draw(logits_CV: Tensor, store: SampledStore, uniform_CN: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from speechkd.data.columns.signals import SampledStore, SignalsConfig, TopKStore, encode_sampled, encode_topk
+from speechkd.kernels.linear_topk_kl.teacher import teacher_topk
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.pretrained import quietly
 from speechkd.models.prompt import Prompt
@@ -62,7 +63,7 @@ def sizes() -> None:
     logits_TV = teacher_like(TURN, 2.0, g)
     for bits in (8, 16):
         store = TopKStore(k=64, bits=bits)  # type: ignore[arg-type]
-        whole = encode_topk(store, *scoring.top(logits_TV.clone(), 64, 1.0), QWEN)
+        whole = encode_topk(store, *teacher_topk(logits_TV.clone(), 64, 1.0), QWEN)
         print(f"  top-64, log-probs of {bits:2d} bits        {store.row_bytes(QWEN):6.1f} ({stored(whole):.1f})")
     for draws, entropies in ((14, (3.0,)), (50, (0.5, 1.0, 1.5, 2.0, 3.0))):
         for entropy in entropies:

@@ -21,6 +21,7 @@ from speechkd.data.columns.signals import (
     encode_sampled,
     encode_topk,
 )
+from speechkd.kernels.linear_topk_kl.teacher import teacher_topk
 from speechkd.teachers import scoring
 from tests.bench.signals import TURN, stored, teacher_like
 from tests.data.codec_error import logp_error
@@ -125,7 +126,7 @@ def test_a_stored_distribution_stays_within_its_bytes() -> None:
     """Per response token at 151,936 ids, names and shapes counted: what `python -m tests.bench.signals` prints is bounded here."""
     g = torch.Generator().manual_seed(0)
     logits_TV = teacher_like(TURN, 2.0, g)
-    topk = encode_topk(TopKStore(k=64), *scoring.top(logits_TV.clone(), 64, 1.0), QWEN)
+    topk = encode_topk(TopKStore(k=64), *teacher_topk(logits_TV.clone(), 64, 1.0), QWEN)
     assert stored(topk) <= 208
 
     def drawn(draws: int, logits_TV: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,7 +89,6 @@ def test_a_clone_of_a_hub_dataset(pattern: str, names: list[str], how: str, tmp_
 
 
 def test_a_split_whose_name_cannot_be_one_is_refused_with_what_to_write(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"audio": ["a.wav"], "text": ["t"]})
     datasets.DatasetDict({"train.clean.100": rows, "test.other": rows}).save_to_disk(tmp_path / "ls")
     table(tmp_path / "hub/data/train.clean.100-00000-of-00001.parquet")
@@ -100,7 +100,6 @@ def test_a_split_whose_name_cannot_be_one_is_refused_with_what_to_write(tmp_path
 
 
 def test_a_saved_split_and_the_configs_of_a_readme(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"audio": ["a.wav"], "text": ["t"]}, split="test")
     rows.save_to_disk(tmp_path / "saved")
     assert splits_of(tmp_path, {"kind": "hf_disk", "path": "saved"}) == {"test": 1}
