@@ -29,7 +29,8 @@ test: lint types contracts unit  ## what a change must pass: style, types, impor
 test-system: setup  ## servers, kills, browser and rebuilds
 	@if [ "$$(id -u)" = 0 ] && ! { command -v chromium && command -v slurmctld && command -v munged; } >/dev/null; then \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium slurmctld slurmd slurm-client munge >/dev/null || true; fi
-	$(BIN)/python -m pytest -m "(system or slow) and not torture"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "(system or slow) and not (torture or alone)"
+	$(BIN)/python -m pytest -m "alone and not torture"
 
 torture: setup  ## the long forms: the demo's promises
 	$(BIN)/python -m pytest -m torture

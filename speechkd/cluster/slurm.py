@@ -132,7 +132,7 @@ def _directives(
         ("mem", memory),
         ("time", resources.time or profile.time),
         ("array", job.array or None),
-        ("signal", f"B:USR1@{profile.signal_s}" if job.stage != "eval" else None),
+        ("signal", f"B:USR1@{profile.signal_s}"),
         *profile.directives.items(),
     ]
     return [(name, value) for name, value in wanted if value is not None]

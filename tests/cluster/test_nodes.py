@@ -113,6 +113,7 @@ with Team(Place(nodes=2, node_rank=int(sys.argv[2]), host="127.0.0.1", port=int(
 
 
 @pytest.mark.system
+@pytest.mark.alone
 @pytest.mark.parametrize(("node", "number"), [(0, "SIGKILL"), (0, "SIGSTOP"), (1, "SIGKILL"), (1, "SIGSTOP")])
 def test_a_launcher_that_dies_or_stops_is_noticed_by_name(node: int, number: str) -> None:
     """At once where the store is gone; otherwise after `limit_s` of silence."""

@@ -15,7 +15,7 @@ from speechkd.core.errors import EXIT_INPUT, EXIT_REQUEUE
 from speechkd.core.files import read_json_lines
 from tests.e2e.conftest import ended, kill_one_rank, losses, start_on_nodes, wait_for
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 STALL_S = 60
 
 

@@ -175,6 +175,7 @@ def beside(folder: Path) -> None:
     header = read_header(folder / "checkpoints/step-000001/weights.safetensors")
     same = all(read_tensor(header[name]).flatten().tolist() == values for name, values in saved.items())
     times = [save.step for save in saver.drain_times()]
+    dist.barrier()  # the other rank may still be reading
     if dist.rank() == 0:
         shutil.rmtree(folder / "checkpoints")
         (folder / "checkpoints").write_text("a file where the folder should be")

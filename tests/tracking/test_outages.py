@@ -104,6 +104,7 @@ print(json.dumps(report), flush=True)
 
 
 @pytest.mark.system
+@pytest.mark.alone
 def test_no_outage_slows_a_step_or_holds_up_the_end_and_every_point_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)

@@ -35,6 +35,7 @@ def test_two_tasks_of_srun_find_each_other_through_the_shared_folder(tmp_path: P
 
 
 @pytest.mark.system
+@pytest.mark.alone
 def test_a_task_whose_neighbour_never_comes_says_so_in_time(tmp_path: Path) -> None:
     result = tmp_path / "found.json"
     step = {"SLURM_JOB_ID": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "GLOO_SOCKET_IFNAME": "lo"}
