@@ -178,6 +178,42 @@ def ask(
 
 
 @app.command()
+def serve(
+    export: Annotated[Path, typer.Argument(help="an export folder")],
+    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen at", min=0, max=65535)] = 8000,
+    name: Annotated[Optional[str], typer.Option(help="the model's name for clients; unset: the folder's")] = None,
+    batch: Annotated[int, typer.Option(help="most questions answered together", min=1)] = 16,
+    waiting: Annotated[int, typer.Option(help="most questions that wait; further ones get 429", min=1)] = 256,
+    max_mb: Annotated[int, typer.Option(help="largest request", min=1)] = 25,
+    max_tokens: Annotated[int, typer.Option(help="longest answer", min=1)] = 1024,
+    transcribe: Annotated[Optional[str], typer.Option(help="the question behind /v1/audio/transcriptions")] = None,
+    key_env: Annotated[Optional[str], typer.Option(help="variable with the key that clients must send")] = None,
+) -> None:
+    """Answer over HTTP as OpenAI's chat endpoint does: sound and a question in, text out."""
+    from speechkd.serving.app import Serving
+    from speechkd.stages.serve import serve as stage
+
+    limits = {"batch": batch, "waiting": waiting, "max_bytes": max_mb << 20, "max_tokens": max_tokens}
+    stage(export, host, port, Serving(model=name or export.resolve().name, transcribe=transcribe, **limits), key_env)
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Argument(help="the server, e.g. http://localhost:8000/v1")],
+    export: Annotated[Path, typer.Option(help="the export folder that it should serve")],
+    audio: Annotated[Optional[list[Path]], typer.Option(help="sound files to ask about (repeatable); unset: built-in ones")] = None,
+    model: Annotated[Optional[str], typer.Option(help="one of the server's models; unset: its only one")] = None,
+    key_env: Annotated[Optional[str], typer.Option(help="variable with the server's key")] = None,
+    json: AsJson = False,
+) -> None:
+    """Whether a server answers as an export does; if not, which known fault explains its answers. Exit code 1: it does not."""
+    from speechkd.stages.verify import verify as stage
+
+    raise typer.Exit(stage(url, export, audio or [], model, key_env, json))
+
+
+@app.command()
 def run(recipe: RecipePath, set: Sets = None, ranks: Ranks = 1) -> None:
     """Every stage of a recipe in order; skips what is done and unchanged."""
     from speechkd.recipe import load_recipe

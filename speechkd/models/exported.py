@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,23 @@ def _in_format_2(data: Any, where: str) -> Any:
     return {"format": FORMAT, **from_format_1(data, where)}
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A greedy answer and what it cost."""
+
+    text: str
+    tokens: list[int]
+    """without the end-of-turn token"""
+    ended: bool
+    """the student ended its turn; else the answer was cut"""
+    prompt_positions: int
+    """positions of the question and the clip"""
+    logprobs_N: Tensor | None = None
+    """of the tokens"""
+    top_NK: tuple[Tensor, Tensor] | None = None
+    """the K likeliest tokens at each place: log-probs and ids"""
+
+
 class DistilledStudent:
     """Student, prompt and features in one piece: sound in, text out."""
 
@@ -130,6 +148,55 @@ class DistilledStudent:
     def answer(self, clips: Sequence[np.ndarray], questions: Sequence[str], max_new_tokens: int = 64) -> list[str]:
         """Greedy answers, one per clip and question. Raises InputError for a prompt that leaves the model no position for an answer."""
         return self._generate(self.batch(clips, questions), max_new_tokens)
+
+    @torch.no_grad()
+    def answers(
+        self,
+        clips: Sequence[np.ndarray],
+        questions: Sequence[str],
+        max_new_tokens: Sequence[int],
+        follow: Callable[[int, str], bool] | None = None,
+        logprobs: int | None = None,
+    ) -> list[Answered]:
+        """Greedy answers with a limit each. `follow` gets a row and its text so far after each token, and says whether to go on.
+
+        `logprobs`: score the answers' tokens in one more pass, with so many alternatives at each place. Raises InputError as `answer`.
+        """
+        batch, stop = self.batch(clips, questions), self.prompt.end_of_turn
+        positions, room = batch.mask_BS.sum(1).tolist(), self.model_positions
+        _refuse_too_long(max(positions), room, "question and clip")
+        limits = [most if room is None else min(most, room - used) for most, used in zip(max_new_tokens, positions, strict=True)]
+
+        def ends(ids_BN: Tensor) -> Tensor:
+            over = [ids_BN.shape[1] >= limit for limit in limits]
+            if follow is not None:
+                for row, ids in enumerate(ids_BN.tolist()):
+                    if not over[row] and stop not in ids:
+                        over[row] = not follow(row, self.prompt.decode(ids))
+            return torch.tensor(over, device=ids_BN.device)
+
+        rows = self.student.generate(batch.to(self.student.device), max(limits), stop, ends)
+        scored = [None] * len(rows) if logprobs is None else self._scored(clips, questions, rows, logprobs)
+        answers = []
+        for row, limit, used, found in zip(rows, limits, positions, scored, strict=True):
+            tokens = row[:limit]
+            answers.append(Answered(self.prompt.decode(tokens), tokens, len(tokens) < limit, used, *(found or ())))
+        return answers
+
+    def _scored(
+        self, clips: Sequence[np.ndarray], questions: Sequence[str], rows: list[list[int]], k: int
+    ) -> list[tuple[Tensor, tuple[Tensor, Tensor]] | None]:
+        """Log-probs of each row's tokens and of the k likeliest at each place; None for a row without tokens."""
+        said = [index for index, row in enumerate(rows) if row]
+        found: list[tuple[Tensor, tuple[Tensor, Tensor]] | None] = [None] * len(rows)
+        if not said:
+            return found
+        batch = self.batch([clips[i] for i in said], [questions[i] for i in said], [rows[i] for i in said])
+        logprobs_TV = self.logits(batch, batch.response_T - 1).float().log_softmax(-1)  # the position before a token predicts it
+        for index, logprobs_NV in zip(said, logprobs_TV.split([len(rows[i]) for i in said]), strict=True):
+            values_NK, ids_NK = logprobs_NV.topk(k, dim=-1)
+            found[index] = (logprobs_NV[torch.arange(len(rows[index])), torch.tensor(rows[index])], (values_NK, ids_NK))
+        return found
 
     def read(self, facts: Sequence[Metadata], questions: Sequence[str], reading: Reading, max_new_tokens: int = 64) -> list[str]:
         """Greedy answers where each clip's metadata is read in its place, LoRA on: what training left of the text ability."""

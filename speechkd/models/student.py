@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -89,8 +89,10 @@ class Student(nn.Module):
         return hidden_BSD.flatten(0, 1)[predict_T]
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int, stop: int) -> list[list[int]]:
-        """Greedy answers to a batch of prompts (no responses in it), each without its stop token."""
+    def generate(
+        self, batch: Batch, max_new_tokens: int, stop: int, ends: Callable[[Tensor], Tensor] | None = None
+    ) -> list[list[int]]:
+        """Greedy answers to a batch of prompts (no responses in it), each without its stop token. `ends`: as `generate_greedily`."""
         audio_CQD = self.hear(self.encoder(batch.features_BMT, batch.clips.frames_C), batch).audio_CQD
         embeddings_BSD, mask_BS = _left_padded(self.embeddings(batch, audio_CQD), batch.mask_BS)
         positions_BS = self._lora_positions(batch)
@@ -98,7 +100,7 @@ class Student(nn.Module):
             positions_BS = _left_padded(positions_BS[..., None], batch.mask_BS)[0][..., 0]
         with self.llm.switch.set(positions_BS=positions_BS):
             inputs = {"inputs_embeds": embeddings_BSD, "attention_mask": mask_BS}
-            out_BN = generate_greedily(self.llm.lm, inputs, max_new_tokens, stop)
+            out_BN = generate_greedily(self.llm.lm, inputs, max_new_tokens, stop, ends)
         return [row[: row.index(stop)] if stop in row else row for row in out_BN.tolist()]
 
 

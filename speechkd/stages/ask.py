@@ -20,7 +20,7 @@ def ask(export: Path, audio: Path, question: str) -> str:
     """
     if not question.strip():
         raise InputError("the question is empty: speechkd ask EXPORT AUDIO QUESTION")
-    samples_T = _listen(audio)
+    samples_T = listen(audio)
     student = load_student(export)
     if samples_T.size / RATE > student.features.window_seconds:
         heard = student.features.window_seconds
@@ -31,7 +31,8 @@ def ask(export: Path, audio: Path, question: str) -> str:
     return student.answer([samples_T], [question])[0]
 
 
-def _listen(path: Path) -> np.ndarray:
+def listen(path: Path) -> np.ndarray:
+    """A sound file as the student hears it, 16 kHz mono [T]. Raises InputError where it cannot be heard."""
     if not path.is_file():
         raise InputError(f"no such audio file `{path}` (looked in {Path.cwd()})")
     clip = decode_file(path)
