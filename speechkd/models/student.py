@@ -89,9 +89,7 @@ class Student(nn.Module):
         return hidden_BSD.flatten(0, 1)[predict_T]
 
     @torch.no_grad()
-    def generate(
-        self, batch: Batch, max_new_tokens: int, stop: int, ends: Callable[[Tensor], Tensor] | None = None
-    ) -> list[list[int]]:
+    def generate(self, batch: Batch, max_new_tokens: int, stop: int, ends: Callable[[Tensor], Tensor] | None = None) -> list[list[int]]:
         """Greedy answers to a batch of prompts (no responses in it), each without its stop token. `ends`: as `generate_greedily`."""
         audio_CQD = self.hear(self.encoder(batch.features_BMT, batch.clips.frames_C), batch).audio_CQD
         embeddings_BSD, mask_BS = _left_padded(self.embeddings(batch, audio_CQD), batch.mask_BS)

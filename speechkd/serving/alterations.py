@@ -142,4 +142,3 @@ def _audio_scale(factor: float) -> Alteration:
             handle.remove()
 
     return altered
-

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from speechkd.core.errors import InputError
 from speechkd.data.audio.clips import RATE, decode_bytes, normalise
@@ -86,7 +85,10 @@ def make_app(student: DistilledStudent, serving: Serving) -> FastAPI:
     endpoint = _Endpoint(student, serving, batcher, metrics)
     app.middleware("http")(endpoint.counted)
     app.exception_handler(Refused)(lambda _, error: _error(error.status, error.message, error.code))
-    app.exception_handler(HTTPException)(lambda _, error: _error(error.status_code, str(error.detail)))
+    for status in (404, 405):
+        app.exception_handler(status)(
+            lambda request, error: _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        )
     app.get("/health")(endpoint.health)
     app.get("/metrics")(endpoint.metrics_page)
     app.get("/v1/models")(endpoint.models)

@@ -97,7 +97,9 @@ def parse_chat(body: bytes) -> Asked:
         raise InputError(f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
     if [message.role for message in chat.messages] != ["user"]:
         roles = ", ".join(message.role[:20] for message in chat.messages[:5]) or "none"
-        raise InputError(f"`messages` must be one message of role `user`, has roles: {roles}; the export's own template frames the question")
+        raise InputError(
+            f"`messages` must be one message of role `user`, has roles: {roles}; the export's own template frames the question"
+        )
     content = chat.messages[0].content
     parts = [_Part(type="text", text=content)] if isinstance(content, str) else content
     question = "\n".join(part.text or "" for part in parts if part.type == "text").strip()

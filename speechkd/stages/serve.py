@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,11 @@ def serve(export: Path, host: str, port: int, serving: Serving, key_env: str | N
         key = os.environ.get(key_env)
         if not key:
             raise InputError(f"--key-env {key_env}: the environment has no such variable, or it is empty")
-    if serving.transcribe is not None and not serving.transcribe.strip():
-        raise InputError("--transcribe needs the question that asks for the words")
+    if serving.transcribe is not None:
+        if not serving.transcribe.strip():
+            raise InputError("--transcribe needs the question that asks for the words")
+        if importlib.util.find_spec("python_multipart") is None:
+            raise InputError("--transcribe reads forms, which needs python-multipart: pip install 'speechkd[serving]'")
     app = make_app(load_student(export), replace(serving, key=key))
     say(f"serve: `{export}` as `{serving.model}` on http://{host}:{port}/v1 (health: /health, metrics: /metrics)")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
-
-

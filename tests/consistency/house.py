@@ -9,7 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "speechkd"
-TOP = ("README.md", "CONTRIBUTING.md", "PAPERS.md", "CHANGELOG.md", "docs/operations.md", "docker/ops.md", "speechkd/data/FORMAT.md")
+TOP = (
+    *("README.md", "CONTRIBUTING.md", "PAPERS.md", "CHANGELOG.md", "docs/operations.md", "docs/serving.md"),
+    *("docker/ops.md", "speechkd/data/FORMAT.md"),
+)
 FOLDERS = ("shards", "pipelines", "ds_configs", "launch", "standins", "tests/bench", "docker")
 DOCS = [ROOT / name for name in (*TOP, *(f"{folder}/README.md" for folder in FOLDERS))]
 

@@ -51,5 +51,7 @@ def served(student: DistilledStudent, serving: Serving) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def url(student: DistilledStudent) -> Iterator[str]:
-    with served(student, Serving(model="student", max_bytes=2 << 20, max_tokens=64, default_tokens=12, transcribe="What is said?")) as found:
+    with served(
+        student, Serving(model="student", max_bytes=2 << 20, max_tokens=64, default_tokens=12, transcribe="What is said?")
+    ) as found:
         yield found
