@@ -82,8 +82,7 @@ def judge(student: DistilledStudent, asked: Sequence[tuple[np.ndarray, str]], sa
 
 
 def _distance(student: DistilledStudent, asked: Sequence[tuple[np.ndarray, str]], said: Sequence[Said], max_tokens: int) -> Distance:
-    clips, questions = [clip for clip, _ in asked], [question for _, question in asked]
-    answers = student.answers(clips, questions, [max_tokens] * len(asked), logprobs=1)
+    answers = [student.answers([clip], [question], [max_tokens], logprobs=1)[0] for clip, question in asked]
     others, largest = 0, None
     for mine, theirs in zip(answers, said, strict=True):
         if mine.text != theirs.text.strip():
