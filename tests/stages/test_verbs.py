@@ -96,6 +96,22 @@ def test_check_fails_where_all_that_it_tries_is_rejected(tmp_path: Path, capsys:
     assert "all of the first 4 items are rejected" in capsys.readouterr().out
 
 
+def test_half_a_surrogate_pair_is_shown_and_ends_in_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON may hold one in a value, a field's name or a path; it is spelt out wherever `check` and `shard` show it."""
+    half = json.loads(r'"\ud83d"')
+    rows = write_tones(tmp_path, 4)
+    rows[0] |= {"hertz": f"low {half}"}
+    rows[1] |= {f"field {half}": 1}
+    rows[2] |= {"audio": f"{half}.wav"}
+    task = {"instruction": "How high?", "field": "hertz", "kind": "choice", "choices": ["240"]}
+    card = write_card(tmp_path, rows, tasks={"pitch": task}, quarantine_rate=1.0)
+    assert check(card) == 0
+    shown = capsys.readouterr().out
+    assert "field \\ud83d 1" in shown and "look again" in shown
+    shard(card, tmp_path / "out")
+    assert check(tmp_path / "out/tones/v1") == 0 and "3 of 4 items in quarantine" in capsys.readouterr().err
+
+
 def _spoil(path: Path, data: bytes | None) -> None:
     path.unlink()
     if data is not None:
