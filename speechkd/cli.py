@@ -125,7 +125,7 @@ def train(
     if dry_run:
         from speechkd.stages.plan import plan as dry
 
-        raise typer.Exit(dry(loaded, nodes * ranks, to_train=True))
+        raise typer.Exit(dry(loaded, nodes * ranks, to_train=True, resume=resume))
     from speechkd.stages.train import train as stage
 
     raise typer.Exit(stage(loaded, ranks, resume))

@@ -73,7 +73,7 @@ def run_ranks(
     if code == 0 and note is not None and note.is_file():
         ended = Ended(EXIT_REQUEUE, "stopped after a checkpoint")
     else:
-        reason = _first_cause(run_folder, reason, torchrun.by_hand) if code else reason
+        reason = _first_cause(run_folder, reason, torchrun.by_hand, code) if code else reason
         ended = Ended(code if code in (0, EXIT_INPUT) else EXIT_FAILED, reason or ENDED.get(code, f"torchrun ended with code {code}"))
     if team is not None:
         ended = team.conclude(ended)
@@ -82,12 +82,12 @@ def run_ranks(
     return ended
 
 
-def _first_cause(run_folder: Path | None, said: str, by_hand: bool) -> str:
+def _first_cause(run_folder: Path | None, said: str, by_hand: bool, code: int) -> str:
     """Why the ranks ended: a signal that struck one (which leaves no error), the user's second Ctrl-C, or the first error of any rank."""
     if by_hand:
         return BY_HAND
     first = first_failure(run_folder) if run_folder is not None and " with SIG" not in said else None
-    return said if first is None else str(first)
+    return said if first is None else first.reason if code == EXIT_INPUT else str(first)
 
 
 def free_port(above: int) -> int:

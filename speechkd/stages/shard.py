@@ -162,6 +162,8 @@ def is_published(root: Location, card: Card) -> bool:
         return False
     except Unreachable as error:
         raise InputError(str(error)) from None
+    except DataError as damage:
+        raise DataError(f"{damage}: `speechkd shard --repair` with this card publishes it again") from None
     if manifest["card"] != card.digest:
         raise InputError(f"{card.name}/{card.version} is published from another card: give this one a new version (key `version`; {root})")
     return True

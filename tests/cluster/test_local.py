@@ -30,7 +30,7 @@ def start(what: str, folder: Path, ranks: int) -> subprocess.Popen[bytes]:
     """`run_ranks` in a process of its own, as the command line runs it; returns when all ranks are in their loop."""
     code = f"import sys; from pathlib import Path; from speechkd.cluster.local import run_ranks; sys.exit(run_ranks({[WORKER, what, str(folder)]!r}, {ranks}, Path({str(folder)!r})).code)"  # noqa: E501
     process = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while len(list(folder.glob("rank-*"))) < ranks:
         assert process.poll() is None and time.monotonic() < deadline, "the ranks did not come up"
         time.sleep(0.05)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import InputError
+from speechkd.core.files import write_json
 from speechkd.stages.check import check
 from speechkd.stages.doctor import examine
 from speechkd.stages.doctor.examine import doctor
@@ -133,7 +134,17 @@ def test_a_dry_run_refuses_what_training_would(tmp_path: Path, monkeypatch: pyte
     shard(card, tmp_path / "data", quiet=True)
     assert plan(recipe, 1, to_train=True) == 1
     teach(recipe)
-    assert plan(recipe, 1, to_train=True) == 0
+    assert plan(recipe, 1, to_train=True) == 0 and "begins at step 0" in capsys.readouterr().out
+    run = tmp_path / "run"
+    write_json(run / "run.json", {"recipe": "0" * 64, "plan": "0" * 64})
+    (run / "recipe.yaml").write_text((ROOT / "pipelines/meta_prompt_kd.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    begun = load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*sets, "name=run", f"runs={tmp_path}"])
+    with pytest.raises(InputError, match="run folder `.*/run` belongs to another recipe"):
+        plan(begun, 1, to_train=True)
+    with pytest.raises(InputError, match="`--resume require`: no valid checkpoint"):
+        plan(recipe.model_copy(update={"runs": str(tmp_path), "name": "none"}), 1, to_train=True, resume="require")
+    assert {path: path.read_bytes() for path in run.iterdir()} == before and not (tmp_path / "none").exists()
     wrong = load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*sets[:2], "evaluation={splits: {student: tets}}"])
     with pytest.raises(InputError, match="unknown split `tets`; allowed: .*did you mean `test`.*evaluation.splits"):
         plan(wrong, 1, to_train=True)
