@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -58,7 +59,7 @@ def work(folder: Path, checked: str | None = None) -> None:
 
     `checked`: the seal of a checkpoint whose files the launcher has read.
     """
-    preemption = PreemptionFlag(tells=rank_here() == 0)
+    preemption = PreemptionFlag(tells=os.environ.get("LOCAL_RANK", "0") == "0")  # one of each node: a signal may reach one node only
     recipe = run_recipe(folder)
     init_distributed(max(GROUP_TIMEOUT_S, 2 * recipe.train.stall_s))  # the watchdog fires first: it knows where a rank is stuck
     # Ranks of a killed launcher may still be saving their last step: wait for them, and never write beside another run.
@@ -115,7 +116,14 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
             record_checkpoints(journal, folder / CHECKPOINTS)  # up to the save before: this one is being written
 
     watchdog = Watchdog(recipe.train.stall_s, dist.rank(), folder / STACKS, world)
-    preemption.step = lambda: watchdog.step
+
+    def last_step() -> int | None:
+        """The step that training would stop after: a signal counts from the next time that the ranks add up their flags."""
+        if (place := watchdog.place) is None:
+            return None
+        return min(schedule.steps, place[0] + (1 if place[1] == "data" else 2))
+
+    preemption.last_step = last_step
     loop = Loop(
         engine=engine,
         distiller=distiller,

@@ -23,8 +23,8 @@ class PreemptionFlag:
 
     def __init__(self, tells: bool = False) -> None:
         self.raised = False
-        self.step: Callable[[], int | None] = lambda: None
-        """the step that is going on, from 0; None before the first"""
+        self.last_step: Callable[[], int | None] = lambda: None
+        """the step after which training would stop; None before the first begins"""
         if tells:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
@@ -40,7 +40,7 @@ class PreemptionFlag:
         """Wait for the first signal that stops training, and say what will happen."""
         while not (heard := [number for number in os.read(reader, 64) if number in PREEMPTION_SIGNALS]):
             pass
-        step = self.step()
-        after = "the first step" if step is None else f"step {step + 1}"
+        step = self.last_step()
+        after = "the first step" if step is None else f"step {step}"
         again = "; Ctrl-C again ends at once" if heard[0] == signal.SIGINT else f" ({signal.Signals(heard[0]).name})"
         say(f"train: stopping after {after}, with a checkpoint{again}")

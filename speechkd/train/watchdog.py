@@ -51,9 +51,9 @@ class Watchdog:
         self._since = time.monotonic(), step, act
 
     @property
-    def step(self) -> int | None:
-        """The step that the rank is in, from 0; None before the first."""
-        return self._since[1] if self._since is not None else None
+    def place(self) -> tuple[int, str] | None:
+        """The step that the rank is in, from 0, and its act; None before the first."""
+        return self._since[1:] if self._since is not None else None
 
     def __enter__(self) -> Watchdog:
         if self._stacks is not None:

@@ -34,21 +34,21 @@ def test_an_interrupt_is_answered_at_once_and_a_second_one_ends_at_once(workshop
     """Both leave exit code 75, KILLED and a run that goes on."""
     run = workshop / "runs" / "interrupted"
     process = begin(workshop, "--set", "name=interrupted")
-    wait_for(lambda: max(losses(run), default=0) >= 2 or process.poll() is not None)
+    wait_for(lambda: max(losses(run), default=0) >= 2 or process.poll() is not None, 300)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     line = next(line for line in process.stderr if line.startswith("train: stopping"))
     answered = time.monotonic() - began
     assert "train: stopping after step" in line and "Ctrl-C again ends at once" in line and answered < (1 if os.getloadavg()[0] < 4 else 10)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     stopped = max(losses(run))
     assert process.returncode == 75 and f"after step {stopped}," in line and last_status(run) == ("KILLED", "stopped after a checkpoint")
     again = begin(workshop, "--set", "name=interrupted")
-    wait_for(lambda: max(losses(run), default=0) > stopped or again.poll() is not None)
+    wait_for(lambda: max(losses(run), default=0) > stopped or again.poll() is not None, 300)
     for _ in range(2):
         again.send_signal(signal.SIGINT)
-    _, said = again.communicate(timeout=30)
+    _, said = again.communicate(timeout=200)
     assert again.returncode == 75 and last_status(run)[0] == "KILLED" and "is whole; the same command continues" in said
     assert last_status(run)[1].startswith("ended at once by Ctrl-C") and run_state(run).reason == last_status(run)[1]
 
@@ -61,7 +61,7 @@ def test_the_first_error_of_any_rank_is_the_last_line_and_the_reason_everywhere(
         tar.write_bytes(data)
     run = tmp_path / "spoilt"
     process = begin(workshop, "--set", "name=spoilt", "--set", f"runs={tmp_path}", "--set", f"data.root={tmp_path}/data", "--ranks", 2)
-    _, said = process.communicate(timeout=200)
+    _, said = process.communicate(timeout=400)
     assert process.returncode == 1
     last = said.splitlines()[-1]
     assert last.startswith("error: rank ") and ".tar: member `" in last and "Traceback" not in said, said[-3000:]

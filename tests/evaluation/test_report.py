@@ -95,11 +95,13 @@ def test_it_shows_what_the_folder_holds(run: Path) -> None:
 
 def test_every_start_is_shown_with_its_time_and_its_end(run: Path) -> None:
     """Two resumes: one after a failure with a reason, one after a launcher that died; the time of all three is what training took."""
-    records, at = [], 1_700_000_000_000
-    for status, steps, end in (("RUNNING", 40, {"status": "FAILED", "reason": EVIL}), ("RUNNING", 60, None), ("RUNNING", 90, None)):
-        records.append({"kind": "status", "status": status, "time_ms": at})
+    records: list[dict[str, Any]] = []
+    at = 1_700_000_000_000
+    failed = {"status": "FAILED", "reason": EVIL}
+    for steps, end in ((40, [failed]), (60, []), (90, [])):
+        records.append({"kind": "status", "status": "RUNNING", "time_ms": at})
         records.append({"kind": "metric", "step": steps, "time_ms": at + 60_000, "values": {"train/loss": 1.0}})
-        records += [{"kind": "status", "time_ms": at + 60_000, **end}] if end else []
+        records += [{"kind": "status", "time_ms": at + 60_000, **status} for status in end]
         at += 3_600_000
     records.append({"kind": "status", "status": "FINISHED", "time_ms": at})
     records.append({"kind": "metric", "step": 90, "time_ms": at + 9_000_000, "latest": True, "values": {"eval/a": 1.0}})

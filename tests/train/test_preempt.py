@@ -13,7 +13,7 @@ BUSY = """
 import hashlib, sys
 from speechkd.train.preempt import PreemptionFlag
 flag = PreemptionFlag(tells=True)
-flag.step = lambda: {step}
+flag.last_step = lambda: {step}
 print("up", flush=True)
 hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one call of many minutes, like a kernel or a collective: no handler of Python's runs
 """
@@ -22,7 +22,7 @@ hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one call of many minutes, like
 @pytest.mark.parametrize(
     ("step", "sent", "line"),
     [
-        (90, signal.SIGINT, "train: stopping after step 91, with a checkpoint; Ctrl-C again ends at once"),
+        (91, signal.SIGINT, "train: stopping after step 91, with a checkpoint; Ctrl-C again ends at once"),
         (None, signal.SIGTERM, "train: stopping after the first step, with a checkpoint (SIGTERM)"),
     ],
 )

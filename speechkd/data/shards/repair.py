@@ -70,7 +70,8 @@ class Repair:
                     assert made.read(number) is not None, "the shard was written a moment ago"
                     names = [tar_path(number), _parquet(number)]
                     self._place(Path(folder), names)
-                    put(made.folder / f"{shard_name(number)}.json", self.receipts.folder / f"{shard_name(number)}.json")
+                    receipt = f"{shard_name(number)}.json"
+                    put(Path(folder) / "receipts" / receipt, self.receipts.folder / receipt)
 
     def derive_again(self, damaged: Iterable[str]) -> None:
         """Make index, card, items and quarantine list again, as far as they are damaged; the shards must be whole."""
