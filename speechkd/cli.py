@@ -71,11 +71,12 @@ def shard(
     card: Annotated[Path, typer.Argument(help="a corpus card, e.g. shards/cards/minibabel.yaml")],
     out: Annotated[str, typer.Option(help="root of all shards: a folder, or a URL such as s3://bucket/data")],
     partition: Partition = "0/1",
+    repair: Annotated[bool, typer.Option("--repair", help="read every byte, and make again what is damaged")] = False,
 ) -> None:
     """Audio and metadata of a corpus into base shards."""
     from speechkd.stages.shard import shard as stage
 
-    print(stage(card, out, _partition(partition)))
+    print(stage(card, out, _partition(partition), repair=repair))
 
 
 @app.command()
@@ -84,12 +85,13 @@ def teach(
     set: Sets = None,
     partition: Partition = "0/1",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="ask again for answers that failed or were cut")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="read every byte of the columns, and make again what is damaged")] = False,
 ) -> None:
     """Teacher columns for the shards that a recipe names."""
     from speechkd.recipe import load_recipe
     from speechkd.stages.teach import teach as stage
 
-    for column in stage(load_recipe(recipe, set or []), _partition(partition), retry_failed=retry_failed):
+    for column in stage(load_recipe(recipe, set or []), _partition(partition), retry_failed=retry_failed, repair=repair):
         if column is not None:
             print(column.root)
 
@@ -123,7 +125,7 @@ def train(
     if dry_run:
         from speechkd.stages.plan import plan as dry
 
-        raise typer.Exit(dry(loaded, nodes * ranks, to_train=True))
+        raise typer.Exit(dry(loaded, nodes * ranks, to_train=True, resume=resume))
     from speechkd.stages.train import train as stage
 
     raise typer.Exit(stage(loaded, ranks, resume))
@@ -341,4 +343,6 @@ def main() -> None:
 
 
 def _print_error(error: object) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    from speechkd.core.text import printable
+
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)

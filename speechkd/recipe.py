@@ -14,6 +14,7 @@ from speechkd.core.config import NAME_PATTERN, Config, apply_sets, build, read_e
 from speechkd.core.errors import unknown_name
 from speechkd.core.files import digest
 from speechkd.core.table import part_of
+from speechkd.data.cards import allow_outside
 from speechkd.data.columns.signals import SignalsConfig
 from speechkd.data.plan.plan import PlanConfig
 from speechkd.evaluation.questions import EvaluationConfig
@@ -270,4 +271,24 @@ def recipe_data(path: Path, sets: tuple[str, ...] | list[str] = ()) -> dict[str,
 
 def load_recipe(path: Path, sets: tuple[str, ...] | list[str] = ()) -> Recipe:
     """Read and validate a recipe. Raises InputError (one line) for anything wrong in it."""
-    return build(Recipe, recipe_data(path, sets), str(path))
+    data = recipe_data(path, sets)
+    _allow_outside(data)
+    return build(Recipe, data, str(path))
+
+
+def _allow_outside(data: Any) -> None:
+    """Let a recipe that the user gave bring in parts outside the package, and so may the cards that it names."""
+
+    def block(of: Any, key: str) -> Any:
+        return of.get(key) if isinstance(of, dict) else None
+
+    losses, teachers, corpora = block(data, "losses"), block(data, "teachers"), block(block(data, "data"), "corpora")
+    for name, loss in losses.items() if isinstance(losses, dict) else ():
+        LOSSES.allow(block(loss, "kind") or name)
+    for teacher in teachers.values() if isinstance(teachers, dict) else ():
+        TEACHERS.allow(block(teacher, "backend"))
+    PROJECTORS.allow(block(block(block(data, "student"), "projector"), "kind"))
+    for corpus in corpora if isinstance(corpora, list) else ():
+        card = block(corpus, "card")
+        if isinstance(card, str) and "\0" not in card and Path(card).is_file():
+            allow_outside(Path(card))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from speechkd.cluster.nodes import Ended
 from speechkd.core.errors import InputError
 from speechkd.core.log import say
 
@@ -90,7 +91,7 @@ def _run(job: Job) -> int:
     return run(load_recipe(job.recipe, list(job.sets)), ranks=1)
 
 
-def _run_in_process(words: Sequence[str], ranks: int, folder: Path) -> int:
+def _run_in_process(words: Sequence[str], ranks: int, folder: Path) -> Ended:
     """Replacement for `run_ranks`: runs the worker in this process."""
     from speechkd.engine.zero import close_distributed
     from speechkd.stages.worker import work
@@ -98,4 +99,4 @@ def _run_in_process(words: Sequence[str], ranks: int, folder: Path) -> int:
     assert words[1] == "speechkd.stages.worker" and ranks == 1
     work(folder)
     close_distributed()
-    return 0
+    return Ended(0, "finished")

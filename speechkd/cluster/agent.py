@@ -27,6 +27,9 @@ def main(arguments: list[str]) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode == EXIT_INPUT:
             return EXIT_INPUT
+        # A rank that was killed is the cause: the others fail a moment later, and torchrun may see both at once.
+        killed = [found for found in error.failures.items() if found[1].exitcode < 0 and found[1].exitcode != -signal.SIGTERM]
+        rank, failure = killed[0] if killed else (rank, failure)
         how = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         os.write(pipe, f"rank {rank} ended with {how}; all ranks were ended".encode())
         return EXIT_FAILED

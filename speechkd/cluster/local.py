@@ -19,12 +19,15 @@ import psutil
 
 from speechkd.cluster.nodes import Ended, Team
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, InputError
+from speechkd.core.failures import first_failure
 from speechkd.core.log import say
 
 REQUEUE = "requeue.json"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 POLL_S = 0.1
 ENDED = {0: "finished", EXIT_INPUT: "a rank refused the input"}
+BY_HAND = "ended at once by Ctrl-C"
+"""Reason of ranks that a user ended in the middle of a step"""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -51,8 +54,9 @@ def run_ranks(
     """Run `python -m <module_args>` (or a script path with arguments) on `ranks` processes of this machine; returns exit code and reason.
 
     0: all ranks finished. 75: they stopped cleanly at a step boundary and left `requeue.json` in `run_folder`, so the run can continue.
-    2: a rank refused the user's input. Otherwise 1: a rank failed and the others were stopped. SIGTERM, SIGINT and SIGUSR1 are forwarded to
-    the workers but not to torchrun, which would kill them (a second SIGINT does that); `received` are signals that came before.
+    2: a rank refused the user's input. Otherwise 1: a rank failed and the others were stopped. The reason is the first error that a rank
+    left in the run folder (`core.failures`), and the last line on the screen. SIGTERM, SIGINT and SIGUSR1 are forwarded to the workers but
+    not to torchrun, which would kill them (a second SIGINT ends them at once); `received` are signals that came before.
     `on_nodes`: this machine is one of several, which all get the same code; a rank that fails on one ends the ranks of all.
     Raises InputError for fewer than one rank.
     """
@@ -67,18 +71,23 @@ def run_ranks(
     if trouble is not None and team is not None and not team.leads:
         reason = trouble.reason  # torchrun only knows that it was ended; node 0 may be gone, and nobody else says why
     if code == 0 and note is not None and note.is_file():
-        ended = Ended(EXIT_REQUEUE, "stopped at a step boundary")
+        ended = Ended(EXIT_REQUEUE, "stopped after a checkpoint")
     else:
+        reason = _first_cause(run_folder, reason, torchrun.by_hand, code) if code else reason
         ended = Ended(code if code in (0, EXIT_INPUT) else EXIT_FAILED, reason or ENDED.get(code, f"torchrun ended with code {code}"))
     if team is not None:
-        if ended.code == EXIT_INPUT:
-            ended = Ended(EXIT_INPUT, f"{ended.reason} on {socket.gethostname()}, whose output has the line")
-        ended, own = team.conclude(ended), ended
-        if ended.code == EXIT_INPUT and own.code != EXIT_INPUT:
-            say(ended.reason)
-    if ended.code == EXIT_FAILED:
-        say(ended.reason)
+        ended = team.conclude(ended)
+    if ended.code in (EXIT_FAILED, EXIT_INPUT) and not torchrun.by_hand:
+        say(f"error: {ended.reason}")
     return ended
+
+
+def _first_cause(run_folder: Path | None, said: str, by_hand: bool, code: int) -> str:
+    """Why the ranks ended: a signal that struck one (which leaves no error), the user's second Ctrl-C, or the first error of any rank."""
+    if by_hand:
+        return BY_HAND
+    first = first_failure(run_folder) if run_folder is not None and " with SIG" not in said else None
+    return said if first is None else first.reason if code == EXIT_INPUT else str(first)
 
 
 def free_port(above: int) -> int:
@@ -122,6 +131,8 @@ class _Torchrun:
         self._process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_set_up_child, pass_fds=(pipe,))
         os.close(pipe)
         self._sent: set[tuple[signal.Signals, int]] = set()
+        self.by_hand = False
+        """whether the user did not wait for the end of the step"""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received.append(signal.Signals(number))
@@ -157,13 +168,20 @@ class _Torchrun:
                 process.kill()
 
     def _forward(self) -> None:
-        if self._received.count(signal.SIGINT) > 1:
-            self._process.terminate()
+        interrupts = self._received.count(signal.SIGINT)
+        if interrupts and not self.by_hand:
+            # Ranks that listen handle USR1, which is ignored from their start; for INT Python itself has a handler.
+            listening = any(_handles(worker.pid, signal.SIGUSR1) for worker in self._workers())
+            if interrupts > 1 or not listening:
+                say("train: stopping at once" if listening else "train: stopping before the first step")
+                self.by_hand = True
+                self._kill()
+        if self.by_hand:
             return
         for received in dict.fromkeys(self._received):
             for worker in self._workers():
-                # Workers start with USR1 ignored, so USR1 waits until the worker has a handler. TERM and INT do not wait: a worker without
-                # a handler dies of them, as intended. Each is sent once, because Python removes handlers while it shuts down.
+                # Workers start with USR1 ignored, so USR1 waits until the worker has a handler. TERM does not wait: a worker without
+                # a handler dies of it, as intended. Each is sent once, because Python removes handlers while it shuts down.
                 if (received, worker.pid) not in self._sent and (received is not signal.SIGUSR1 or _handles(worker.pid, received)):
                     self._sent.add((received, worker.pid))
                     with contextlib.suppress(psutil.NoSuchProcess):

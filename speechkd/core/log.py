@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
+from speechkd.core.text import printable
+
 T = TypeVar("T")
 INTERVAL_S = 10.0
 
@@ -15,7 +17,7 @@ INTERVAL_S = 10.0
 def say(text: str) -> None:
     """Print one line to standard error and flush. A log on a full disk is no reason to stop."""
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -109,6 +109,11 @@ def _not(error: UnicodeDecodeError, where: str) -> str:
     return f"is not {error.encoding} text: {error.reason}; state the `encoding` that it has, cp1252 say ({where})"
 
 
+def printable(text: str) -> str:
+    r"""The text as UTF-8 can write it: half a surrogate pair, which JSON and file names may hold, is spelt out (`\ud83d`)."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def composed(text: str) -> str:
     """The text in Unicode's composed form (NFC): `é` may be written as one character or as two, and means the same."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)

@@ -15,6 +15,9 @@ from speechkd.core.files import write_json
 from speechkd.data.cards import Card
 from speechkd.data.sources import SOURCES
 
+OUTSIDE = {"type": "object", "required": ["kind"], "properties": {"kind": {"type": "string", "pattern": ":"}}}
+"""A source of the user's own, as `module:NAME`"""
+
 
 def card_schema() -> dict[str, Any]:
     """JSON Schema 2020-12. `source` is one of the source configurations, selected by `kind`."""
@@ -24,7 +27,7 @@ def card_schema() -> dict[str, Any]:
     schema = definitions.pop("Card")
     schema["properties"]["source"] = {
         "description": "where the raw data lies; `kind` names the layout",
-        "oneOf": [refs[config, "validation"] for config in configs.values()],
+        "oneOf": [*(refs[config, "validation"] for config in configs.values()), OUTSIDE],
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "speechkd corpus card", **schema, "$defs": definitions}
 

@@ -13,6 +13,7 @@ import speechkd
 from speechkd.core.config import build
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest
+from speechkd.core.log import say
 from speechkd.data.cards import is_name
 from speechkd.data.columns.column import Column, open_column
 from speechkd.data.columns.spec import COLUMN_SCHEMA, SPEC, STOPS, ColumnSpec, Turn, TurnSignals
@@ -75,6 +76,8 @@ class ColumnWriter:
             open_column(shards.root, shards.digest, spec.name)
         else:
             self._adopt()
+            if (self.root / INDEX).is_file():  # it was published once: what lies there may have changed
+                self.recheck()
 
     def _adopt(self) -> None:
         """Reuse the earlier version's column for every base shard that was reused, if the spec is the same."""
@@ -96,6 +99,16 @@ class ColumnWriter:
         """Shards without a valid receipt; empty once the column is published."""
         return [] if self.published else [shard for shard in range(self.shards.shards) if self._receipts.read(shard) is None]
 
+    def recheck(self) -> None:
+        """Read every byte of the finished shards; those that differ from their receipts are missing from now on.
+
+        Raises InputError where an earlier version holds the damaged file.
+        """
+        for shard, problem in self._receipts.recheck(range(self.shards.shards)):
+            if "(in version" in problem:
+                raise InputError(f"column {self.spec.name}: {problem}: repair the column of that version first (`speechkd teach --repair`)")
+            say(f"column {self.spec.name}: shard {shard} is written again: {problem}")
+
     def done(self, shard: int) -> bool:
         """Whether the shard has a valid receipt."""
         return self.published or self._receipts.read(shard) is not None
@@ -104,7 +117,7 @@ class ColumnWriter:
         """Unpublish a column so that `shards` can be written again. The result is a different column under the same name."""
         remove(self.root / MANIFEST)
         for shard in shards:
-            remove(self.root / "receipts" / f"{shard_name(shard)}.json")
+            self._receipts.withdraw(shard)
         self.published = False
 
     def write_shard(

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from speechkd.core.files import write_text
 from speechkd.evaluation.report_charts import charts_of, waveform
+from speechkd.evaluation.starts import starts_of
 from speechkd.tracking.journal import JOURNAL, metric_series, read_journal
 from speechkd.tracking.redact import flat_texts
 
@@ -40,7 +41,7 @@ def write_report(run_dir: Path, out: Path) -> Path:
     """
     templates = PackageLoader("speechkd.evaluation", ".")
     environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "number": _number, "clock": _clock}
+    environment.filters |= {"percent": _percent, "number": _number, "clock": _clock, "moment": _moment}
     environment.tests["count"] = _is_count
     page = environment.get_template("report.html.j2").render(**_content(run_dir))
     write_text(out, page)
@@ -50,6 +51,10 @@ def write_report(run_dir: Path, out: Path) -> Path:
 def _content(run_dir: Path) -> dict[str, Any]:
     journal = run_dir / JOURNAL
     series = metric_series(journal)
+    starts = starts_of(read_journal(journal))
+    seconds = _numbers(_json(run_dir / "seconds.json") or _json(run_dir / "eval" / "summary.json").get("seconds"))
+    if starts:  # of every start, whichever command made it
+        seconds["train"] = max(seconds.get("train", 0.0), sum(start.seconds for start in starts))
     summary = _json(run_dir / "eval" / "summary.json")
     tasks = _tasks(summary)
     return {
@@ -60,8 +65,9 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "tasks": tasks,
         "columns": _columns(tasks),
         "bars": _bars(tasks),
-        "seconds": _in_order(_numbers(_json(run_dir / "seconds.json") or summary.get("seconds"))),
-        "charts": charts_of(series),
+        "seconds": _in_order(seconds),
+        "starts": starts,
+        "charts": charts_of(series, [start.at for start in starts[1:]]),
         "single": {name: points[-1][1] for name, points in sorted(series.items()) if len(points) == 1},
         "samples": list(_samples(run_dir / "eval" / "samples.jsonl")),
         "datasets": {name: _facts(facts) for name, facts in _json(run_dir / "datasets.json").items() if isinstance(facts, Mapping)},
@@ -80,7 +86,7 @@ def _head(journal: Path) -> dict[str, Any]:
             status = record["status"]
         elif record["kind"] in named:
             named[record["kind"]] |= record["values"]
-    began = datetime.fromtimestamp(start / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC") if start else None
+    began = _moment(start) if start else None
     seconds = (end - start) / 1000 if start and end else None
     return {"status": status, "began": began, "seconds": seconds, "params": named["param"], "tags": named["tag"]}
 
@@ -243,6 +249,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+
+
+def _moment(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _clock(seconds: float) -> str:

@@ -29,15 +29,18 @@ class Chart:
     svg: Markup
 
 
-def charts_of(series: Mapping[str, Series]) -> list[Chart]:
-    """One chart per metric with at least two points. `a/x_y` is drawn into the chart of `a/x` if both exist (parts of a loss)."""
+def charts_of(series: Mapping[str, Series], marks: Sequence[int] = ()) -> list[Chart]:
+    """One chart per metric with at least two points. `a/x_y` is drawn into the chart of `a/x` if both exist (parts of a loss).
+
+    `marks`: steps at which training was continued, drawn as dotted lines.
+    """
     long = {name: points for name, points in series.items() if len(points) > 1}
     groups: dict[str, list[str]] = {}
     for name in sorted(long):
         owner = next((other for other in sorted(long) if name.startswith(f"{other}_")), name)
         if name == owner or long[name] != long[owner]:  # skip a part that equals its sum: it would be drawn over it
             groups.setdefault(owner, []).append(name)
-    return [_chart(owner, {name: long[name] for name in groups[owner]}) for owner in sorted(groups, key=_order)]
+    return [_chart(owner, {name: long[name] for name in groups[owner]}, marks) for owner in sorted(groups, key=_order)]
 
 
 def _order(name: str) -> tuple[int, int, str]:
@@ -45,7 +48,7 @@ def _order(name: str) -> tuple[int, int, str]:
     return (0 if name.startswith("train/") else 1, _FIRST.index(leaf) if leaf in _FIRST else len(_FIRST), name)
 
 
-def _chart(title: str, series: Mapping[str, Series]) -> Chart:
+def _chart(title: str, series: Mapping[str, Series], marks: Sequence[int]) -> Chart:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -61,6 +64,8 @@ def _chart(title: str, series: Mapping[str, Series]) -> Chart:
                 axes.plot(raw_steps, raw, color=colour, alpha=0.25, linewidth=0.8)
                 raw = smooth
             axes.plot(raw_steps, raw, color=colour, linewidth=1.6)
+        for step in marks if title.startswith("train/") else ():
+            axes.axvline(step, color=list(_INK)[0], linewidth=0.8, linestyle=":")
         every = np.array([value for points in series.values() for _, value in points])
         every = every[np.isfinite(every)]
         low, high = (every.min(), every.max()) if len(every) else (0.0, 0.0)

@@ -20,6 +20,7 @@ LOSSES: Table[Loss] = Table(
         "sampled_kd": "speechkd.losses.sampled_kd:LOSS",
         "topk_kl": "speechkd.losses.topk_kd:LOSS",
     },
+    group="speechkd.losses",
 )
 
 __all__ = ["LOSSES", "ClipLoss", "HeadLoss", "LayerLoss", "Loss", "LossConfig", "Supervision"]

@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from speechkd.core.config import read_extending
-from speechkd.core.errors import EXIT_FAILED, InputError
-from speechkd.core.text import folded
-from speechkd.data.cards import Card, list_corpus, load_card, open_source
+from speechkd.core.errors import EXIT_FAILED, DataError, InputError
+from speechkd.core.text import folded, printable
+from speechkd.data.cards import Card, allow_outside, list_corpus, load_card, open_source
 from speechkd.data.shards.index import open_shards
 from speechkd.data.sources.base import Item, MissingData
-from speechkd.data.storage.store import Location, UrlPath, parse_location
+from speechkd.data.storage.store import Location, UrlPath, list_folder, parse_location
 from speechkd.evaluation.scorers.characters import spaceless
 from speechkd.recipe import load_recipe
 from speechkd.stages.shard import write_sample
@@ -41,39 +41,40 @@ def check(given: Path | str) -> int:
         for name in (recipe.prompt.template, recipe.deepspeed):
             if not Path(name).is_file():
                 raise InputError(f"no such file `{name}` ({path})")
-        print(f"recipe ok: {recipe.name}, regime {recipe.train.regime}, {recipe.train.steps} steps, roles {', '.join(recipe.train.roles)}")
+        _print(f"recipe ok: {recipe.name}, regime {recipe.train.regime}, {recipe.train.steps} steps, roles {', '.join(recipe.train.roles)}")
         return 0
     raise InputError(f"neither a card (key `source`) nor a recipe (key `student`): {path}")
 
 
 def _card(path: Path) -> int:
     """Check a card; where its data is here, also list all items and decode the first ones as `speechkd shard` will."""
+    allow_outside(path)
     card = load_card(path)
     summary = f"card ok: {card.name}/{card.version}, source {card.source['kind']}, tasks {', '.join(card.tasks) or 'none'}"
     try:
         listing = list_corpus(card, open_source(card, path.parent), path.parent)
     except MissingData as missing:
-        print(f"{summary}\nits data is not here yet: {missing}")
+        _print(f"{summary}\nits data is not here yet: {missing}")
         return 0
     items = listing.items
-    print(
+    _print(
         f"{summary}\n{len(items)} items: {_counts(item.split for item in items)}; fields: {_counts(n for i in items for n in i.metadata)}"
     )
     with TemporaryDirectory(prefix="speechkd-check-") as folder:
         tried = card.model_copy(update={"shard_samples": TRIED, "quarantine_rate": 1.0})
         manifest, rejected = write_sample(tried, path.parent, items[:TRIED], Path(folder))
     total = manifest["totals"]
-    print(f"first {manifest['input']} items: {total['samples']} samples, {total['seconds']:.1f} s, {len(rejected)} rejected")
+    _print(f"first {manifest['input']} items: {total['samples']} samples, {total['seconds']:.1f} s, {len(rejected)} rejected")
     for entry in rejected:
-        print(f"rejected `{entry['key']}`: {entry['reason']}")
+        _print(f"rejected `{entry['key']}`: {entry['reason']}")
     for line in [
         *listing.unmatched,
         *_doubts(card, items),
         *(["none of them has audio"] if total["samples"] and not total["seconds"] else []),
     ]:
-        print(f"look again: {line}")
+        _print(f"look again: {line}")
     if rejected and not total["samples"]:
-        print(f"all of the first {manifest['input']} items are rejected: `speechkd shard` would publish nothing of them")
+        _print(f"all of the first {manifest['input']} items are rejected: `speechkd shard` would publish nothing of them")
         return EXIT_FAILED
     return 0
 
@@ -101,10 +102,26 @@ def _counts(names: Iterable[str]) -> str:
 
 
 def _shards(path: Location) -> int:
-    shards = open_shards(path)
+    whole = path.absolute() if isinstance(path, Path) else path
+    shard_again = f"repair: `speechkd shard CARD --out {whole.parent.parent} --repair`, with the card of {whole.parent.name}/{whole.name}"
+    try:
+        shards = open_shards(path)
+    except DataError as damage:
+        _print(f"{damage}\n{shard_again}")
+        return EXIT_FAILED
     bad = list(shards.verify())
     for line in bad:
-        print(line)
+        _print(line)
     columns = ", ".join(shards.column_names()) or "none"
-    print(f"{shards.dataset}/{shards.version}: {len(shards)} samples in {shards.shards} shards, columns: {columns}: {len(bad)} problems")
+    _print(f"{shards.dataset}/{shards.version}: {len(shards)} samples in {shards.shards} shards, columns: {columns}: {len(bad)} problems")
+    of_columns = {name for name in list_folder(path / "columns") for line in bad if f"columns/{name}" in line}
+    if any("columns/" not in line for line in bad):
+        _print(shard_again)
+    if of_columns:
+        _print(f"repair: `speechkd teach RECIPE --repair`, with the recipe of {', '.join(sorted(of_columns))}")
     return EXIT_FAILED if bad else 0
+
+
+def _print(text: str) -> None:
+    """Print lines that hold names and values of a corpus."""
+    print(printable(text))

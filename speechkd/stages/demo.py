@@ -1,4 +1,4 @@
-"""`speechkd demo`: runs the demo recipe from corpus to answers and prints a table of results."""
+"""`speechkd demo`: runs the demo recipe from corpus to answers, and says what came out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from speechkd.core.errors import InputError
 from speechkd.core.files import read_json
 from speechkd.recipe import load_recipe
 from speechkd.stages.evaluate import SUMMARY
-from speechkd.stages.run import EXPORT, REPORT, run
+from speechkd.stages.run import EXPORT, run
 
 RECIPE = Path("pipelines/meta_prompt_kd.yaml")
 SCORES = Path("standins/scores.json")
@@ -31,28 +31,13 @@ def demo(out: Path, ranks: int, sets: list[str]) -> int:
 
 
 def _show(out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     summary = read_json(out / SUMMARY)
-    columns = ("student", "unseen", "teacher", "untrained", "shuffled", "chance")
-    table = Table(title="answers from audio alone, strict scoring, % right", title_justify="left")
-    table.add_column("task")
-    for name in (*columns, "n", "unparsable"):
-        table.add_column(name, justify="right")
-    for task, row in summary["tasks"].items():
-        cells = ["–" if row.get(name) is None else f"{100 * row[name]:.1f}" for name in columns]
-        table.add_row(task, *cells, str(row["n"]), str(row["unparsable"]))
-    console = Console(width=max(100, Console().width))  # a log file has no width, and cut headings help nobody
-    console.print(table)
     ctc = read_json(SCORES)["encoder"]["ctc_word_accuracy"]
-    console.print(
+    print(
         "digits are word accuracy; the encoder's own CTC head, on all digit clips of the same splits: "
-        + ", ".join(f"{100 * row['digits']['accuracy']:.1f} ({split})" for split, row in ctc.items()),
-        soft_wrap=True,
+        + ", ".join(f"{100 * row['digits']['accuracy']:.1f} ({split})" for split, row in ctc.items())
     )
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in summary["seconds"].items())
-    console.print(f"stages: {took}", soft_wrap=True)
-    console.print(f"report:  {out / REPORT}", soft_wrap=True)
-    console.print(f"mlflow:  .venv/bin/mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}", soft_wrap=True)
-    console.print(f'ask:     .venv/bin/speechkd ask {out / EXPORT} clip.wav "What language is spoken?"', soft_wrap=True)
+    print(f"stages: {took}")
+    print(f"mlflow:  .venv/bin/mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}")
+    print(f'ask:     .venv/bin/speechkd ask {out / EXPORT} clip.wav "What language is spoken?"')

@@ -26,7 +26,7 @@ from speechkd.stages.export import export
 from speechkd.stages.inputs.columns import column_spec
 from speechkd.stages.inputs.corpora import Corpus, evaluation_questions, open_corpora
 from speechkd.stages.inputs.prompt import open_prompt
-from speechkd.stages.results import publish_results
+from speechkd.stages.results import publish_results, show_results
 from speechkd.stages.run_folder import NOT_THE_STUDENTS, other_data, same_recipe
 
 SUMMARY, SAMPLES, EXPORT, EVAL = "summary.json", "samples.jsonl", "export", "eval"
@@ -85,16 +85,25 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
     published as the run's result. Raises InputError where the run was trained by another recipe (its data and teachers may differ). For
     an export only the questions count: its recipe is not compared.
     """
+    graded = _evaluate_run(recipe, checkpoint, regrade)
+    show_results(recipe.run_dir, graded / SUMMARY)
+    return graded
+
+
+def _evaluate_run(recipe: Recipe, checkpoint: Path | None, regrade: bool) -> Path:
     folder = recipe.run_dir
     if checkpoint is None or not (checkpoint / MANIFEST).is_file():
         same_recipe(folder, recipe, NOT_THE_STUDENTS)
     if checkpoint is None:
         exported = export(folder, folder / EXPORT)
+        step = read_json(exported / MANIFEST)["step"]
+        if step < recipe.train.steps:
+            say(f"eval: `{folder}` is not finished: this grades step {step} of {recipe.train.steps}, not the student that it will end with")
         if other_data(folder, recipe):
             cards = [load_card(Path(corpus.card)).name for corpus in recipe.data.corpora]
             return evaluate(recipe, exported, folder / EVAL / "+".join(cards), regrade)
         graded = evaluate(recipe, exported, folder / EVAL, regrade)
-        publish_results(recipe.tracking, folder, read_json(graded / SUMMARY)["tasks"], read_json(exported / MANIFEST)["step"])
+        publish_results(recipe.tracking, folder, read_json(graded / SUMMARY)["tasks"], step)
         return graded
     exported = checkpoint if (checkpoint / MANIFEST).is_file() else export(folder, folder / f"{EXPORT}-{checkpoint.name}", checkpoint)
     return evaluate(recipe, exported, folder / EVAL / checkpoint.name, regrade)

@@ -20,19 +20,21 @@ from speechkd.stages.inputs.budget import budgets
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_schedule, open_train_sources
+from speechkd.stages.run_folder import Resume, check_run
 from speechkd.teachers.live_config import LiveConfig
+from speechkd.train.schedule import Schedule
 
 GIB = 2**30
 OPTIMISER_BYTES = 4 + 4 + 4 + 4
 """Per trained parameter: float32 master weight, two Adam moments, float32 gradient"""
 
 
-def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0, to_train: bool = False) -> int:
+def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0, to_train: bool = False, resume: Resume = "auto") -> int:
     """Build the student on the meta device and print parameters, memory per rank, steps, what the teacher costs, data. Allocates nothing.
 
     Raises InputError for whatever would stop the real run: losses that the teacher cannot feed, ranks that the plan cannot deal out,
     missing configurations. Shards that are not there yet are reported, not refused; `to_train`, exit code 1 says that they are missing, and
-    splits and clips are checked as training checks them.
+    splits, clips and run folder are checked as training checks them.
     """
     ds_config = read_ds_config(Path(recipe.deepspeed))
     recipe.plan.per_rank(ranks)
@@ -51,12 +53,15 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0, to_train: boo
     for note in notes:
         print(f"not checked {note}")
     _print_teachers(recipe, tokens_per_s)
-    ready = _print_data(recipe)
+    schedule = _print_data(recipe)
     if not to_train:
         return 0
-    if ready:
-        check_clips(open_corpora(recipe.data), recipe.student.encoder, recipe.train.roles, recipe.evaluation)
-    return 0 if ready else EXIT_FAILED
+    if schedule is None:
+        return EXIT_FAILED
+    check_clips(open_corpora(recipe.data), recipe.student.encoder, recipe.train.roles, recipe.evaluation)
+    newest = check_run(recipe.run_dir, recipe, schedule.digest, resume)
+    print(f"run folder  {recipe.run_dir}: {f'continues from {newest.name}' if newest is not None else 'begins at step 0'}")
+    return 0
 
 
 def _print_parameters(config: StudentConfig, student: Student) -> None:
@@ -106,14 +111,14 @@ def _print_teachers(recipe: Recipe, tokens_per_s: float) -> None:
         print(f"teacher     not known yet: {missing}")
 
 
-def _print_data(recipe: Recipe) -> bool:
-    """Print what training would read; False where it is not there yet."""
+def _print_data(recipe: Recipe) -> Schedule | None:
+    """Print what training would read, and return its order; None where it is not there yet."""
     try:
         open_corpora(recipe.data)  # first, so that a hub is asked for a tokenizer only where there are shards
         sources = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     except InputError as missing:
         print(f"data        not ready: {missing}")
-        return False
+        return None
     schedule = make_schedule(recipe, sources)
     for train_source in sources:
         hours = float(train_source.plan_source.seconds_N.sum()) / 3600
@@ -129,7 +134,7 @@ def _print_data(recipe: Recipe) -> bool:
     for segment in schedule.segments:
         per_epoch = segment.plan.steps_per_epoch(0)
         print(f"epochs      {segment.phase.name}: {segment.phase.steps / per_epoch:.2f} of {per_epoch} steps each")
-    return True
+    return schedule
 
 
 def _mix(mix: dict[str, float]) -> str:

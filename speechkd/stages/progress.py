@@ -11,15 +11,17 @@ from typing import Any
 from speechkd.cluster.local import REQUEUE
 from speechkd.cluster.scheduler import QueuedJob, ended, has_slurm
 from speechkd.core.errors import DataError, InputError
+from speechkd.core.files import read_json
 from speechkd.data.storage.manifest import MANIFEST
 from speechkd.data.storage.store import list_folder, parse_location
 from speechkd.engine.checkpoint import committed
+from speechkd.evaluation.starts import DIED, starts_of
 from speechkd.recipe import Recipe
-from speechkd.stages.evaluate import SUMMARY
+from speechkd.stages.evaluate import EVAL, SUMMARY
 from speechkd.stages.inputs.corpora import open_corpora
 from speechkd.stages.job_records import JOBS, JobRecords, alive, read_records
 from speechkd.stages.restart import read_history
-from speechkd.stages.run import REPORT
+from speechkd.stages.results import REPORT
 from speechkd.stages.run_folder import CHECKPOINTS, RECIPE, run_recipe
 from speechkd.tracking.journal import JOURNAL, last_status, metric_series, read_journal
 from speechkd.train.watchdog import STACKS
@@ -64,6 +66,12 @@ class RunState:
     quarantined: int | None
     restarts: int
     failure: str | None
+    reason: str | None
+    """why training ended, as its journal has it; None while it goes on"""
+    seconds: float
+    """that training took in all its starts"""
+    evaluation: dict[str, dict[str, Any]]
+    """task -> its scores, as in eval/summary.json"""
     stacks: list[str]
     slurm: bool
     """whether SLURM was asked about the jobs"""
@@ -84,6 +92,7 @@ def run_state(run: Path) -> RunState:
     newest = next(iter(committed(run / CHECKPOINTS)), None)
     state = last_status(run / JOURNAL)
     events = read_history(run)
+    starts = starts_of(read_journal(run / JOURNAL))
     stages = _stages(run, recipe, records, queue, step, state)
     return RunState(
         run=str(run),
@@ -100,6 +109,9 @@ def run_state(run: Path) -> RunState:
         quarantined=_quarantined(recipe, series),
         restarts=max(0, sum(event.get("event") == "start" for event in events) - 1),
         failure=_failure(run, records, events, stages, state),
+        reason=starts[-1].reason or None if starts and state != "RUNNING" else None,
+        seconds=round(sum(start.seconds for start in starts), 1),
+        evaluation=read_json(run / EVAL / SUMMARY)["tasks"] if (run / EVAL / SUMMARY).is_file() else {},
         stacks=sorted(str(path) for path in (run / STACKS).glob("*.txt")),
         slurm=records is not None and has_slurm(),
     )
@@ -191,8 +203,9 @@ def _failure(
         if job.stage == failed and job.job == records.stage_jobs(job.stage)[-1]:  # type: ignore[union-attr]
             bad = [found for found in ended(job.job) if found.state not in WELL]
             words += [f"job {bad[0].label} {bad[0].state}{f' ({bad[0].reason})' if bad[0].reason else ''}"] if bad else []
-    reasons = [str(event["reason"]) for event in events if event.get("reason")]
-    words += reasons[-1:] if failed in (None, "train") else []
+    told = [event for event in events if event["event"] == "start" or event.get("reason")]
+    if told and failed in (None, "train"):  # a start with nothing after it: whoever would have told why is dead
+        words.append(DIED if told[-1]["event"] == "start" else str(told[-1]["reason"]))
     logs = sorted((run / JOBS).glob(f"{failed or 'train'}*.log"), key=lambda path: path.stat().st_mtime)
     for log in reversed(logs):
         if found := _ERROR.findall(_tail(log)):

@@ -10,7 +10,7 @@ from speechkd.data.storage.manifest import MANIFEST
 from speechkd.data.storage.store import UrlPath, parse_location
 from speechkd.evaluation.report import write_report
 from speechkd.evaluation.shards_report import write_shards_report
-from speechkd.stages.run import REPORT
+from speechkd.stages.results import REPORT
 from speechkd.stages.run_folder import RECIPE
 
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from statistics import mean
 
 from speechkd.core.errors import InputError
+from speechkd.core.files import read_json
 from speechkd.core.log import say
+from speechkd.evaluation.score_table import score_table
 from speechkd.tracking import TrackingConfig
 from speechkd.tracking.journal import JOURNAL, Journal, read_journal
 from speechkd.tracking.mlflow_sender import bytes_behind, sync
 from speechkd.tracking.prometheus import MetricsFile
 from speechkd.tracking.records import MEAN_SCORE
 
+REPORT = "report.html"
 Tasks = Mapping[str, Mapping[str, object]]
 
 
@@ -30,6 +33,15 @@ def publish_results(tracking: TrackingConfig, folder: Path, tasks: Tasks, step: 
         journal.artifact(name)
     journal.close()
     send(tracking, folder)
+
+
+def show_results(folder: Path, summary: Path) -> None:
+    """Print an evaluation's table, and where its summary and the run's report are: the last words of `run` and `eval`."""
+    if tasks := read_json(summary)["tasks"]:
+        print(score_table(tasks))
+    print(f"summary  {summary}")
+    page = folder / REPORT
+    print(f"report   {page}" if page.is_file() else f"report   none yet: `speechkd report {folder}` writes it")
 
 
 def send(tracking: TrackingConfig, folder: Path) -> None:

@@ -20,14 +20,14 @@ from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, evaluation_inputs
 from speechkd.stages.export import export
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
-from speechkd.stages.results import publish_results
+from speechkd.stages.results import REPORT, publish_results, show_results
 from speechkd.stages.run_folder import CHECKPOINTS, same_recipe
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from speechkd.stages.train import train
 
 T = TypeVar("T")
-REPORT, SECONDS = "report.html", "seconds.json"
+SECONDS = "seconds.json"
 
 
 class Stopwatch:
@@ -107,6 +107,7 @@ def _conclude(recipe: Recipe, folder: Path, watch: Stopwatch) -> int:
         watch.time("report", lambda: write_report(folder, folder / REPORT))
         publish_results(recipe.tracking, folder, summary["tasks"], read_json(exported / MANIFEST)["step"], files=(REPORT,))
         write_json(folder / SUMMARY, {**summary, "seconds": watch.seconds})
+    show_results(folder, folder / SUMMARY)
     return 0
 
 

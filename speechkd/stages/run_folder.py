@@ -92,6 +92,19 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
     Raises InputError if the folder belongs to another recipe or other data, if `require` finds no checkpoint, if `never` finds one,
     or if checkpoints were published once and none of them is valid now: a run never silently starts over.
     """
+    newest, facts = _continued(folder, recipe, plan_digest, resume, fetch=True)
+    write_text(folder / RECIPE, dump_yaml(recipe.model_dump(mode="json")))
+    write_json(folder / RUN, {"recipe": recipe.digest(), **facts})
+    return newest
+
+
+def check_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) -> Path | None:
+    """What `prepare_run` would refuse, without writing anything; a checkpoint's second copy is not fetched."""
+    return _continued(folder, recipe, plan_digest, resume, fetch=False)[0]
+
+
+def _continued(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume, fetch: bool) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to continue from, and what run.json says of the data."""
     checkpoints, stored = folder / CHECKPOINTS, None
     if (folder / RUN).is_file():
         stored = read_json(folder / RUN)
@@ -100,7 +113,7 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
             raise InputError(f"run folder `{folder}` belongs to another recipe ({found}): use another `name`, or remove it")
     newest = latest(checkpoints)
     second = second_place(recipe, folder, Retention())
-    if newest is None and second is not None and resume != "never":
+    if newest is None and second is not None and resume != "never" and fetch:
         newest = bring_back(second.place, checkpoints)
     if resume == "require" and newest is None:
         raise InputError(f"`--resume require`: no valid checkpoint in `{checkpoints}`: `--resume auto` begins anew")
@@ -110,7 +123,4 @@ def prepare_run(folder: Path, recipe: Recipe, plan_digest: str, resume: Resume) 
         raise InputError(
             f"`{checkpoints}` holds checkpoints and none is valid: repair or remove the run folder; it is not started over silently"
         )
-    facts = plan_facts(recipe, plan_digest, stored, newest, folder)
-    write_text(folder / RECIPE, dump_yaml(recipe.model_dump(mode="json")))
-    write_json(folder / RUN, {"recipe": recipe.digest(), **facts})
-    return newest
+    return newest, plan_facts(recipe, plan_digest, stored, newest, folder)

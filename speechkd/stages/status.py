@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from speechkd.evaluation.score_table import score_table
 from speechkd.stages.evaluate import EXPORT
 from speechkd.stages.progress import SHOWN, RunState, run_state
-from speechkd.stages.run import REPORT
+from speechkd.stages.results import REPORT
 
 WATCH_S = 3.0
 JOBS_SHOWN = 4
@@ -30,6 +31,8 @@ def status(run: Path, as_json: bool = False, watch: bool = False) -> int:
             print(f"{name:<{11 if len(name) < 12 else 22}} {value}")
         for stage in state.stages:
             print(f"{stage.stage:<11} {stage.state:<12}{_count(stage.done, stage.total, stage.unit):<18}{_jobs(stage.jobs)}".rstrip())
+        if state.evaluation:
+            print(score_table(state.evaluation))
     return 0
 
 
@@ -60,6 +63,8 @@ def _facts(run: Path, state: RunState) -> list[tuple[str, str]]:
     ]
     if state.eta_seconds is not None:
         facts.append(("left", _clock(state.eta_seconds)))
+    if state.seconds:
+        facts.append(("trained", _clock(state.seconds)))
     if state.restarts:
         facts.append(("restarts", str(state.restarts)))
     if state.quarantined is not None:
@@ -67,6 +72,8 @@ def _facts(run: Path, state: RunState) -> list[tuple[str, str]]:
     facts += [(name, f"{state.metrics[name]:.6g}") for name in SHOWN if name in state.metrics]
     if state.failure:
         facts.append(("failure", state.failure))
+    elif state.reason:
+        facts.append(("reason", state.reason))
     if state.stacks:
         facts.append(("stacks", ", ".join(state.stacks)))
     return facts + [(name, str(run / name)) for name in (EXPORT, REPORT) if (run / name).exists()]

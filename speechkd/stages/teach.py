@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
-from speechkd.core.errors import InputError
+from speechkd.core.errors import DataError, InputError
 from speechkd.core.locks import claimed
 from speechkd.core.log import progress, say
 from speechkd.data.column_writer import ColumnWriter
 from speechkd.data.columns.column import Column
-from speechkd.data.columns.spec import ColumnSpec, Turn, TurnSignals
+from speechkd.data.columns.spec import SPEC, ColumnSpec, Turn, TurnSignals
 from speechkd.data.reader import Reader
-from speechkd.data.storage.manifest import shard_name
+from speechkd.data.storage.manifest import MANIFEST, shard_name
+from speechkd.data.storage.store import remove, write_json
 from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
@@ -34,12 +37,17 @@ REASONS_READ = 256
 
 
 def teach(
-    recipe: Recipe, partition: tuple[int, int] = (0, 1), roles: list[str] | None = None, retry_failed: bool = False
+    recipe: Recipe,
+    partition: tuple[int, int] = (0, 1),
+    roles: list[str] | None = None,
+    retry_failed: bool = False,
+    repair: bool = False,
 ) -> list[Column | None]:
     """Make the columns that the recipe's regime trains on (or those of `roles`); shards that are done are skipped.
 
     `partition` (i, n): this process works on every n-th shard, from i on. `retry_failed` asks once more for answers of finished columns
-    that failed or were cut. Returns the column of each role and corpus, None where other partitions are still at work. A teacher loads
+    that failed or were cut. Shards of a column whose files are missing or have another size are made again; `repair` reads every byte to
+    find the others, too. Returns the column of each role and corpus, None where other partitions are still at work. A teacher loads
     only if something is missing.
     """
     part, parts = partition
@@ -51,7 +59,7 @@ def teach(
         train_splits(corpus, recipe.train.roles)  # a wrong split fails now, not after the answers were paid for
     wanted = [(role, corpus) for role in roles or recipe.train.roles for corpus in corpora if corpus.config.weight(role)]
     works = [_Work(recipe, role, corpus, prompt, partition) for role, corpus in wanted]
-    return [work.column(retry_failed) for work in works]
+    return [work.column(retry_failed, repair) for work in works]
 
 
 @dataclass
@@ -80,9 +88,10 @@ class _Work:
     def writer(self) -> ColumnWriter:
         return ColumnWriter(self.corpus.shards, self.spec)
 
-    def column(self, retry_failed: bool) -> Column | None:
+    def column(self, retry_failed: bool, repair: bool) -> Column | None:
         """The published column, or None while other partitions are at work."""
-        column = self._published() or self._fill()
+        found = self._published(repair)
+        column = self._mended(found, repair) if found is not None else self._fill()
         if retry_failed and self.config.answers_from():
             say(f"teach: teacher `{self.role}` takes its answers from column {self.config.answers_from()}: nothing is asked again here")
         elif column is not None and retry_failed:
@@ -93,9 +102,58 @@ class _Work:
             say(f"teach: {column.name}: {result.line()}; the worst answers: {column.root / PAGE}")
         return column
 
-    def _published(self) -> Column | None:
-        published = self.spec.name in self.corpus.shards.column_names()
-        return self.corpus.shards.column(self.spec.name) if published else None
+    def _published(self, repair: bool = False) -> Column | None:
+        """The column if it is published. With `repair`, a manifest that fails its own digest is removed: the column is published again."""
+        if self.spec.name not in self.corpus.shards.column_names():
+            return None
+        try:
+            return self.corpus.shards.column(self.spec.name)
+        except DataError as damage:
+            if not repair:
+                raise
+            say(f"teach: {damage}; the column is checked and published again")
+            remove(self.corpus.shards.root / "columns" / self.spec.name / MANIFEST)
+            return None
+
+    def _mended(self, column: Column, deep: bool) -> Column | None:
+        """The column after its damaged shards were made again. Without `deep`, only sizes are looked at, and not behind a URL."""
+        if not deep and not isinstance(column.root, Path):
+            return column
+        damaged = dict(column.files.problems(sizes_only=not deep))
+        if not damaged:
+            return column
+        for name, problem in damaged.items():
+            if "in" in column.files.entries[name]:
+                raise InputError(
+                    f"column {column.name}, {name}: {problem}: repair the column of that version first, with `speechkd teach --repair` "
+                    "and a recipe whose card names it"
+                )
+            say(f"teach: column {column.name}, {name}: {problem}; it is made again")
+        if SPEC in damaged:
+            write_json(column.root / SPEC, column.spec.model_dump(mode="json"))
+        shards = sorted({int(Path(name).stem) for name in damaged if Path(name).stem.isdigit()})
+        if not self.config.answers_from():
+            for shard in shards:
+                self._salvage(column, shard)
+        self.writer.withdraw(shards)
+        again = self._fill()
+        if again is not None:
+            same = "as it was" if again.digest == column.digest else "with other answers or signals: runs begun on it are refused"
+            say(f"teach: column {column.name} is whole again, {same}")
+        return again
+
+    def _salvage(self, column: Column, shard: int) -> None:
+        """Journal the answers that a damaged shard still holds whole, so that only the lost ones are asked again."""
+        whole = {}
+        with suppress(DataError):  # of the shard's own index: then nothing of it can be found
+            first, end = column.rows.starts[shard : shard + 2].tolist()
+            for row in range(first, end):
+                key = column.key_of(row)
+                with suppress(DataError):
+                    turn = column.read(row)
+                    whole[key, turn.turn] = Answer(turn.text, turn.tokens, turn.prompt_tokens, turn.stop, turn.reason)
+        asked = [(key, (request.key, request.turn)) for request, key in self._asked(shard)]
+        self._journal(shard).commit([(key, whole[turn]) for key, turn in asked if turn in whole])
 
     def _fill(self) -> Column | None:
         part, parts = self.partition

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import speechkd
-from speechkd.cluster.local import run_ranks
+from speechkd.cluster.local import BY_HAND, run_ranks
 from speechkd.cluster.nodes import Ended
 from speechkd.core.errors import EXIT_FAILED, EXIT_REQUEUE
+from speechkd.core.failures import forget_failures, one_line
 from speechkd.core.files import write_json
 from speechkd.core.locks import exclusive
 from speechkd.core.log import say
-from speechkd.engine.checkpoint import read_trainer, seal
+from speechkd.engine.checkpoint import latest, read_trainer, seal
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.base_models import same_base
@@ -36,6 +37,8 @@ from speechkd.tracking.sender_process import start_sender
 from speechkd.train.schedule import Schedule
 
 DATASETS, LAUNCH_LOCK = "datasets.json", ".train.lock"
+REASON = "reason"
+"""Tag with why a run failed; empty once it goes on"""
 WORKER = ("-m", "speechkd.stages.worker")
 SENDER_GRACE_S = 30
 
@@ -95,25 +98,45 @@ def launch(run: Prepared, start: Callable[[], Ended], ranks: int, nodes: int = 1
             journal.status("FINISHED")
         return 0
     journal.status("RUNNING")
+    forget_failures(folder)
     ended, sender = Ended(EXIT_FAILED, "the launcher failed"), None
     begin, before = start_step(run), markers(folder)  # read now: the checkpoint that the run begins from may be pruned while it trains
     try:
         _describe(journal, folder, recipe, run.sources)
         journal.tags({"ranks": str(ranks), "nodes": str(nodes)})
         restarts = record_start(folder, begin, ranks, nodes)
+        if restarts:
+            journal.tags({REASON: ""})  # of an earlier failure
         journal.metrics(restarts, {"run/restarts": float(restarts)})  # one point for each, for its steps may be none
         sender = start_sender(folder, recipe.tracking)
-        ended = start()
+        ended = _by_hand(start(), folder)
         if ended.code == EXIT_REQUEUE:
-            say("train: stopped after a checkpoint; the same command continues")
+            say(f"train: {ended.reason}; the same command continues")
+    except Exception as error:
+        ended = Ended(EXIT_FAILED, one_line(f"the launcher failed: {type(error).__name__}: {error}"))
+        raise
     finally:
         record_checkpoints(Journal(folder / JOURNAL), folder / CHECKPOINTS)  # a fresh view: rank 0 has written most of them
         record_end(folder, reached(folder, begin, before), ended.code, ended.reason)
-        journal.status("FINISHED" if ended.code == 0 else "KILLED" if ended.code == EXIT_REQUEUE else "FAILED")
+        if ended.code not in (0, EXIT_REQUEUE):
+            journal.tags({REASON: ended.reason})
+        status = "FINISHED" if ended.code == 0 else "KILLED" if ended.code == EXIT_REQUEUE else "FAILED"
+        journal.status(status, ended.reason if ended.code else "")
         journal.close()
         if sender is not None:
             _let_finish(sender)
     return ended.code
+
+
+def _by_hand(ended: Ended, folder: Path) -> Ended:
+    """A run that its user ended in the middle of a step goes on from its newest checkpoint, if that is whole."""
+    if BY_HAND not in ended.reason:
+        return ended
+    newest = latest(folder / CHECKPOINTS)
+    if newest is None:
+        say(f"train: {BY_HAND}, before a checkpoint; the same command begins anew")
+        return ended
+    return Ended(EXIT_REQUEUE, f"{BY_HAND}; {newest.name} is whole")
 
 
 def start_step(run: Prepared) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from speechkd.cluster.local import REQUEUE
 from speechkd.core import dist
 from speechkd.core.errors import EXIT_FAILED, EXIT_INPUT, DataError, InputError
+from speechkd.core.failures import rank_here, record_failure
 from speechkd.core.files import read_json, sha256_bytes, write_json
 from speechkd.core.locks import exclusive
 from speechkd.core.log import progress, say
@@ -56,7 +59,7 @@ def work(folder: Path, checked: str | None = None) -> None:
 
     `checked`: the seal of a checkpoint whose files the launcher has read.
     """
-    preemption = PreemptionFlag()
+    preemption = PreemptionFlag(tells=os.environ.get("LOCAL_RANK", "0") == "0")  # one of each node: a signal may reach one node only
     recipe = run_recipe(folder)
     init_distributed(max(GROUP_TIMEOUT_S, 2 * recipe.train.stall_s))  # the watchdog fires first: it knows where a rank is stuck
     # Ranks of a killed launcher may still be saving their last step: wait for them, and never write beside another run.
@@ -113,6 +116,14 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
             record_checkpoints(journal, folder / CHECKPOINTS)  # up to the save before: this one is being written
 
     watchdog = Watchdog(recipe.train.stall_s, dist.rank(), folder / STACKS, world)
+
+    def last_step() -> int | None:
+        """The step that training would stop after: a signal counts from the next time that the ranks add up their flags."""
+        if (place := watchdog.place) is None:
+            return None
+        return min(schedule.steps, place[0] + (1 if place[1] == "data" else 2))
+
+    preemption.last_step = last_step
     loop = Loop(
         engine=engine,
         distiller=distiller,
@@ -197,23 +208,30 @@ def _restore_counters(checkpoint: Path | None, engine: Engine, spikes: SpikeGuar
 
 
 def main() -> None:
-    """Exit 0 done or preempted (`requeue.json` says which), 1 failed, 2 wrong input."""
-    try:
-        work(Path(sys.argv[1]), *sys.argv[2:3])
-    except InputError as error:
-        say(f"error: {error}")
-        sys.exit(EXIT_INPUT)
-    except (DataError, Diverged) as error:  # damaged bytes, a run that went wrong: it is not our code that anyone must read
-        say(f"error on rank {dist.rank()}: {error}")
-        sys.exit(EXIT_FAILED)
-    except Exception as error:  # noqa: BLE001  (a rank that fails must end, so that torchrun ends the others)
-        import traceback
+    """Exit 0 done or preempted (`requeue.json` says which), 1 failed, 2 wrong input.
 
-        traceback.print_exc()
-        say(f"error on rank {dist.rank()}: {error}")
-        sys.exit(EXIT_FAILED)
+    A rank leaves its error in the run folder; the launcher prints the first one of all ranks, as its last line.
+    """
+    folder = Path(sys.argv[1])
+    try:
+        work(folder, *sys.argv[2:3])
+    except InputError as error:
+        _leave(folder, str(error), EXIT_INPUT)
+    except (DataError, Diverged) as error:  # damaged bytes, a run that went wrong: it is not our code that anyone must read
+        _leave(folder, str(error), EXIT_FAILED)
+    except Exception as error:  # noqa: BLE001  (a rank that fails must end, so that torchrun ends the others)
+        _leave(folder, f"{type(error).__name__}: {error}", EXIT_FAILED, error)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Python drops handlers while it shuts down, and the default one kills
     close_distributed()
+
+
+def _leave(folder: Path, reason: str, code: int, error: Exception | None = None) -> NoReturn:
+    """End this rank. Its error goes to the screen only where the launcher cannot find it."""
+    if not (folder.is_dir() and record_failure(folder, rank_here(), reason, error)):
+        if error is not None:
+            traceback.print_exception(error)
+        say(f"error on rank {rank_here()}: {reason}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

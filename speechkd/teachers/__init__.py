@@ -16,4 +16,5 @@ TEACHERS: Table[TeacherType] = Table(
         "snapshot": "speechkd.teachers.snapshot:SnapshotTeacher",
         "vllm": "speechkd.teachers.vllm_local:VllmTeacher",
     },
+    group="speechkd.teachers",
 )

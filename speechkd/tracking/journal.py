@@ -99,12 +99,14 @@ class Journal:
         """Write facts about the run (git revision, digests, job id); the latest value counts."""
         self._named("tag", values)
 
-    def status(self, status: str) -> None:
-        """Write RUNNING at every start, with the process so that others can check it; FINISHED, FAILED or KILLED at the end."""
+    def status(self, status: str, reason: str = "") -> None:
+        """Write RUNNING at every start, with the process so that others can check it; FINISHED, FAILED or KILLED at the end, and why."""
         assert status in STATUSES, f"status must be one of {STATUSES}, is {status}"
         record: Record = {"kind": "status", "status": status, "time_ms": now_ms()}
         if status == "RUNNING":
             record |= {"pid": os.getpid(), "host": socket.gethostname(), "boot": process_start_time(os.getpid())}
+        if reason:
+            record["reason"] = reason
         self._append(record)
 
     def artifact(self, relative: str) -> None:

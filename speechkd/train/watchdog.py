@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TextIO
 
 from speechkd.core.errors import EXIT_FAILED
+from speechkd.core.failures import record_failure
 from speechkd.core.log import say
 
 STACKS, REQUEST = "stacks", "request"
@@ -48,6 +49,11 @@ class Watchdog:
     def enter(self, step: int, act: str) -> None:
         """The rank begins an act of a step (from 0). One assignment: cheap enough for every one."""
         self._since = time.monotonic(), step, act
+
+    @property
+    def place(self) -> tuple[int, str] | None:
+        """The step that the rank is in, from 0, and its act; None before the first."""
+        return self._since[1:] if self._since is not None else None
 
     def __enter__(self) -> Watchdog:
         if self._stacks is not None:
@@ -85,10 +91,10 @@ class Watchdog:
                 self._end(step, act, waited)
 
     def _end(self, step: int, act: str, waited: float) -> None:
-        say(
-            f"error on rank {self._rank}: it has stalled: `{act}` of step {step} has taken {waited:.0f} s, more than train.stall_s "
-            f"({self._limit_s:g} s); where it stands follows, and the same command continues from the last checkpoint"
-        )
+        stalled = f"it has stalled: `{act}` of step {step} has taken {waited:.0f} s, more than train.stall_s ({self._limit_s:g} s)"
+        if self._stacks is not None:
+            record_failure(self._stacks.parent, self._rank, f"{stalled}; the stacks of all ranks are in {self._stacks}")
+        say(f"error on rank {self._rank}: {stalled}; where it stands follows, and the same command continues from the last checkpoint")
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()
         self._dump(f"this rank has stalled: `{act}` of step {step} has taken {waited:.0f} s")

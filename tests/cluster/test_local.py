@@ -30,7 +30,7 @@ def start(what: str, folder: Path, ranks: int) -> subprocess.Popen[bytes]:
     """`run_ranks` in a process of its own, as the command line runs it; returns when all ranks are in their loop."""
     code = f"import sys; from pathlib import Path; from speechkd.cluster.local import run_ranks; sys.exit(run_ranks({[WORKER, what, str(folder)]!r}, {ranks}, Path({str(folder)!r})).code)"  # noqa: E501
     process = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while len(list(folder.glob("rank-*"))) < ranks:
         assert process.poll() is None and time.monotonic() < deadline, "the ranks did not come up"
         time.sleep(0.05)
@@ -69,6 +69,22 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     while not (tmp_path / "requeue.json").exists():  # the agent passes its own end on as SIGTERM, and the worker stops in order
         assert time.monotonic() < deadline, "the worker runs on"
         time.sleep(0.1)
+
+
+def test_the_first_error_of_any_rank_is_the_reason_and_the_last_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ended = run_ranks([WORKER, "fail", str(tmp_path)], 2, tmp_path)
+    assert ended == (1, f"rank 1: RuntimeError: the first of all (traceback: {tmp_path}/errors/rank-00001.txt)")
+    assert capfd.readouterr().err.splitlines()[-1] == f"error: {ended.reason}"
+    assert "RuntimeError: the first" in (tmp_path / "errors/rank-00001.txt").read_text()
+
+
+def test_a_second_interrupt_ends_ranks_that_do_not_stop(tmp_path: Path) -> None:
+    process = start("deaf", tmp_path, 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None, "the first one waits for the end of the step"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 1
 
 
 def test_a_users_error_keeps_its_exit_code(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from speechkd.core.files import write_json
 from speechkd.recipe import Recipe, load_recipe
 from speechkd.stages.job_graph import JobGraph, job_graph
 from speechkd.stages.progress import run_state
+from speechkd.stages.status import status
 from speechkd.stages.submit import submit
 from tests.e2e.conftest import ROOT
 
@@ -87,7 +88,9 @@ def test_without_slurm_a_run_is_not_submitted_and_leaves_no_job(workshop: Path, 
     assert not (tmp_path / "graph/jobs/jobs.json").exists()
 
 
-def test_the_folder_alone_tells_how_far_a_run_is(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_alone_tells_how_far_a_run_is(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where there is no SLURM: shards by their receipts, training by its journal, the reason by its log."""
     monkeypatch.setenv("PATH", str(tmp_path))
     run = tmp_path / "run"
@@ -113,3 +116,12 @@ def test_the_folder_alone_tells_how_far_a_run_is(workshop: Path, tmp_path: Path,
     train = {stage.stage: stage for stage in state.stages}["train"]
     assert (train.state, train.done, train.total) == ("failed", 10, 50)
     assert state.failure and "the disk is full" in state.failure and state.stacks == [str(run / "stacks/rank-00003.txt")]
+    write_json(run / "eval/summary.json", {"tasks": {"language": {"student": 0.75, "n": 12}}, "inputs": ""})
+    lines = [{"kind": "status", "status": "RUNNING", "time_ms": 1000, "pid": 1, "host": "gone"}, *lines[:-1]]
+    lines.append({"kind": "status", "status": "KILLED", "time_ms": 31_000, "reason": "stopped after a checkpoint"})
+    (run / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    capsys.readouterr()
+    status(run)
+    shown = capsys.readouterr().out
+    assert "reason      stopped after a checkpoint\n" in shown and "trained     0:00:30\n" in shown
+    assert shown.endswith("task      student   n\nlanguage   75.0 %  12\n")

@@ -18,7 +18,8 @@ import soundfile
 
 from speechkd.evaluation.report import SAMPLES, write_report
 from speechkd.evaluation.report_charts import charts_of
-from speechkd.tracking.journal import JOURNAL, Journal
+from speechkd.evaluation.starts import starts_of
+from speechkd.tracking.journal import JOURNAL, Journal, read_journal
 
 EVIL = "</script><script>document.title='owned'</script><img src=https://evil.example/x onerror=\"document.title='owned'\">'\"&{{ 7*7 }}"
 
@@ -90,6 +91,34 @@ def test_it_shows_what_the_folder_holds(run: Path) -> None:
     assert sum(tag == "audio" for tag, _ in page.elements) == SAMPLES
     assert "student, accented" in page.text and "None" not in page.text
     assert out.stat().st_size < 6e6
+
+
+def test_every_start_is_shown_with_its_time_and_its_end(run: Path) -> None:
+    """Two resumes: one after a failure with a reason, one after a launcher that died; the time of all three is what training took."""
+    records: list[dict[str, Any]] = []
+    at = 1_700_000_000_000
+    failed = {"status": "FAILED", "reason": EVIL}
+    for steps, end in ((40, [failed]), (60, []), (90, [])):
+        records.append({"kind": "status", "status": "RUNNING", "time_ms": at})
+        records.append({"kind": "metric", "step": steps, "time_ms": at + 60_000, "values": {"train/loss": 1.0}})
+        records += [{"kind": "status", "time_ms": at + 60_000, **status} for status in end]
+        at += 3_600_000
+    records.append({"kind": "status", "status": "FINISHED", "time_ms": at})
+    records.append({"kind": "metric", "step": 90, "time_ms": at + 9_000_000, "latest": True, "values": {"eval/a": 1.0}})
+    (run / JOURNAL).write_text("".join(json.dumps(record) + "\n" for record in records))
+    starts = starts_of(read_journal(run / JOURNAL))
+    assert [(s.at, s.reached, s.seconds, s.status) for s in starts] == [
+        (0, 40, 60, "FAILED"), (40, 60, 60, "FAILED"), (60, 90, 3600, "FINISHED")
+    ]  # fmt: skip
+    text = read(write_report(run, run / "report.html")).text
+    shown = [
+        "Training was started 3 times, 1 h 02 min in all",
+        "from step 40 to 60",
+        f"failed: {EVIL}",
+        "died without a word",
+        "dotted line",
+    ]
+    assert [words for words in shown if words not in text] == []
 
 
 def test_stages_follow_each_other_and_totals_are_readable(run: Path) -> None:

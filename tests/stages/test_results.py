@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from speechkd.core.files import write_json
 from speechkd.recipe import load_recipe
-from speechkd.stages.results import publish_results
+from speechkd.stages.results import publish_results, show_results
 from speechkd.tracking.journal import JOURNAL, Journal, metric_series, read_journal
 from speechkd.tracking.records import MEAN_SCORE
 
@@ -31,3 +34,23 @@ def test_results_belong_to_the_dataset_of_their_task(tmp_path: Path) -> None:
     one, two = ["one", "1" * 64], ["two", "2" * 64]
     assert found == {("eval/one/language/student",): one, ("eval/two/language/student",): two, (MEAN_SCORE,): None}
     assert metric_series(tmp_path / JOURNAL)[MEAN_SCORE] == [(7, 0.75)]
+
+
+def test_what_came_out_is_a_table_and_where_it_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Empty columns are left out, missing scores are dashes, counts are whole; the report is named once it is there."""
+    tasks = {
+        "language": ROW | {"splits": {"student": "test", "unseen": "other"}, "teacher": None},
+        "digit words": {"student": 0.5, "n": 20},
+    }
+    write_json(tmp_path / "summary.json", {"tasks": tasks})
+    show_results(tmp_path, tmp_path / "summary.json")
+    assert capsys.readouterr().out.splitlines() == [
+        "task         student  unseen  shuffled  untrained  chance    n  unparsable",
+        "digit words   50.0 %       -         -          -       -   20           -",
+        "language      90.0 %  80.0 %    20.0 %      0.0 %  25.0 %  320           3",
+        f"summary  {tmp_path}/summary.json",
+        f"report   none yet: `speechkd report {tmp_path}` writes it",
+    ]
+    (tmp_path / "report.html").write_text("page")
+    show_results(tmp_path, tmp_path / "summary.json")
+    assert capsys.readouterr().out.splitlines()[-1] == f"report   {tmp_path}/report.html"

@@ -16,6 +16,7 @@ import yaml
 from speechkd import cli
 from speechkd.core.errors import InputError
 from speechkd.recipe import load_recipe
+from speechkd.stages.check import check
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import open_train_sources
 from speechkd.stages.shard import shard
@@ -207,3 +208,44 @@ def test_the_key_is_in_no_file_and_on_no_screen(
     assert len(written) > 12 and any(b"*** may not" in path.read_bytes() for path in written)
     assert not [path for path in written if CANARY.encode() in path.read_bytes()]
     assert CANARY not in "".join(capsys.readouterr()) + caplog.text
+
+
+def test_a_damaged_column_is_made_again_and_only_lost_answers_are_asked_for(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lost file by the same command, a flipped byte with --repair; a column without its manifest is never published with one."""
+    with scripted(lambda body: chat(f"it is {word(body)}"), ["tiny"]) as endpoint:
+        path = recipe(endpoint.url)
+        [column] = teach(load_recipe(path))
+        assert column is not None
+        root = Path(str(column.root))
+        before = {name: (root / name).read_bytes() for name in [*column.files.entries, "manifest.json"]}
+
+        def flip(name: str, at: int) -> None:
+            data = bytearray(before[name])
+            data[at] ^= 1
+            (root / name).write_bytes(data)
+
+        def whole() -> bool:
+            return {name: (root / name).read_bytes() for name in before} == before
+
+        response = column.rows.of_shard(0)["offset"][0] + 5
+        for name, at in (("000000.tar", response), ("000001.parquet", 40), ("index.parquet", 40), ("spec.json", 40)):
+            flip(name, at)
+        for journal in (root / "answers").glob("*.jsonl"):
+            journal.unlink()
+        assert check(column.version) == 1
+        assert f"repair: `speechkd teach RECIPE --repair`, with the recipe of {column.name}" in capsys.readouterr().out
+        monkeypatch.setattr("sys.argv", ["speechkd", "teach", str(path), "--repair"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0 and whole() and check(column.version) == 0
+        assert "is whole again, as it was" in capsys.readouterr().err
+        assert 60 < len(endpoint.calls) <= 60 + 2 + 20, "the damaged tar's other answers are not asked for; those without an index are"
+        (root / "000002.tar").unlink()
+        teach(load_recipe(path))
+        assert whole()
+        flip("000000.tar", response)
+        (root / "manifest.json").unlink()
+        teach(load_recipe(path))
+        assert whole()

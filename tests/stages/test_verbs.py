@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from speechkd.core.errors import InputError
+from speechkd.core.files import write_json
 from speechkd.stages.check import check
 from speechkd.stages.doctor import examine
 from speechkd.stages.doctor.examine import doctor
@@ -96,6 +97,22 @@ def test_check_fails_where_all_that_it_tries_is_rejected(tmp_path: Path, capsys:
     assert "all of the first 4 items are rejected" in capsys.readouterr().out
 
 
+def test_half_a_surrogate_pair_is_shown_and_ends_in_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON may hold one in a value, a field's name or a path; it is spelt out wherever `check` and `shard` show it."""
+    half = json.loads(r'"\ud83d"')
+    rows = write_tones(tmp_path, 4)
+    rows[0] |= {"hertz": f"low {half}"}
+    rows[1] |= {f"field {half}": 1}
+    rows[2] |= {"audio": f"{half}.wav"}
+    task = {"instruction": "How high?", "field": "hertz", "kind": "choice", "choices": ["240"]}
+    card = write_card(tmp_path, rows, tasks={"pitch": task}, quarantine_rate=1.0)
+    assert check(card) == 0
+    shown = capsys.readouterr().out
+    assert "field \\ud83d 1" in shown and "look again" in shown
+    shard(card, tmp_path / "out")
+    assert check(tmp_path / "out/tones/v1") == 0 and "3 of 4 items in quarantine" in capsys.readouterr().err
+
+
 def _spoil(path: Path, data: bytes | None) -> None:
     path.unlink()
     if data is not None:
@@ -117,7 +134,17 @@ def test_a_dry_run_refuses_what_training_would(tmp_path: Path, monkeypatch: pyte
     shard(card, tmp_path / "data", quiet=True)
     assert plan(recipe, 1, to_train=True) == 1
     teach(recipe)
-    assert plan(recipe, 1, to_train=True) == 0
+    assert plan(recipe, 1, to_train=True) == 0 and "begins at step 0" in capsys.readouterr().out
+    run = tmp_path / "run"
+    write_json(run / "run.json", {"recipe": "0" * 64, "plan": "0" * 64})
+    (run / "recipe.yaml").write_text((ROOT / "pipelines/meta_prompt_kd.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    begun = load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*sets, "name=run", f"runs={tmp_path}"])
+    with pytest.raises(InputError, match="run folder `.*/run` belongs to another recipe"):
+        plan(begun, 1, to_train=True)
+    with pytest.raises(InputError, match="`--resume require`: no valid checkpoint"):
+        plan(recipe.model_copy(update={"runs": str(tmp_path), "name": "none"}), 1, to_train=True, resume="require")
+    assert {path: path.read_bytes() for path in run.iterdir()} == before and not (tmp_path / "none").exists()
     wrong = load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*sets[:2], "evaluation={splits: {student: tets}}"])
     with pytest.raises(InputError, match="unknown split `tets`; allowed: .*did you mean `test`.*evaluation.splits"):
         plan(wrong, 1, to_train=True)

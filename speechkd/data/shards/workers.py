@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -105,9 +106,8 @@ def serve(connection: Connection) -> None:
     try:
         setup = json.loads(connection.recv_bytes())
         load_driver(setup["root"])
-        kind = setup["card"].get("source", {}).get("kind")
-        if kind in SOURCES:
-            SOURCES.get(kind)
+        with suppress(InputError):  # a child will say what is wrong
+            SOURCES.get(str(setup["card"].get("source", {}).get("kind")))
         while True:
             for ready in wait([connection, *running], timeout=1.0):
                 assert isinstance(ready, Connection)

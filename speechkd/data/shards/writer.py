@@ -214,16 +214,16 @@ def publish(root: Location, card: Card, receipts: Receipts, planned: Sequence[Sh
     done = [receipt for receipt in read if receipt is not None]
     assert len(done) == len(planned), "publish needs every receipt"
     rejected = [entry for receipt in done for entry in receipt["quarantined"]]
-    write_text(root / QUARANTINE, "".join(json_bytes(entry).decode() + "\n" for entry in rejected))
+    write_text(root / QUARANTINE, quarantine_text(rejected))
     stored = sum(receipt["inputs"] for receipt in done)
     if len(rejected) > card.quarantine_rate * (stored + len(rejected)):
         raise InputError(
             f"{len(rejected)} of {stored + len(rejected)} items were rejected, the card allows {card.quarantine_rate:.1%}; "
             f"first: `{rejected[0]['key']}` {rejected[0]['reason']} (all in {root / QUARANTINE})"
         )
-    write_text(root / CARD, dump_yaml(card.model_dump(mode="json"), width=120))
+    write_text(root / CARD, card_text(card))
     files = {name: entry for receipt in done for name, entry in receipt["files"].items()}
-    files[INDEX] = write_parquet(root / INDEX, _index(receipts.files(files), len(planned)))
+    files[INDEX] = write_parquet(root / INDEX, index_table(receipts.files(files), len(planned)))
     files[ITEMS] = write_parquet(root / ITEMS, item_table(planned))
     files |= {name: entry_of(root / name) for name in (CARD, QUARANTINE)}
     shards = [
@@ -254,7 +254,18 @@ def publish(root: Location, card: Card, receipts: Receipts, planned: Sequence[Sh
     sweep([root, root / "audio", root / "receipts"], stored_names(files, len(planned)))
 
 
-def _index(files: Files, count: int) -> pa.Table:
+def card_text(card: Card) -> str:
+    """card.yaml of a version."""
+    return dump_yaml(card.model_dump(mode="json"), width=120)
+
+
+def quarantine_text(rejected: Iterable[Mapping[str, Any]]) -> str:
+    """quarantine.jsonl of a version, from the entries of all receipts."""
+    return "".join(json_bytes(entry).decode() + "\n" for entry in rejected)
+
+
+def index_table(files: Files, count: int) -> pa.Table:
+    """index.parquet of a version: the rows of its `count` shards."""
     tables = []
     for shard in range(count):
         table = read_parquet(files, f"audio/{shard_name(shard)}.parquet").select(BASE_SCHEMA.names)

@@ -19,4 +19,5 @@ SOURCES: Table[type[Source]] = Table(
         "tts": "speechkd.data.sources.tts:TtsSource",
         "webdataset": "speechkd.data.sources.webdataset:WebdatasetSource",
     },
+    group="speechkd.sources",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,22 @@ class Receipts:
     def write(self, shard: int, files: dict[str, Any], facts: dict[str, Any]) -> None:
         """Write the receipt: the last step of a shard."""
         write_json(self.folder / f"{shard_name(shard)}.json", with_self_digest({"binding": self.binding(shard), "files": files, **facts}))
+
+    def recheck(self, shards: Iterable[int]) -> Iterator[tuple[int, str]]:
+        """Read every byte of finished shards; withdraw the receipts of those that differ, and yield each with what is wrong.
+
+        For a folder that was published once: what is published again must be what was written, not what happens to lie there.
+        """
+        for shard in shards:
+            if (receipt := self.read(shard)) is not None:
+                wrong = [f"{name}: {problem}" for name, problem in self.files(receipt["files"]).problems()]
+                if wrong:
+                    self.withdraw(shard)
+                    yield shard, "; ".join(wrong)
+
+    def withdraw(self, shard: int) -> None:
+        """Remove a receipt, so that its shard is written again."""
+        remove(self.folder / f"{shard_name(shard)}.json")
 
     def do(self, shard: int, work: Callable[[], None]) -> None:
         """Run `work`, which ends in `write`. Tolerates another writer that finishes first and removes our temporary file."""

@@ -86,4 +86,5 @@ PROJECTORS: Table[ProjectorType] = Table(
         "query_bank": "speechkd.models.projectors.query_bank:QueryBank",
         "windowed_qformer": "speechkd.models.projectors.windowed_qformer:WindowedQFormer",
     },
+    group="speechkd.projectors",
 )
