@@ -111,12 +111,14 @@ class Recipe(Config):
         if not isinstance(data, dict) or not data.get("objective"):
             return data
         name, choices, losses = data["objective"], data.get("objectives") or {}, data.get("losses")
-        if not isinstance(choices, dict) or not isinstance(losses, dict):
+        if not isinstance(name, str) or not isinstance(choices, dict) or not isinstance(losses, dict):
             return data
         if name not in choices:
-            raise ValueError(unknown_name("objective", str(name), choices))
+            raise ValueError(unknown_name("objective", name, choices))
+        if not isinstance(choices[name], list) or not isinstance(data.get("live") or {}, dict):
+            return data
         for loss in choices[name]:
-            if loss not in losses:
+            if not isinstance(loss, str) or loss not in losses:
                 raise ValueError(unknown_name("loss", str(loss), losses, f"objectives.{name}"))
         blocks = _AllLosses(losses=losses).losses  # a misspelt one is not just left out
         kept = {loss: block for loss, block in losses.items() if loss in choices[name]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -19,7 +19,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 class Config(BaseModel):
     """Base of every configuration: frozen, and a key that it does not know is an error that names the nearest one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False)
     RENAMED: ClassVar[Mapping[str, str]] = {}
     """Keys of earlier versions -> what to write now: refused like any unknown key, but with the answer"""
 
@@ -44,8 +44,17 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML with the scalars of 1.2: a key given twice is refused; `no`, `007`, `12:30` and `1_000` stay text."""
 
 
+_CORE_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
+_Loader.yaml_constructors = {
+    tag: build for tag, build in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag.rpartition(":")[2] in _CORE_TAGS
+}
+"""Dates, sets and bytes would be values that no key takes; `None` refuses what is not listed."""
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.MarkedYAMLError(problem="`!!map` stands before what is no mapping", problem_mark=node.start_mark)
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, (str, int, float, bool)):
@@ -74,11 +83,35 @@ for _tag, _rule, _first in _CORE_SCHEMA:  # PyYAML takes the first that matches
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
 
 
-def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(node.value, 8 if node.value.startswith("0o") else 16 if node.value.startswith("0x") else 10)
+def _int(text: str) -> int:
+    return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+def _scalar(loader: _Loader, node: yaml.Node) -> Any:
+    """A plain value. A tag may stand before any text (`!!int x`), and a number may have more digits than Python reads."""
+    tag = node.tag.rpartition(":")[2]
+    try:
+        return _VALUES[tag](loader.construct_scalar(node))
+    except (ValueError, KeyError):
+        raise yaml.MarkedYAMLError(problem=f"{ascii(node.value)[:40]} is no {tag} that can be read", problem_mark=node.start_mark) from None
+
+
+def _text(text: str) -> str:
+    """A text that a file can hold: escapes may spell NUL, or half of a character."""
+    if "\0" in text or re.search("[\ud800-\udfff]", text):
+        raise ValueError
+    return text
+
+
+_VALUES: Mapping[str, Callable[[str], Any]] = {
+    "str": _text,
+    "null": lambda text: {"": None, "~": None, "null": None}[text.lower()],
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": _int,
+    "float": lambda text: float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower())),
+}
+for _tag in _VALUES:
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _scalar)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -24,7 +24,7 @@ def nearest(given: str, allowed: Iterable[str]) -> str | None:
 
 def unknown_name(kind: str, given: str, allowed: Iterable[str], where: str = "") -> str:
     """One line for an unknown name: ``unknown loss `topkl`; allowed: a, topk_kl; did you mean `topk_kl`? (recipe.yaml)``."""
-    names = sorted(allowed)
+    names = sorted(map(str, allowed))
     close = nearest(given, names)
     hint = f"; did you mean `{close}`?" if close else ""
     place = f" ({where})" if where else ""

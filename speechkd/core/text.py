@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,16 @@ def printable(text: str) -> str:
 def composed(text: str) -> str:
     """The text in Unicode's composed form (NFC): `é` may be written as one character or as two, and means the same."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def paired_forms(lone: Iterable[str], spare: Iterable[str]) -> dict[str, str]:
+    """Name of `lone` -> name of `spare` that only differs from it in Unicode form, where one alone of each has that form."""
+    forms: dict[str, tuple[set[str], set[str]]] = {}
+    for side, names in enumerate((lone, spare)):
+        for name in names:
+            if not name.isascii():
+                forms.setdefault(composed(name), (set(), set()))[side].add(name)
+    return {one.pop(): other.pop() for one, other in forms.values() if len(one) == len(other) == 1}
 
 
 def folded(text: str) -> str:

@@ -140,6 +140,12 @@ def _flacs() -> Iterator[Animal]:
         yield Animal(
             f"{name}-says-more", flac_says(whole, 2 * samples), reason=f"header says {2 * samples} samples, holds frames of {samples}"
         )
+        for what, said in (("Hz", (8_000 << 12, 0xFFFFF << 12)), ("bits", (23 << 4, 31 << 4)), ("channels", (3 << 9, 7 << 9))):
+            packed = int.from_bytes(whole[18:22], "big") & ~said[1] | said[0]
+            lies = whole[:18] + packed.to_bytes(4, "big") + whole[22:]
+            yield Animal(
+                f"{name}-other-{what}", lies, reason=f"header says {({'Hz': 8_000, 'bits': 24, 'channels': 4})[what]} {what}, its frames"
+            )
         yield Animal(f"{name}-joined", whole + whole, reason="holds another FLAC file after its end")
         yield Animal(f"{name}-streamed-joined", flac_says(whole, 0) * 2, reason="holds another FLAC file after its end")
         yield Animal(f"{name}-cut", whole[: len(whole) // 2], reason=f"header says {samples} samples, holds frames of")

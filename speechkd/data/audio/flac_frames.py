@@ -14,6 +14,8 @@ TAIL = 1 << 20
 """Bytes of the end to look for the last frame in"""
 _SYNC = re.compile(b"\xff[\xf8\xf9]")
 _ANOTHER = re.compile(b"fLaC[\x00\x80]\x00\x00\x22")
+_RATES = dict(enumerate((88_200, 176_400, 192_000, 8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1))
+_BITS = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
 _FIXED = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}, **{code: 256 << code - 8 for code in range(8, 16)}}
 
 
@@ -37,6 +39,8 @@ def flac(stream: Stream, whole: bool) -> Layout:
         return Layout()  # no frame: the decoder says so
     info = stream.at(8, 34)
     said = int.from_bytes(info[10:18], "big") & (1 << 36) - 1
+    if lie := _lie(info, stream.at(start, 16)):
+        return Layout(problem=lie)
     if said and not whole:
         return Layout()
     end, sound = _last_frame(stream, start, int.from_bytes(info[2:4], "big"))
@@ -51,6 +55,27 @@ def flac(stream: Stream, whole: bool) -> Layout:
         return Layout(problem=problem)
     data = stream.at(0, stream.size)
     return Layout([data[:18] + (int.from_bytes(data[18:26], "big") | end).to_bytes(8, "big") + data[26:]], problem)
+
+
+def _lie(info: bytes, head: bytes) -> str:
+    """What the header says of the sound and its first frame does not: it would be played too fast, or at another level."""
+    if _frame_end(head, 1) < 0:
+        return ""  # the decoder says so
+    packed, code, kind = int.from_bytes(info[10:14], "big"), head[2] & 15, head[3] >> 4
+    extra = int.from_bytes(head[_rate_at(head) :][: 1 if code == 12 else 2], "big")
+    of_frame = {12: extra * 1000, 13: extra, 14: extra * 10}.get(code, _RATES.get(code, 0)), 2 if kind > 7 else kind + 1
+    said = packed >> 12, (packed >> 9 & 7) + 1
+    bits, frame_bits = (packed >> 4 & 31) + 1, _BITS.get(head[3] >> 1 & 7, 0)
+    for one, other, what in (*zip(said, of_frame, (" Hz", " channels")), (bits, frame_bits, " bits")):
+        if other and one != other:
+            return f"header says {one}{what}, its frames {other}{what}"
+    return ""
+
+
+def _rate_at(head: bytes) -> int:
+    """Place of a frame's own sample rate: after its number and its length."""
+    more = 0 if head[4] < 0x80 else 7 - (head[4] ^ 0xFF).bit_length()
+    return 5 + more + max(0, (head[2] >> 4) - 5 if head[2] >> 4 in (6, 7) else 0)
 
 
 def _metadata_end(stream: Stream) -> int:

@@ -31,7 +31,7 @@ class TableFormat(TextFiles):
     """true: a quoted cell may hold line breaks; otherwise a quotation that is open at a line's end is refused"""
     columns: list[str] = []
     """column names, if the first line is not a header"""
-    skip_lines: int = Field(default=0, ge=0)
+    skip_lines: int = Field(default=0, ge=0, le=1_000_000_000)
     """lines to skip before the table"""
     rest: bool = False
     """true: extra cells of a line are joined to the last column"""
@@ -46,6 +46,13 @@ class TableFormat(TextFiles):
     @classmethod
     def _compiles(cls, pattern: str) -> str:
         return valid_regex(pattern)
+
+    @field_validator("columns")
+    @classmethod
+    def _each_once(cls, columns: list[str]) -> list[str]:
+        if twice := next((name for name in columns if columns.count(name) > 1), None):
+            raise ValueError(f"column `{twice}` is named twice: a row has one value for each name")
+        return columns
 
 
 class CsvConfig(RowConfig, TableFormat):

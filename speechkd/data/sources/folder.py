@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from speechkd.core.errors import InputError, unknown_name
-from speechkd.core.text import composed, read_text
+from speechkd.core.text import composed, paired_forms, read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
@@ -57,6 +57,7 @@ class FolderSource:
         self.unmatched: list[Unmatched] = []
         self.config = config
         self.audio = AudioFolder(data_root, config)
+        self._spelled: dict[str, dict[str, str]] = {}  # suffix -> a clip's name -> its sidecar's, where they differ in Unicode form
         self.table = paths.file(data_root, str(Path(config.root, config.metadata)), "source.metadata") if config.metadata else None
 
     def items(self) -> list[Item]:
@@ -108,13 +109,16 @@ class FolderSource:
         for suffix in self.config.sidecars:
             beside = {_stem(name) for name in self._files((f".{suffix}",))}
             beside -= {_stem(self.config.metadata)} if self.table else set()
+            self._spelled[suffix] = paired_forms(clips - beside, beside - clips)
+            beside = beside - {*self._spelled[suffix].values()} | {*self._spelled[suffix]}
             out += unmatched(f"`.{suffix}` files belong to no clip", [f"{n}.{suffix}" for n in sorted(beside - clips)], len(beside))
             out += unmatched(f"clips have no `.{suffix}` file", [n for n in names if _stem(n) not in beside], len(names))
         return out
 
     def _beside(self, name: str, suffix: str) -> Path | None:
         """The clip's sidecar, if there is one. A table may name anything, so nothing outside the folder is opened."""
-        path = self.audio.path / f"{_stem(name)}.{suffix}"  # not with_suffix(): the rest of `talk.1` is part of its name
+        stem = self._spelled.get(suffix, {}).get(_stem(name), _stem(name))
+        path = self.audio.path / f"{stem}.{suffix}"  # not with_suffix(): the rest of `talk.1` is part of its name
         inside = path.is_relative_to(self.audio.path) and ".." not in PurePosixPath(name).parts
         return path if inside and paths.is_there(path, Path.is_file) else None
 

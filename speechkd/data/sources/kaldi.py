@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechkd.core.errors import InputError
-from speechkd.core.text import text_lines
+from speechkd.core.text import paired_forms, text_lines
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
@@ -78,6 +78,9 @@ class KaldiSource:
         genders = self._table(folder / "spk2gender") if (folder / "spk2gender").is_file() else {}
         segments = self._table(folder / "segments") if (folder / "segments").is_file() else None
         utterances = dict(_spans(folder, recordings, segments))
+        for values in fields.values():
+            for name, spelled in paired_forms(set(utterances) - set(values), set(values) - set(utterances)).items():
+                values[name] = values.pop(spelled)
         self.unmatched += _unmatched(folder, recordings, segments, utterances, fields)
         speakers = set()
         for utterance, payload in utterances.items():

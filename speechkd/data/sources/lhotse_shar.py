@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
+from speechkd.core.text import paired_forms
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, MissingData, Unmatched, unmatched
@@ -73,8 +74,11 @@ class SharSource:
                 payloads[stem] = {}
             elif suffix not in ("json", "nometa"):
                 payloads[stem] = member_payload(tar, self.root, member)
-        for number, cut in read_cuts(cuts):
-            key = cut_key(cut, f"{cuts}, line {number}")
+        rows = [(cut_key(cut, f"{cuts}, line {number}"), cut) for number, cut in read_cuts(cuts)]
+        names = {cut["id"] for _, cut in rows}
+        for name, member_name in paired_forms(names - set(payloads), set(payloads) - names).items():
+            payloads[name] = payloads.pop(member_name)
+        for key, cut in rows:
             payload = payloads.get(cut["id"], {"problem": f"has no member in `{tar.name}`", "cut": cut["id"]})
             cut_ids.add(cut["id"])
             if "cut" not in payload and payload and (problem := cut_problem(cut)):

@@ -18,7 +18,7 @@ from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
-from speechkd.data.sources.rows import audio_path, counted_key, read_files, read_jsonl, scalars
+from speechkd.data.sources.rows import audio_path, counted_key, each_once, read_files, read_jsonl, scalars
 from speechkd.data.storage.names import clean_name
 
 ROLES = {
@@ -112,7 +112,7 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise InputError(f"cannot read `{path}`: {error}") from None
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"cannot read `{path}`: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from speechkd.core.errors import InputError
+from speechkd.core.text import paired_forms
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched, unmatched
@@ -78,6 +79,8 @@ class NemoSource:
         seen: dict[str, int] = {}
         short, rows_with = _short(members), Counter(_stem(name) for name in {_SUB.sub("", name) for name in names})
         several = {name for shard, name in members if (None, name) not in members}
+        held, wanted = {name for _, name in members}, {_SUB.sub("", name) for name in names}
+        spelled = paired_forms(wanted - held, held - wanted)
         used: set[tuple[str, int]] = set()
         absent: list[str] = []
         for name, (where, row) in zip(names, rows, strict=True):
@@ -89,7 +92,7 @@ class NemoSource:
                 key = clean_name(called)
             payload = {"audio": name, **_span(row, where)}
             if self.tars:
-                member = _SUB.sub("", name)
+                member = spelled.get(_SUB.sub("", name), _SUB.sub("", name))
                 shard = _shard(row)
                 location = members.get((shard, member)) or members.get((None, member))
                 if not location and rows_with[_stem(name)] == 1:

@@ -50,7 +50,7 @@ def read_jsonl(path: Path, encoding: str = "", stream: Any = None) -> Iterator[t
 def parse_object(text: str, where: str) -> dict[str, Any]:
     """One JSON object. Raises InputError naming `where`."""
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
+        row = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error} ({where})") from None
     if not isinstance(row, dict):
@@ -60,6 +60,15 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Of a key given twice, the first value would be lost."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key `{next(name for name in names if names.count(name) > 1)[:80]}` is given twice: remove one")
+    return out
 
 
 def is_number(value: Any) -> bool:

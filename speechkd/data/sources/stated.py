@@ -63,7 +63,7 @@ def stated_split(path: PurePosixPath, is_folder: bool = False) -> str:
     A folder counts if it begins with a word of KINDS (`test-other`), one further up if it is such a word.
     """
     folders = list(path.parts)
-    if not is_folder:
+    if folders and not is_folder:
         file = folders.pop()
         if found := _of_file(file):
             return found
