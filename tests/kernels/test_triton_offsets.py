@@ -50,8 +50,8 @@ def _topk(z_CV: Tensor, other_CV: Tensor) -> Tensor:
 
 
 def _gate(z_CV: Tensor, other_CV: Tensor) -> Tensor:
-    out_CV = activate(z_CV, None, "silu", other_CV)
-    activate_backward_(grad_CV := normal(4, 3, V), z_CV, None, "silu", other_CV)
+    out_CV, grad_CV = activate(z_CV, None, "silu", other_CV), normal(4, 3, V)
+    activate_backward_(grad_CV, z_CV, None, "silu", other_CV)
     return torch.cat([out_CV, grad_CV])
 
 

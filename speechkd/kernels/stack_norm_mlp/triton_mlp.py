@@ -7,7 +7,7 @@ asks neither for the stacked frames nor for the activation's output. Gradients o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,12 +44,13 @@ def stack_norm_linear(
     states = [state_BFC.contiguous() for state_BFC in given.states_LBFC]
     B, F, C = given.shape
     where_R = torch.arange(B * -(-F // stack), device=given.device) if rows_R is None else rows_R
+    kind: Literal["none", "layer", "rms"] = "none" if norm is None else norm.kind
     prologue = Prologue(
         [state_BFC.detach() for state_BFC in states],
         given.weights_L.detach() if mixed else None,
         stacks(where_R, max(F, 1), stack),
         stack,
-        "none" if norm is None else norm.kind,
+        kind,
         1e-5 if norm is None else norm.eps,
         per_frame=norm is not None and norm.width < stack * C,
         normalise=given.normalise,

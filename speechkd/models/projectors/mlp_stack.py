@@ -61,10 +61,20 @@ class MlpStack(nn.Module):
 
     def forward(self, states_BFD: Tensor | LayerStates, read_A: Tensor | None = None) -> Tensor:
         """[B, F, D] -> [B, ceil(F / k), E], zero where nobody reads."""
-        layers = (self.in_weight, self.in_bias, self.out_weight, self.out_bias)
-        norms = {"post_weight_D": self.post_weight, "post_bias_D": self.post_bias}
-        norm = (self.norm_weight, self.norm_bias)
-        return stack_norm_mlp(states_BFD, self.stack, *layers, *norm, rows_R=read_A, gated=self.gated, **norms)
+        return stack_norm_mlp(
+            states_BFD,
+            self.stack,
+            self.in_weight,
+            self.in_bias,
+            self.out_weight,
+            self.out_bias,
+            self.norm_weight,
+            self.norm_bias,
+            rows_R=read_A,
+            gated=self.gated,
+            post_weight_D=self.post_weight,
+            post_bias_D=self.post_bias,
+        )
 
 
 def _norm(kind: bool | str, width: int) -> tuple[nn.Parameter | None, nn.Parameter | None]:
