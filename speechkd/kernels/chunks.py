@@ -57,9 +57,17 @@ def wide_blocks(logits_CV: Tensor, write_back: bool) -> Iterator[tuple[slice, Te
 class _HeadTotal(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, mask_T: Tensor | None, rows: RowLoss, want_hidden: bool, want_weight: bool
+        ctx: FunctionCtx,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        mask_T: Tensor | None,
+        rows: RowLoss,
+        want_hidden: bool,
+        want_weight: bool,
+        least: int,
     ) -> Tensor:
         T, most, want_grad = hidden_TD.shape[0], rows_per_chunk(weight_VD.shape[0], hidden_TD.device), want_hidden or want_weight
+        most = max(most, min(least, 2 * most))
         step = -(-T // max(1, -(-T // most)))  # chunks of equal size: a small last one would read the whole weight for a few rows
         total = torch.zeros((), dtype=wide(hidden_TD[:0]).dtype, device=hidden_TD.device)
         grad_TD = torch.empty_like(hidden_TD) if want_hidden else None
@@ -89,16 +97,19 @@ class _HeadTotal(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
-def head_total(head: Head, mask_T: Tensor | None, rows: RowLoss) -> Tensor:
+def head_total(head: Head, mask_T: Tensor | None, rows: RowLoss, least: int = 0) -> Tensor:
     """Sum of a row loss over a head's rows, differentiable in the hidden states, and in the weight if it wants a gradient.
 
-    `mask_T`: rows that do not count, which the caller has zeroed, so that autograd zeroes their gradient; None: all count.
+    Args:
+        mask_T: rows that do not count, which the caller has zeroed, so that autograd zeroes their gradient; None: all count.
+        least: rows of a chunk for which it may be twice as large as CHUNK_ELEMENTS says.
     """
     enabled = torch.is_grad_enabled()
     want_hidden, want_weight = head.hidden_TD.requires_grad and enabled, head.weight_VD.requires_grad and enabled
     weight_VD = head.weight_VD if want_weight else head.weight_VD.detach()
-    total: Tensor = _HeadTotal.apply(head.hidden_TD, weight_VD, mask_T, rows, want_hidden, want_weight)
+    total: Tensor = _HeadTotal.apply(head.hidden_TD, weight_VD, mask_T, rows, want_hidden, want_weight, least)
     return total

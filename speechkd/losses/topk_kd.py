@@ -17,7 +17,7 @@ from speechkd.core.types import LossOut, Needs, TeacherSignals
 from speechkd.kernels.chunks import rows_per_chunk
 from speechkd.kernels.linear_topk_kl import topk_kl_from
 from speechkd.kernels.linear_topk_kl.teacher import teacher_topk
-from speechkd.kernels.logits import Head, Plain, soft_cap_, wide
+from speechkd.kernels.logits import Head, Plain
 from speechkd.losses.base import HeadLoss, KernelConfig, PositionsConfig, Supervision, given
 
 
@@ -46,9 +46,8 @@ def topk_of(teacher: Head, k: int, temperature: float, shared_W: Tensor | None) 
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     rows, step = len(teacher.hidden_TD), rows_per_chunk(teacher.vocabulary, teacher.hidden_TD.device)
     for start in range(0, max(rows, 1), step):
-        logits_CU = wide(teacher.raw(slice(start, start + step)))
-        soft_cap_(logits_CU, teacher.softcap, False)
-        parts.append(teacher_topk(logits_CU, k, temperature, shared_W))
+        logits_CU = teacher.raw(slice(start, start + step))
+        parts.append(teacher_topk(logits_CU, k, temperature, shared_W, teacher.softcap))
     ids_TK, logp_TK, tail_T = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return TeacherSignals(ids_TK=ids_TK, logp_TK=logp_TK, tail_logp_T=tail_T)
 

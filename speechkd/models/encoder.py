@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from speechkd.kernels.layer_sum import layer_sum
+from speechkd.kernels.layer_sum.states import LayerStates
 from speechkd.kernels.logits import wide
 from speechkd.models.encoder_families import SAMPLE_RATE, WINDOW_S, hearing
 
@@ -64,9 +65,10 @@ class LayerMix(nn.Module):
         self.normalise = normalise
         self.logits_L = nn.Parameter(torch.zeros(layers))
 
-    def forward(self, states_LBFD: Sequence[Tensor]) -> Tensor:
-        """L states [B, F, D] -> [B, F, D]."""
-        return layer_sum(states_LBFD, torch.softmax(wide(self.logits_L), 0), self.normalise)
+    def forward(self, states_LBFD: Sequence[Tensor], apart: bool = False) -> Tensor | LayerStates:
+        """L states [B, F, D] -> [B, F, D]; with `apart` the sum is left to the projector, which reads fewer frames."""
+        weights_L = torch.softmax(wide(self.logits_L), 0)
+        return LayerStates(states_LBFD, weights_L, self.normalise) if apart else layer_sum(states_LBFD, weights_L, self.normalise)
 
 
 EncoderStates = Literal["weighted_sum", "last"]
@@ -76,8 +78,8 @@ EncoderStates = Literal["weighted_sum", "last"]
 class LastLayer(nn.Module):
     """The encoder's last state as it is (after the encoder's own final norm); nothing to learn."""
 
-    def forward(self, states_LBFD: Sequence[Tensor]) -> Tensor:
-        """L states [B, F, D] -> [B, F, D]."""
+    def forward(self, states_LBFD: Sequence[Tensor], apart: bool = False) -> Tensor:
+        """L states [B, F, D] -> [B, F, D]; there is nothing to sum."""
         return states_LBFD[-1]
 
 

@@ -107,7 +107,7 @@ def hear(mix: nn.Module, projector: Any, states_LCFD: tuple[Tensor, ...], batch:
 
     A projector with a language gate gets the true language in training only.
     """
-    mixed_CFD = mix(states_LCFD)
+    mixed_CFD = mix(states_LCFD, projector.Config.SUMS_LAYERS)
     if not projector.Config.GATED:
         return Heard(projector(mixed_CFD, batch.audio_from_A), None)
     hint = Hint(language_B=batch.clips.language_C if projector.training else None, progress=batch.progress)

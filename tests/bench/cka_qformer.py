@@ -1,8 +1,9 @@
-"""CKA beside its textbook form, the Q-Former beside transformers': `python -m tests.bench.cka_qformer [--json]`."""
+"""CKA beside its textbook form, the Q-Former beside transformers': `python -m tests.bench.cka_qformer [CASE ...] [--json]`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from speechkd.kernels.weighted_cka import weighted_cka
 from speechkd.models.projectors import PROJECTORS, cross_decoder
-from tests.bench.interleaved import Row, compare, report
+from tests.bench.interleaved import Row, asked, compare, report
 
 CKA_SHAPES = {"375 positions": ([375] * 4, 1024, 896), "1-30 s": ([13, 125, 250, 375], 1024, 896)}
-CLIPS, FRAMES, STATES, WIDTH, HEADS, LAYERS = 1, 1500, 1280, 768, 12, 2
+FRAMES, STATES, WIDTH, HEADS, LAYERS = 1500, 1280, 768, 12, 2
 Step = Callable[[], object]
 
 
@@ -87,30 +88,29 @@ def _step(module: nn.Module, states_BFD: Tensor, absorbing: Callable[..., bool])
     return step
 
 
-def qformer_rows() -> list[Row]:
+def qformer_rows(kind: str, queries: int, clips: int) -> list[Row]:
     """Forward and backward behind a frozen encoder, float32."""
-    out = []
-    for kind, queries in (("qformer", 1), ("qformer", 4), ("qformer", 16), ("qformer", 64), ("windowed_qformer", 1)):
-        torch.manual_seed(0)
-        part: Any = PROJECTORS.get(kind)
-        keys = {"queries": queries, "layers": LAYERS, "width": WIDTH, "heads": HEADS}
-        made, states_BFD = part(part.Config(kind=kind, **keys), STATES, WIDTH), torch.randn(CLIPS, FRAMES, STATES)
-        candidates = {
-            "ours": _step(made, states_BFD, cross_decoder.absorbing_is_cheaper),
-            "keys and values projected": _step(made, states_BFD, lambda *_: False),
-            "absorbed": _step(made, states_BFD, lambda *_: True),
-        }
-        if kind == "qformer":
-            candidates["transformers, eager"] = _step(HfQFormer(queries), states_BFD, lambda *_: False)
-        case = f"{kind}, {queries} queries, {LAYERS} layers, {CLIPS} clips of {FRAMES} frames"
-        out += compare("Q-Former", case, "ours", candidates)
-    return out
+    torch.manual_seed(0)
+    part: Any = PROJECTORS.get(kind)
+    keys = {"queries": queries, "layers": LAYERS, "width": WIDTH, "heads": HEADS}
+    made, states_BFD = part(part.Config(kind=kind, **keys), STATES, WIDTH), torch.randn(clips, FRAMES, STATES)
+    candidates = {
+        "ours": _step(made, states_BFD, cross_decoder.absorbing_is_cheaper),
+        "keys and values projected": _step(made, states_BFD, lambda *_: False),
+        "absorbed": _step(made, states_BFD, lambda *_: True),
+    }
+    if kind == "qformer":
+        candidates["transformers, eager"] = _step(HfQFormer(queries), states_BFD, lambda *_: False)
+    case = f"{kind}, {queries} queries, {LAYERS} layers, {clips} clips of {FRAMES} frames"
+    return compare("Q-Former", case, "ours", candidates)
 
 
-def rows() -> list[Row]:
-    """All of them."""
-    return [*cka_rows(), *qformer_rows()]
+SIZES = [("qformer", queries, clips) for queries, clips in ((1, 1), (4, 1), (4, 4), (16, 1), (64, 1))] + [("windowed_qformer", 1, 1)]
+CASES: dict[str, Callable[[], list[Row]]] = {
+    "cka": cka_rows,
+    **{f"{kind}-{queries}x{clips}": partial(qformer_rows, kind, queries, clips) for kind, queries, clips in SIZES},
+}
 
 
 if __name__ == "__main__":
-    report(rows())
+    report(asked(CASES))

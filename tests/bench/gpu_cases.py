@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from speechkd.kernels import linear_cross_entropy, linear_kl, linear_topk_kl, stack_norm_mlp
+from speechkd.kernels.stack_norm_mlp.mlp import Mlp
+from speechkd.kernels.stack_norm_mlp.norm import Norm
 from speechkd.kernels.stack_norm_mlp.reference import stack_norm_mlp as plain_stack_norm_mlp
 from tests.bench.gpu_timer import Candidate
 from tests.kernels.ragged import valid_rows
@@ -201,9 +204,9 @@ class Projector:
         return self.run(lambda *given: stack_norm_mlp(*given, rows_R=rows_R, impl=impl))
 
 
-def plain(*given: object) -> Tensor:
+def plain(frames_BFC: Tensor, stack: int, *weights: Any) -> Tensor:
     """The reference: torch's modules in a row."""
-    return plain_stack_norm_mlp(*given, None)  # type: ignore[arg-type]
+    return plain_stack_norm_mlp(frames_BFC, stack, Mlp(*weights[:4], Norm(*weights[4:]), None, False), None)
 
 
 def projector_table(p: Projector) -> dict[str, Candidate]:

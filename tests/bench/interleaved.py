@@ -77,6 +77,15 @@ def report(rows: Sequence[Row]) -> None:
         print(markdown(rows))
 
 
+def asked(cases: Mapping[str, Callable[[], list[Row]]]) -> list[Row]:
+    """Rows of the cases that the command line names, or of all."""
+    names = [word for word in sys.argv[1:] if not word.startswith("-")] or list(cases)
+    unknown = [name for name in names if name not in cases]
+    if unknown:
+        raise SystemExit(f"bench: no case `{unknown[0]}`; there are {', '.join(cases)}")
+    return [row for name in names for row in cases[name]()]
+
+
 def peak_mib(module: str, name: str) -> float:
     """MiB that `python -m module --peak name` adds to a fresh process at its peak; that command prints `peak_of_this(...)`."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # what is freed leaves the process

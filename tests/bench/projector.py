@@ -1,9 +1,10 @@
-"""Projectors and the layer mix, forward and backward, beside their plain composition: `python -m tests.bench.projector [--json]`."""
+"""Projectors and the layer mix, both ways, beside their plain composition: `python -m tests.bench.projector [CASE ...] [--json]`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, pad, silu
 
 from speechkd.kernels.layer_sum import layer_sum
+from speechkd.kernels.layer_sum.states import LayerStates
 from speechkd.models.projectors import PROJECTORS
-from tests.bench.interleaved import Row, bf16_products, compare, peak_mib, peak_of_this, report
+from tests.bench.interleaved import Row, asked, bf16_products, compare, peak_mib, peak_of_this, report
 from tests.kernels.ragged import valid_rows
 
 CLIPS, FRAMES, WIDTH, STACK, HIDDEN, OUT = 4, 1500, 512, 5, 1024, 1024
@@ -98,19 +100,49 @@ def mix_rows() -> list[Row]:
 _IMPLS = {"ours": "blocked", "loop over layers": "reference"}
 
 
-def rows() -> list[Row]:
-    """All of them."""
-    out = []
-    for dtype in (torch.float32, torch.bfloat16):
-        if dtype == torch.bfloat16 and not bf16_products():
-            print("bench: bfloat16 not measured: this CPU has no products for it", file=sys.stderr)
-            continue
-        for lengths in LENGTHS:
-            out += projector_rows("mlp_stack", dtype, lengths, True, compiled=dtype == torch.float32 and lengths == "equal")
-    out += projector_rows("mlp_stack", torch.float32, "equal", False, compiled=False)
-    for lengths in LENGTHS:
-        out += projector_rows("gated_mlp", torch.float32, lengths, True, compiled=False)
-    return out + mix_rows()
+def fused_rows(lengths: str) -> list[Row]:
+    """The mix of all layers and `mlp_stack` with norm behind it, as one and one after the other as torch's own layers."""
+    torch.manual_seed(0)
+    part: Any = PROJECTORS.get("mlp_stack")
+    made: Any = part(part.Config(stack=STACK, hidden=HIDDEN, norm=True), MIX[2], OUT)
+    lengths_B = torch.tensor(LENGTHS[lengths][-MIX[0] :])
+    real_BF1 = (torch.arange(MIX[1]) < lengths_B[:, None]).unsqueeze(2)
+    states, logits_L = [torch.randn(*MIX) * real_BF1 for _ in range(LAYERS)], torch.zeros(LAYERS, requires_grad=True)
+    read_A, Q = valid_rows(lengths_B, STACK, MIX[1]), made.positions(MIX[1])
+    grad_BQE = torch.zeros(MIX[0] * Q, OUT).index_copy(0, read_A, torch.randn(len(read_A), OUT)).view(MIX[0], Q, OUT)
+
+    def plainly() -> Tensor:
+        return eager(made, layer_sum(states, torch.softmax(logits_L, 0), impl="reference"))
+
+    candidates = {
+        "ours": _step(made, lambda: made(LayerStates(states, torch.softmax(logits_L, 0)), read_A), grad_BQE),
+        "blocked sum, then the projector": _step(made, lambda: made(layer_sum(states, torch.softmax(logits_L, 0)), read_A), grad_BQE),
+        "loop over layers, eager": _step(made, plainly, grad_BQE),
+    }
+    share = len(read_A) / (MIX[0] * Q)
+    return compare("Layer mix and projector", f"{LAYERS} states of {list(MIX)}, {lengths} ({share:.0%} read)", "ours", candidates)
+
+
+def typed(kind: str, dtype: torch.dtype, lengths: str, frozen: bool = True) -> list[Row]:
+    """`projector_rows` where this CPU has products of the type."""
+    if dtype == torch.bfloat16 and not bf16_products():
+        print("bench: bfloat16 not measured: this CPU has no products for it", file=sys.stderr)
+        return []
+    return projector_rows(kind, dtype, lengths, frozen, kind == "mlp_stack" and frozen and dtype == torch.float32 and lengths == "equal")
+
+
+CASES: dict[str, Callable[[], list[Row]]] = {
+    "equal": partial(typed, "mlp_stack", torch.float32, "equal"),
+    "mixed": partial(typed, "mlp_stack", torch.float32, "1-30 s"),
+    "equal-bf16": partial(typed, "mlp_stack", torch.bfloat16, "equal"),
+    "mixed-bf16": partial(typed, "mlp_stack", torch.bfloat16, "1-30 s"),
+    "trained": partial(typed, "mlp_stack", torch.float32, "equal", False),
+    "gated-equal": partial(typed, "gated_mlp", torch.float32, "equal"),
+    "gated-mixed": partial(typed, "gated_mlp", torch.float32, "1-30 s"),
+    "mix": mix_rows,
+    "fused-equal": partial(fused_rows, "equal"),
+    "fused-mixed": partial(fused_rows, "1-30 s"),
+}
 
 
 if __name__ == "__main__":
@@ -120,4 +152,4 @@ if __name__ == "__main__":
         run()  # threads and buffers of a first call are not what is asked
         print(peak_of_this(run))
     else:
-        report(rows())
+        report(asked(CASES))

@@ -38,6 +38,24 @@ def test_blocks_of_rows_are_the_loop_over_layers(
 
 
 @pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("frames", [[], [0], [3, 4, 5, 6, 7, 14, 15, 2], [20, 20, 0]])
+def test_some_frames_are_what_the_whole_sum_has_there(frames: list[int], normalise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And others are not read."""
+    monkeypatch.setitem(blocked.BLOCK, "cpu", 12)
+    given, frames_X = states(), torch.tensor(frames, dtype=torch.long)
+    for state in given:
+        state.view(-1, 6)[[x for x in range(21) if x not in frames]] = torch.nan
+    found = []
+    for impl in ("blocked", "reference"):
+        weights = torch.linspace(0.1, 0.6, len(given), dtype=torch.float64).requires_grad_()
+        out = layer_sum(given, weights, normalise, impl, frames_X)
+        assert out.shape == (len(frames), 6)
+        found.append((out, *torch.autograd.grad(out, weights, torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out))))
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_no_further_from_the_truth_than_the_loop_in_the_same_precision(dtype: torch.dtype, unit: float, normalise: bool) -> None:
     given = states(dtype=dtype)

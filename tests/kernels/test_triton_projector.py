@@ -12,10 +12,11 @@ from torch.nn.functional import gelu, layer_norm, pad, silu
 from speechkd.core.errors import InputError
 from speechkd.kernels import triton_launch
 from speechkd.kernels.layer_sum import layer_sum
-from speechkd.kernels.stack_norm_mlp import stack_norm_mlp
+from speechkd.kernels.layer_sum.states import LayerStates
+from speechkd.kernels.layer_sum.triton_stack_norm import Prologue, stack_norm, stack_norm_backward_, stacks
+from speechkd.kernels.stack_norm_mlp import act_linear, stack_norm_mlp
 from speechkd.kernels.stack_norm_mlp.rows import stack_frames
 from speechkd.kernels.stack_norm_mlp.triton_activation import activate, activate_backward_
-from speechkd.kernels.stack_norm_mlp.triton_stack_norm import Prologue, stack_norm, stack_norm_backward_, stacks
 from tests.kernels.ragged import valid_rows
 
 pytestmark = pytest.mark.usefixtures("interpreter")
@@ -35,16 +36,18 @@ def close(ours: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
 
 
 def truth_rows(
-    states: list[Tensor], weights_L: Tensor | None, lengths: list[int], stack: int, norm: str, normalise: bool
+    states: list[Tensor], weights_L: Tensor | None, lengths: list[int], stack: int, norm: str, normalise: bool, per_frame: bool
 ) -> tuple[Tensor, Tensor]:
     """(x [R, S], x_hat [R, S]) in float64: each utterance alone, as the plain modules do it."""
     if normalise:
         states = [layer_norm(state, state.shape[-1:]) for state in states]
     mixed_BFC = states[0] if weights_L is None else sum(weight * state for weight, state in zip(weights_L, states, strict=True))
     x_RS = torch.cat([stack_frames(mixed_BFC[b : b + 1, :length], stack)[0] for b, length in enumerate(lengths)])
+    groups_RkX = x_RS.unflatten(1, (stack, -1)) if per_frame else x_RS
     if norm == "layer":
-        return x_RS, layer_norm(x_RS, x_RS.shape[-1:])
-    return x_RS, x_RS / (x_RS.square().mean(1, keepdim=True) + 1e-5).sqrt() if norm == "rms" else x_RS
+        return x_RS, layer_norm(groups_RkX, groups_RkX.shape[-1:]).view_as(x_RS)
+    scaled = groups_RkX / (groups_RkX.square().mean(-1, keepdim=True) + 1e-5).sqrt() if norm == "rms" else groups_RkX
+    return x_RS, scaled.view_as(x_RS)
 
 
 @sweep
@@ -55,9 +58,10 @@ def truth_rows(
     stack=st.integers(1, 5),
     norm=st.sampled_from(["none", "layer", "rms"]),
     normalise=st.booleans(),
+    per_frame=st.booleans(),
     dtype=dtypes,
 )
-def test_prologue(lengths: list[int], C: int, L: int, stack: int, norm: str, normalise: bool, dtype: torch.dtype) -> None:
+def test_prologue(lengths: list[int], C: int, L: int, stack: int, norm: str, normalise: bool, per_frame: bool, dtype: torch.dtype) -> None:
     C = max(C, 2) if normalise or norm == "layer" else C  # of one value there is no variance: its gradient is rounding alone
     states = [2.0 * normal(seed, len(lengths), 7, C, dtype=dtype) + 0.3 for seed in range(max(L, 1))]
     for state in states:
@@ -66,11 +70,11 @@ def test_prologue(lengths: list[int], C: int, L: int, stack: int, norm: str, nor
             state[b, -(-length // stack) * stack :] = torch.nan  # what stands behind its last stack is not read
     weights_L = normal(9, L).softmax(0) if L else None
     rows = stacks(valid_rows(torch.tensor(lengths), stack, 7), 7, stack)
-    prologue = Prologue(states, weights_L, rows, stack, norm, normalise=normalise)  # type: ignore[arg-type]
+    prologue = Prologue(states, weights_L, rows, stack, norm, per_frame=per_frame, normalise=normalise)  # type: ignore[arg-type]
     normed = stack_norm(prologue, dtype)
 
     exact = None if weights_L is None else weights_L.double().requires_grad_()
-    x_RS, x_hat_RS = truth_rows([state.double().nan_to_num() for state in states], exact, lengths, stack, norm, normalise)
+    x_RS, x_hat_RS = truth_rows([state.double().nan_to_num() for state in states], exact, lengths, stack, norm, normalise, per_frame)
     close(normed.x_hat_RS, x_hat_RS.detach(), dtype)
 
     grad_RS = normal(8, *normed.x_hat_RS.shape, dtype=dtype)
@@ -156,35 +160,67 @@ def test_what_does_not_fit_is_one_line() -> None:
         activate(torch.zeros(2, 3), None, "silu", torch.zeros(2, 4))
 
 
-def gradients(impl: str, dtype: torch.dtype, lengths: list[int] | None, bias: bool, norm: bool, frozen: bool) -> dict[str, Tensor]:
+def gradients(impl: str, dtype: torch.dtype, lengths: list[int] | None, form: str, source: str) -> dict[str, Tensor]:
     """Output and gradients of the whole op; the inputs are rounded to bfloat16 in every type."""
-    shapes = {"in_weight_HS": (6, 12), "out_weight_DH": (4, 6)}
-    shapes |= {"in_bias_H": (6,), "out_bias_D": (4,)} if bias else {}
-    shapes |= {"norm_weight_S": (12,), "norm_bias_S": (12,)} if norm else {}
+    words = form.split()
+    width, first = (4 if "frames" in words else 12), (12 if "gated" in words else 6)
+    shapes = {"in_weight_HS": (first, 12), "out_weight_DH": (4, 6)}
+    shapes |= {"in_bias_H": (first,), "out_bias_D": (4,)} if "bias" in words else {}
+    shapes |= {"norm_weight_S": (width,)} if {"layer", "rms", "frames"} & set(words) else {}
+    shapes |= {"norm_bias_S": (width,)} if {"layer", "frames"} & set(words) else {}
+    shapes |= {"post_weight_D": (4,)} if "post" in words else {}
     made = {name: normal(seed, *shape, dtype=torch.bfloat16) for seed, (name, shape) in enumerate(shapes.items())}
     leaves = {name: value.to(dtype).requires_grad_() for name, value in made.items()}
     given = {"in_bias_H": None, "out_bias_D": None, **leaves}
-    frames_BFC = normal(9, 2, 7, 4, dtype=torch.bfloat16).to(dtype).requires_grad_(not frozen)
+    states = [normal(9 + layer, 2, 7, 4, dtype=torch.bfloat16).to(dtype) for layer in range(3)]
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    weights_L = torch.tensor([0.5, 0.2, 0.3], dtype=torch.bfloat16).to(kind).requires_grad_()
+    frames = LayerStates(states, weights_L, True) if source == "layers" else states[0].requires_grad_(source == "trained")
     rows_R = None if lengths is None else valid_rows(torch.tensor(lengths), 3, 7)
-    out = stack_norm_mlp(frames_BFC, 3, **given, rows_R=rows_R, impl=impl)  # type: ignore[arg-type]
-    wanted = {**leaves, **({} if frozen else {"frames": frames_BFC})}
+    out = stack_norm_mlp(frames, 3, **given, rows_R=rows_R, impl=impl, gated="gated" in words)  # type: ignore[arg-type]
+    assert out.dtype == dtype
+    wanted = leaves | {"frozen": {}, "trained": {"frames": states[0]}, "layers": {"layers": weights_L}}[source]
     grads = torch.autograd.grad(out, list(wanted.values()), normal(5, *out.shape).to(dtype))
     return {"out": out.detach(), **dict(zip(wanted, grads, strict=True))}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("lengths", "bias", "norm", "frozen"),
-    [(None, True, True, True), ([7, 2], True, True, False), ([0, 4], False, False, False), ([0, 0], True, True, False)],
+    ("lengths", "form", "source"),
+    [
+        (None, "bias layer", "frozen"),
+        ([7, 2], "bias layer", "trained"),
+        ([0, 4], "", "frozen"),
+        ([0, 0], "bias layer gated", "trained"),
+        (None, "bias rms gated post", "layers"),
+        ([7, 4], "frames bias gated", "layers"),
+        ([6, 7], "frames", "trained"),
+        ([0, 0], "frames bias", "layers"),
+    ],
 )
-def test_the_whole_projector(lengths: list[int] | None, bias: bool, norm: bool, frozen: bool, dtype: torch.dtype) -> None:
-    truth = gradients("reference", torch.float64, lengths, bias, norm, frozen)
-    eager = gradients("reference", dtype, lengths, bias, norm, frozen)
-    for name, ours in gradients("triton", dtype, lengths, bias, norm, frozen).items():
-        assert ours.dtype == dtype
+def test_the_whole_projector(lengths: list[int] | None, form: str, source: str, dtype: torch.dtype) -> None:
+    truth = gradients("reference", torch.float64, lengths, form, source)
+    eager = gradients("reference", dtype, lengths, form, source)
+    for name, ours in gradients("triton", dtype, lengths, form, source).items():
         off, theirs = (ours.double() - truth[name]).norm(), (eager[name].double() - truth[name]).norm()
-        # a bfloat16 weight times gamma is rounded once more; the interpreter cuts off
-        assert off <= 2.0 * theirs + ROUNDING[dtype] * truth[name].norm() + 1e-9, name
+        # a bfloat16 weight times gamma is rounded once more; the interpreter cuts off, which adds up in sums over all that was cut
+        unit = ROUNDING[dtype] * (4 if name == "layers" else 1)
+        assert off <= 2.0 * theirs + unit * truth[name].norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_a_layer_behind_a_gate_of_its_own(owned: bool) -> None:
+    """As `gated_mlp` has it; what is not owned is left as it was."""
+    given = [normal(seed, *shape) for seed, shape in enumerate([(3, 6), (3, 6), (4, 6), (4,)])]
+    found = []
+    for impl, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        pre_RH, up_RH, weight_DH, bias_D = leaves = [x.to(dtype).requires_grad_() for x in given]
+        inputs = (pre_RH * 1.0, up_RH * 1.0) if owned else (pre_RH, up_RH)
+        out = act_linear(inputs[0], weight_DH, bias_D, inputs[1], impl, owned)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, normal(5, 3, 4).to(dtype))])
+        assert owned or pre_RH.detach().equal(given[0].to(dtype))
+    for ours, truth in zip(*found, strict=True):
+        close(ours, truth, torch.float32)
 
 
 def test_a_second_backward_is_refused() -> None:

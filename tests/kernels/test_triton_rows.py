@@ -15,6 +15,7 @@ from speechkd.kernels import triton_launch
 from speechkd.kernels.linear_cross_entropy.triton_rows import cross_entropy_rows_
 from speechkd.kernels.linear_kl.divergence import DIVERGENCES, Divergence
 from speechkd.kernels.linear_kl.triton_rows import kl_rows_
+from speechkd.kernels.linear_topk_kl import teacher
 from speechkd.kernels.linear_topk_kl.reference import topk_kl_rows
 from speechkd.kernels.linear_topk_kl.target import TAILS, Target, teacher_target
 from speechkd.kernels.linear_topk_kl.triton_rows import teacher_topk_, topk_kl_rows_
@@ -154,6 +155,17 @@ def test_live_teacher(C: int, U: int, K: int, cap: float | None, t: float, dtype
     torch.testing.assert_close(logp_CK.double(), logp_CU.topk(K, 1).values, rtol=1e-5, atol=1e-5)
     rest_C = logp_CU.scatter(1, ids_CK, -torch.inf).logsumexp(1)
     torch.testing.assert_close(tail_logp_C.double(), rest_C, rtol=1e-5, atol=1e-5)
+
+
+def test_a_live_teacher_by_triton_is_the_one_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soft-capped, and with fewer ids than asked for."""
+    logits_CU, found = normal(3, 4, 9, dtype=torch.bfloat16), []
+    for why in (None, "not asked for"):
+        monkeypatch.setattr(teacher, "obstacle", lambda given, why=why: why)
+        ids_CK, logp_CK, tail_C = teacher.teacher_topk(logits_CU.clone(), 12, 2.0, None, 5.0)
+        found.append((logp_CK, logp_CK.new_empty(4, 9).scatter_(1, ids_CK, logp_CK), tail_C))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_no_rows_are_no_launch() -> None:

@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from speechkd.kernels.layer_sum import triton_kernel as prologue
 from speechkd.kernels.linear_cross_entropy import triton_kernel as cross_entropy
 from speechkd.kernels.linear_kl import triton_kernel as kl
 from speechkd.kernels.linear_topk_kl import triton_kernel as topk_kl
@@ -53,17 +54,18 @@ def forms(name: str, row: Launch) -> Iterator[tuple[Any, dict[str, Any]]]:
         for kind in (kl.FORWARD, kl.REVERSE, kl.JSD, kl.SKEW, kl.SKEW_REVERSE):
             yield kl.kl, {"KIND": kind, **flags}
     if name == "stack_norm":
-        for frames in (1, 16):
+        for frames, per_frame in ((1, False), (16, False), (16, True)):
             flags = {
-                "NORM": projector.LAYER_NORM,
+                "NORM": prologue.LAYER_NORM,
+                "PER_FRAME": per_frame,
                 "NORMALISE": frames == 1,
                 "ALIGNED": True,
                 "FRAMES": frames,
                 "BLOCK_C": row.block // frames,
             }
             flags |= {"k": 1} if frames == 1 else {}  # as the sum of layers has it; a launch makes an argument that is 1 a constant
-            yield projector.stack_norm, {"MIXED": True, **flags}
-            yield projector.stack_norm_backward, {"WANT_INPUT": True, "WANT_WEIGHTS": True, **flags}
+            yield prologue.stack_norm, {"MIXED": True, **flags}
+            yield prologue.stack_norm_backward, {"WANT_INPUT": True, "WANT_WEIGHTS": True, **flags}
     if name == "activation":
         flags = {"KIND": projector.GELU, "BIASED": True, "UP_BIASED": True, "GATED": True, "BLOCK": row.block}
         yield projector.activate, flags

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from speechkd.core.config import build
 from speechkd.core.errors import InputError
 from speechkd.core.seeds import torch_seed
+from speechkd.models.encoder import LayerMix
 from speechkd.models.projectors import PROJECTORS, Hint
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -153,6 +154,22 @@ def test_positions_that_nobody_reads_are_left_out_and_nothing_else_changes(kind:
         torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in PROJECTORS if PROJECTORS.get(kind).Config.SUMS_LAYERS])
+@pytest.mark.parametrize("window", [8, 10])
+def test_layers_that_the_projector_sums_are_the_projection_of_their_sum(kind: str, window: int) -> None:
+    """Where it reads; every gradient too, the mix's among them."""
+    projector, mix, found = make(kind).double(), LayerMix(3, normalise=True).double(), []
+    layers, read_A = [states(3, window, seed).double() for seed in (1, 2, 3)], read_positions(projector, (window, 3, 5), window)
+    for apart in (False, True):
+        projector.zero_grad(), mix.zero_grad()
+        out = project(projector, mix(layers, apart), read_A)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)).sum().backward()
+        found.append([out.detach(), mix.logits_L.grad, *(p.grad for p in projector.parameters())])
+    for together, apart_too in zip(*found, strict=True):
+        assert together is not None and together.any()
+        torch.testing.assert_close(apart_too, together, rtol=1e-9, atol=1e-11)
+
+
 @every_kind
 def test_a_rank_without_audio_gives_every_weight_a_zero_gradient(kind: str) -> None:
     projector = make(kind)
@@ -190,6 +207,22 @@ def test_mlp_stack_equals_the_paper_formula_and_keeps_the_last_frames() -> None:
     padded = torch.cat([frames, torch.zeros(1, 1, 6)], 1).reshape(2, 24)
     by_hand = nn.functional.silu(padded @ projector.in_weight.T + projector.in_bias) @ projector.out_weight.T + projector.out_bias
     torch.testing.assert_close(projector(frames)[0], by_hand)
+
+
+def test_mlp_stack_is_ultravoxs_projector() -> None:
+    """RMSNorm of the stack, Linear, SwiGLU (the second half gates), Linear, RMSNorm."""
+    projector, frames = make("mlp_stack", norm="rms", gated=True, post_norm="rms"), states(1, 8)
+    assert {name: tuple(p.shape) for name, p in projector.named_parameters()} == {
+        "norm_weight": (24,), "in_weight": (16, 24), "in_bias": (16,), "out_weight": (5, 8), "out_bias": (5,), "post_weight": (5,),
+    }  # fmt: skip
+    for param in projector.parameters():
+        param.data += 0.3 * torch.randn(param.shape, generator=torch.Generator().manual_seed(3))
+    stacked = nn.functional.rms_norm(frames.view(2, 24), (24,), projector.norm_weight, 1e-5)
+    up, gate = (stacked @ projector.in_weight.T + projector.in_bias).chunk(2, 1)
+    out = (up * nn.functional.silu(gate)) @ projector.out_weight.T + projector.out_bias
+    torch.testing.assert_close(projector(frames)[0], nn.functional.rms_norm(out, (5,), projector.post_weight, 1e-5))
+    with pytest.raises(InputError, match="norm"):
+        build(projector.Config, {"kind": "mlp_stack", "norm": "batch"}, "recipe")
 
 
 def test_gated_mlp_equals_the_released_form() -> None:

@@ -32,16 +32,19 @@ _IMPLEMENTATIONS = {
 }
 
 
-def layer_sum(states_LBFD: Sequence[Tensor], weights_L: Tensor, normalise: bool = False, impl: str = "auto") -> Tensor:
-    """sum_l w_l h_l over L states [B, F, D] of one shape and dtype, [B, F, D] in that dtype.
+def layer_sum(
+    states_LBFD: Sequence[Tensor], weights_L: Tensor, normalise: bool = False, impl: str = "auto", frames_X: Tensor | None = None
+) -> Tensor:
+    """sum_l w_l h_l over L states [B, F, D] of one shape and dtype, [B, F, D] in that dtype; [X, D] of some frames.
 
     Args:
         weights_L: one weight a state, wide.
         normalise: every state's D values are brought to zero mean and unit variance first (LayerNorm without weights).
         impl: auto, triton (on a GPU) or blocked (both read every state once, in blocks of rows; the states get no gradient), or reference.
+        frames_X: int64, flat positions in [B, F] that are summed and nothing else is read; fast where they come in runs. None: all.
     Raises InputError where weights and states differ in number, or for an unknown `impl`.
     """
     if not states_LBFD or weights_L.shape != (len(states_LBFD),):
         raise InputError(f"{len(states_LBFD)} states need as many weights, given are {list(weights_L.shape)}")
     run = dispatch.pick("layer_sum", impl, _IMPLEMENTATIONS, states_LBFD)
-    return run(states_LBFD, weights_L, normalise)
+    return run(states_LBFD, weights_L, normalise, frames_X)

@@ -6,21 +6,26 @@ import torch
 from torch import Tensor
 
 from speechkd.kernels.linear_topk_kl.triton_rows import teacher_topk_
+from speechkd.kernels.logits import soft_cap_, wide
 from speechkd.kernels.triton_launch import obstacle
 
 
-def teacher_topk(logits_CU: Tensor, k: int, temperature: float, shared_W: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def teacher_topk(
+    logits_CU: Tensor, k: int, temperature: float, shared_W: Tensor | None = None, softcap: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Ids [C, K], their log-probs over the whole vocabulary [C, K], and the log of the remaining mass [C] (-inf if none).
 
     The tail is summed over the other ids; 1 - sum of the top k would lose all digits when small. Overwrites `logits_CU`.
 
     Args:
-        logits_CU: wide, soft-capped.
+        logits_CU: of any type, before the soft cap; by Triton they are never widened.
         shared_W: boolean; only these ids are named, the mass of the others is in the tail. A slot that finds none has log-prob -inf.
     """
     if shared_W is None and obstacle(logits_CU) is None:
-        return teacher_topk_(logits_CU, k, temperature)
-    z_CU = logits_CU if temperature == 1.0 else logits_CU.div_(temperature)
+        return teacher_topk_(logits_CU, min(k, logits_CU.shape[1]), temperature, softcap)
+    z_CU = wide(logits_CU)
+    soft_cap_(z_CU, softcap, False)
+    z_CU = z_CU if temperature == 1.0 else z_CU.div_(temperature)
     named_CW = z_CU if shared_W is None else z_CU[:, : len(shared_W)].masked_fill(~shared_W, -torch.inf)
     z_CK, ids_CK = named_CW.topk(min(k, named_CW.shape[1]), dim=1)
     left_CK = z_CU.gather(1, ids_CK).masked_fill_(z_CK.isfinite(), -torch.inf)  # an empty slot names an id whose mass stays in the tail

@@ -16,6 +16,8 @@ class ProjectorConfig(Config):
 
     GATED: ClassVar[bool] = False
     """whether the projector has a language gate, for losses that train one"""
+    SUMS_LAYERS: ClassVar[bool] = False
+    """whether its forward takes `LayerStates` too: it sums an encoder's layers itself, over the frames that it reads"""
     kind: str
 
     def starts_from(self) -> str | None:

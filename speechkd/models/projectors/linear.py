@@ -7,12 +7,13 @@ The layer is called `linear`, as in those models, so that a LoRA target names it
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from speechkd.kernels.layer_sum.states import LayerStates
 from speechkd.kernels.stack_norm_mlp.rows import scattered, stacked_rows
 from speechkd.models.projectors import ProjectorConfig
 
@@ -20,6 +21,7 @@ from speechkd.models.projectors import ProjectorConfig
 class LinearConfig(ProjectorConfig):
     """`pool` frames become one position."""
 
+    SUMS_LAYERS: ClassVar[bool] = True
     kind: Literal["linear"] = "linear"
     pool: int = Field(2, ge=1)
     init_from: str | None = None
@@ -44,12 +46,12 @@ class LinearProjector(nn.Module):
         """Q for F frames: ceil(F / k)."""
         return -(-frames // self.pool)
 
-    def forward(self, states_BFD: Tensor, read_A: Tensor | None = None) -> Tensor:
+    def forward(self, states_BFD: Tensor | LayerStates, read_A: Tensor | None = None) -> Tensor:
         """[B, F, D] -> [B, ceil(F / k), E], zero where nobody reads."""
-        states_BFD = states_BFD.to(self.linear.weight.dtype)
         B, F, D = states_BFD.shape
         Q = self.positions(F)
-        pooled_RD = stacked_rows(states_BFD, self.pool, read_A).unflatten(1, (self.pool, D)).sum(1)
+        rows_RS = stacked_rows(states_BFD, self.pool, read_A).to(self.linear.weight.dtype)
+        pooled_RD = rows_RS.unflatten(1, (self.pool, D)).sum(1)
         place_R = torch.arange(B * Q, device=states_BFD.device) if read_A is None else read_A
         size_R = (F - place_R % Q * self.pool).clamp(max=self.pool)
         return scattered(self.linear(pooled_RD / size_R.unsqueeze(1).to(pooled_RD.dtype)), read_A, B, Q)

@@ -7,19 +7,20 @@ here they are a window of their own (89).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from speechkd.kernels.stack_norm_mlp.rows import scattered, stacked_rows
+from speechkd.kernels.layer_sum.states import LayerStates
+from speechkd.kernels.stack_norm_mlp.rows import real_frames, scattered, stacked_rows
 from speechkd.models.projectors.cross_decoder import CrossDecoder, DecoderConfig, query_bank
 
 
 class WindowedQFormerConfig(DecoderConfig):
     """`window` frames become `queries` positions."""
 
+    SUMS_LAYERS: ClassVar[bool] = True
     kind: Literal["windowed_qformer"] = "windowed_qformer"
     window: int = Field(17, ge=1)
     queries: int = Field(1, ge=1)
@@ -42,17 +43,13 @@ class WindowedQFormer(nn.Module):
         """Q for F frames: queries * ceil(F / window)."""
         return self.count * -(-frames // self.window)
 
-    def forward(self, states_BFD: Tensor, read_A: Tensor | None = None) -> Tensor:
+    def forward(self, states_BFD: Tensor | LayerStates, read_A: Tensor | None = None) -> Tensor:
         """[B, F, D] -> [B, queries * ceil(F / window), E], zero where nobody reads."""
         B, F, D = states_BFD.shape
         windows = -(-F // self.window)
         read_X = None if read_A is None else read_A[:: self.count] // self.count  # a window's positions are read together
         windows_XKD = stacked_rows(states_BFD, self.window, read_X).unflatten(1, (self.window, D))
-        real_XK = None
-        if F % self.window:
-            place_X = torch.arange(B * windows, device=states_BFD.device) if read_X is None else read_X
-            first_X1 = (place_X % windows * self.window).unsqueeze(1)
-            real_XK = first_X1 + torch.arange(self.window, device=states_BFD.device) < F
+        real_XK = real_frames(states_BFD, self.window, read_X)
         queries_XQW = self.queries.expand(windows_XKD.shape[0], -1, -1)
         out_XQE: Tensor = self.projection(self.decoder(queries_XQW, windows_XKD, real_XK))
         return scattered(out_XQE.flatten(1), read_X, B, windows).view(B, windows * self.count, out_XQE.shape[2])

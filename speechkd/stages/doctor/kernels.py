@@ -36,6 +36,8 @@ def _calls(device: str, dtype: Any) -> dict[str, Callable[[str], Any]]:
     import torch
 
     from speechkd import kernels
+    from speechkd.kernels.stack_norm_mlp import act_linear, stack_norm_linear
+    from speechkd.kernels.stack_norm_mlp.norm import Norm
 
     g = torch.Generator().manual_seed(0)
 
@@ -55,6 +57,8 @@ def _calls(device: str, dtype: Any) -> dict[str, Callable[[str], Any]]:
         "linear_topk_kl": lambda impl: kernels.linear_topk_kl(hidden_TD, weight_VD, ids_TK, logp_TK, mask_T, impl=impl).total,
         "linear_kl": lambda impl: kernels.linear_kl(hidden_TD, weight_VD, other_TD, other_VD, mask_T, "jsd", impl=impl).total,
         "stack_norm_mlp": lambda impl: kernels.stack_norm_mlp(frames_BFC, 4, in_HS, None, out_DH, None, impl=impl),
+        "stack_norm_linear": lambda impl: stack_norm_linear(frames_BFC, 4, in_HS, None, Norm(in_HS[0], None), impl=impl),
+        "act_linear": lambda impl: act_linear(hidden_TD[:, :32], out_DH, None, other_TD[:, :32], impl),
         "layer_sum": lambda impl: kernels.layer_sum([frames_BFC, frames_BFC.flip(0), frames_BFC.flip(1)], weights_L, impl=impl),
         "weighted_cka": lambda impl: kernels.weighted_cka(frames_BFC, frames_BFC.flip(1), attention_BF, clip_BF, impl=impl),
     }

@@ -45,6 +45,8 @@ class Prologue(NamedTuple):
     stack: int
     norm: Norm = "none"
     eps: float = 1e-5
+    per_frame: bool = False
+    """the norm runs over each frame's C values and a last partial stack is filled up behind it; otherwise over the stacked row"""
     normalise: bool = False
     """bring each layer's frames to zero mean and unit variance before the sum"""
     layer_eps: float = 1e-5
@@ -86,16 +88,16 @@ _NORM = {"none": "NO_NORM", "layer": "LAYER_NORM", "rms": "RMS_NORM"}
 
 
 class Normed(NamedTuple):
-    """x_hat [R, S] and, [R] in float32, what it was multiplied with: all that backward needs."""
+    """x_hat [R, S] and, in float32, what each row, or each of its frames, was multiplied with: all that backward needs."""
 
     x_hat_RS: Tensor
-    rstd_R: Tensor
+    rstd_X: Tensor
 
 
 def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
     """The rows of a projector's first matrix product, S = stack * C, computed in float32 and written as `dtype`.
 
-    The norm runs over all S values of a row, the zeros of a last partial stack with them, as in `reference`.
+    The norm runs over all S values of a row, the zeros of a last partial stack with them, or with `per_frame` over each frame's.
     Raises InputError for states that do not fit together, and where a stack is wider than one program can hold.
     """
     prologue.check()
@@ -104,20 +106,20 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
     frames, columns, by = prologue.launch()
     layers_L, aligned = prologue.layers()
     x_hat_RS = torch.empty(R, S, dtype=dtype, device=first.device)
-    rstd_R = torch.ones(R, dtype=torch.float32, device=first.device)
+    rstd_X = torch.ones(R * prologue.stack if prologue.per_frame else R, dtype=torch.float32, device=first.device)
     if R == 0:
-        return Normed(x_hat_RS, rstd_R)
-    from speechkd.kernels.stack_norm_mlp import triton_kernel
+        return Normed(x_hat_RS, rstd_X)
+    from speechkd.kernels.layer_sum import triton_kernel
 
     with torch.cuda.device_of(first):
         triton_kernel.stack_norm[(R,)](
             first,
             layers_L,
-            rstd_R if prologue.weights_L is None else prologue.weights_L.contiguous(),
+            rstd_X if prologue.weights_L is None else prologue.weights_L.contiguous(),
             starts_R,
             frames_R,
             x_hat_RS,
-            rstd_R,
+            rstd_X,
             prologue.width,
             len(prologue.states),
             prologue.width,
@@ -125,6 +127,7 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
             prologue.eps,
             prologue.layer_eps,
             NORM=getattr(triton_kernel, _NORM[prologue.norm]),
+            PER_FRAME=prologue.per_frame and prologue.norm != "none",
             MIXED=prologue.weights_L is not None,
             NORMALISE=prologue.normalise,
             ALIGNED=aligned,
@@ -133,7 +136,7 @@ def stack_norm(prologue: Prologue, dtype: torch.dtype) -> Normed:
             num_warps=by.num_warps,
             num_stages=by.num_stages,
         )
-    return Normed(x_hat_RS, rstd_R)
+    return Normed(x_hat_RS, rstd_X)
 
 
 def stack_norm_backward_(grad_RS: Tensor, normed: Normed, prologue: Prologue, want_input: bool) -> Tensor | None:
@@ -150,7 +153,7 @@ def stack_norm_backward_(grad_RS: Tensor, normed: Normed, prologue: Prologue, wa
         raise InputError(f"grad_RS must be contiguous and {list(normed.x_hat_RS.shape)}, is {list(grad_RS.shape)}")
     share_RL = torch.zeros(R, L, dtype=torch.float32, device=first.device)
     if R > 0 and (mixed or want_input):
-        from speechkd.kernels.stack_norm_mlp import triton_kernel
+        from speechkd.kernels.layer_sum import triton_kernel
 
         frames, columns, by = prologue.launch()
         layers_L, aligned = prologue.layers()
@@ -158,7 +161,7 @@ def stack_norm_backward_(grad_RS: Tensor, normed: Normed, prologue: Prologue, wa
             triton_kernel.stack_norm_backward[(R,)](
                 grad_RS,
                 normed.x_hat_RS,
-                normed.rstd_R,
+                normed.rstd_X,
                 first,
                 layers_L,
                 starts_R,
@@ -170,6 +173,7 @@ def stack_norm_backward_(grad_RS: Tensor, normed: Normed, prologue: Prologue, wa
                 prologue.stack,
                 prologue.layer_eps,
                 NORM=getattr(triton_kernel, _NORM[prologue.norm]),
+                PER_FRAME=prologue.per_frame and prologue.norm != "none",
                 NORMALISE=prologue.normalise,
                 ALIGNED=aligned,
                 WANT_INPUT=want_input,
