@@ -9,9 +9,10 @@ import pytest
 from speechkd.core.errors import InputError
 from speechkd.losses.base import LayerConfig
 from speechkd.models.lora import lora_layers
+from speechkd.models.student import meta_student
 from speechkd.recipe import load_recipe
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.assembly.student import check_init_export, meta_student
+from speechkd.stages.assembly.student import check_init_export
 from tests.teachers.speech_models import write_student
 
 ROOT = Path(__file__).parents[3]
