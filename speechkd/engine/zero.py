@@ -173,9 +173,9 @@ def count_gathers() -> Callable[[], int]:
     gather: Any = partition_parameters._dist_allgather_fn
     if not hasattr(gather, "calls"):
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
+        def counted(input_tensor: torch.Tensor, output_tensor: torch.Tensor, group: Any = None) -> Any:
             counted.calls += 1  # type: ignore[attr-defined]
-            return gather(*args, **kwargs)
+            return gather(input_tensor, output_tensor, group=group)
 
         counted.calls = 0  # type: ignore[attr-defined]
         partition_parameters._dist_allgather_fn = counted

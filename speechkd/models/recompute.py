@@ -8,19 +8,20 @@ Under ZeRO-3 a block is one unit (`Engine`'s `leaves`): its weights are gathered
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from speechkd.models.lora import Switch
 
 Recompute = Literal["off", "selective", "full"]
 
-PRODUCTS: frozenset[Any] = frozenset(
+PRODUCTS: list[Any] = [
     getattr(torch.ops.aten, name).default
     for name in (
         "mm",
@@ -30,34 +31,29 @@ PRODUCTS: frozenset[Any] = frozenset(
         "_scaled_dot_product_cudnn_attention",
         "_scaled_dot_product_flash_attention_for_cpu",
     )
-) | {torch.ops.higher_order.flex_attention}
+]
 """Operations whose results `selective` keeps. Not `bmm`: with it, eager attention makes scores of [positions, positions]"""
 
 
-def recompute_blocks(blocks: Iterable[nn.Module], how: Recompute, switch: Switch) -> None:
-    """Make each block compute itself again in its backward pass, with LoRA as it was in the forward pass."""
+def recompute_blocks(blocks: Iterable[nn.Module], how: Recompute, switch: Switch, random: bool) -> None:
+    """Make each block compute itself again in its backward pass, with LoRA as it was in the forward pass. `random`: it has dropout.
+
+    Their `forward` is replaced, not they themselves: hooks of ZeRO-3 stay outside and run once.
+    """
     if how == "off":
         return
-    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _keeps)} if how == "selective" else {}
+    contexts = partial(_contexts, how, switch)
     for block in blocks:
-        block.forward = _recomputed(block.forward, switch, contexts)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=random)
 
 
-def _keeps(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+def _contexts(how: Recompute, switch: Switch) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What surrounds a block's forward pass, and its second one: by then the switch is that of another pass, or of none."""
+    first, again = create_selective_checkpoint_contexts(PRODUCTS) if how == "selective" else (nullcontext(), nullcontext())
+    return first, _both(again, switch.set(off=switch.off, positions_BS=switch.positions_BS))
 
 
-def _recomputed(forward: Callable[..., Any], switch: Switch, contexts: dict[str, Any]) -> Callable[..., Any]:
-    # `forward`, not the module: hooks of ZeRO-3 stay outside and run once.
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        off, positions_BS = switch.off, switch.positions_BS  # by the time of the backward pass they are those of another pass, or none
-
-        def again(*inner: Any, **named: Any) -> Any:
-            with switch.set(off=off, positions_BS=positions_BS):
-                return forward(*inner, **named)
-
-        return checkpoint(again, *args, use_reentrant=False, **contexts, **kwargs)
-
-    return run
+@contextmanager
+def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
+    with outer, inner:
+        yield

@@ -55,7 +55,7 @@ class Student(nn.Module):
             names = lora_names(self, self.lora)
             self.llm.add_lora([n.removeprefix(LLM) for n in names if n.startswith(LLM)], self.lora)
             add_lora(self.projector, [n.removeprefix(PROJECTOR) for n in names if n.startswith(PROJECTOR)], self.lora, Switch())
-        recompute_blocks(self.llm.blocks(), config.recompute, self.llm.switch)
+        recompute_blocks(self.llm.blocks(), config.recompute, self.llm.switch, self.lora is not None and self.lora.dropout > 0)
 
     @property
     def device(self) -> torch.device:

@@ -58,7 +58,9 @@ def run(case: Case, without: str) -> dict[str, Any]:
     init_distributed(timeout_s=60.0)
     distiller = distiller_of(case)
     memory = with_linear(MEMORY, case.recompute != "off")
-    if counted := not distiller.teachers:  # nothing is kept or fetched ahead, so that every gather is one that the plan foretells
+    if (
+        counted := not distiller.teachers and case.projector["kind"] == "mlp_stack"
+    ):  # nothing is kept or fetched ahead, so that every gather is one that the plan foretells
         limits = ("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance")
         memory["zero_optimization"] |= dict.fromkeys(limits, 0)
     foretold = sum(gather_calls(distiller.student, 0)) if counted else 0

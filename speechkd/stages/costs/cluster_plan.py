@@ -187,7 +187,8 @@ def _lines(plan: ClusterPlan, profile: ClusterProfile, recipe: Recipe) -> Iterat
         against = "" if plan.compute_s is None else f", beside {plan.compute_s:.3f} s of computing"
         bound = "" if plan.compute_s is None or plan.gathers.seconds < plan.compute_s else ": gathers bound the step"
         size = plan.gathers.micro_batch / 1e9
-        yield f"gathers     {size:.2f} GB a micro-batch and rank in {plan.gathers.calls} gathers, {plan.gathers.seconds:.3f} s at the profile's link{against}{bound}"
+        took = f"{plan.gathers.seconds:.3f} s at the profile's link{against}{bound}"
+        yield f"gathers     {size:.2f} GB a micro-batch and rank in {plan.gathers.calls} gathers, {took}"
     yield f"deepspeed   {plan.deepspeed}: {plan.deepspeed_why}"
     yield f"flops       {plan.flops_per_step / 1e12:.3f} TFLOP a step"
     yield f"checkpoint  {plan.checkpoint_bytes:,} bytes, {recipe.train.keep_checkpoints} kept"

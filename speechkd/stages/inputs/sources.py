@@ -221,7 +221,7 @@ def make_loader(
 
 def _rows_only(losses: Mapping[str, LossConfig]) -> bool:
     """Whether every loss reads positions of responses, so that it does not matter how often a clip was encoded."""
-    return all(config.positions() != "audio" and not issubclass(LOSSES.get(config.kind), ClipLoss) for config in losses.values())
+    return all(config.positions() != "audio" and not isinstance(LOSSES.get(config.kind), ClipLoss) for config in losses.values())
 
 
 def _zeros(sources: Sequence[TrainSource]) -> TeacherSignals:
