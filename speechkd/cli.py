@@ -280,6 +280,7 @@ def plan(
     tokens_per_s: Annotated[float, typer.Option(help="what the teacher reads and writes a second", min=0.001)] = 1000.0,
     cluster: Cluster = None,
     measure: Annotated[bool, typer.Option("--measure", help="with --cluster: run a few of the recipe's steps here first")] = False,
+    gpu_memory: Annotated[Optional[float], typer.Option(help="GiB of one GPU, where no --cluster says it: 8 to a node", min=1)] = None,
     json: AsJson = False,
 ) -> None:
     """What a recipe will cost before anything runs: parameters, memory, teacher tokens, bytes and hours, examples, steps."""
@@ -291,8 +292,14 @@ def plan(
         from speechkd.stages.costs.cluster_plan import plan_on_cluster
 
         raise typer.Exit(plan_on_cluster(loaded, read_profile(cluster), tokens_per_s, measure, json))
+    if gpu_memory is not None:
+        from speechkd.cluster.profile import ClusterProfile
+        from speechkd.stages.costs.cluster_plan import plan_on_cluster
+
+        here = ClusterProfile(name="gpus", gpus_per_node=min(ranks, 8), gpu_memory_gib=gpu_memory, train={"nodes": -(-ranks // 8)})
+        raise typer.Exit(plan_on_cluster(loaded, here, tokens_per_s, measure, json))
     if measure or json:
-        raise InputError("--measure and --json need --cluster")
+        raise InputError("--measure and --json need --cluster or --gpu-memory")
     from speechkd.stages.plan import plan as stage
 
     raise typer.Exit(stage(loaded, ranks, tokens_per_s))

@@ -101,6 +101,7 @@ class Recipe(Config):
     optim: OptimConfig
     train: TrainConfig
     deepspeed: str = "ds_configs/zero3.json"
+    """a file of memory and communication, or `auto`: the one of ds_configs/ that fits the GPUs, chosen when the run starts"""
     evaluation: EvaluationConfig
     tracking: TrackingConfig
 
@@ -218,6 +219,8 @@ class Recipe(Config):
         """What changes the trained student: not names and places, how often it is logged and saved, or how it is judged."""
         data = self.model_dump(mode="json", include={"seed", "data", "prompt", "student", "live", "losses", "plan", "optim", "deepspeed"})
         data["data"].pop("root")
+        for name in ("attention", "recompute"):  # how it is computed, not what
+            data["student"].pop(name)
         if self.gates.active:
             data["gates"] = self.gates.model_dump(mode="json")
         data["prompt"] = self.prompt.identity()

@@ -136,6 +136,7 @@ class Batch:
         mask_BS             int64    1 at real positions
         audio_to_A          int64    flat positions in [B, S] that hold audio
         audio_from_A        int64    flat positions in [C, Q] that they come from
+        shared_R            int64    where rows share clips: these positions once each, in order; None: no two rows read the same
         response_T          int64    flat positions in [B, S] of the supervised tokens themselves (`losses/positions.py` shifts them)
         mask_T              bool     False at the dummy token
         stream_T, stream_A  int64    stream of each supervised token and audio position: its number in the run's list of streams
@@ -173,6 +174,12 @@ class Batch:
     signals: TeacherSignals
     examples: int
     seconds: float
+    shared_R: Tensor | None = None
+
+    @property
+    def read_R(self) -> Tensor:
+        """Flat positions in [C, Q] that any row reads, each once: what a projector computes."""
+        return self.audio_from_A if self.shared_R is None else self.shared_R
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on `device`, copied without waiting."""

@@ -67,11 +67,16 @@ class Reader:
             raise DataError(f"{member[0]} is not JSON") from None
         return metadata
 
+    def sample_of(self, row: int) -> int:
+        """Sample (row of the base index) of example `row` of the column."""
+        assert self.column is not None, "a reader without a column has samples, not examples"
+        shard, local_row = self.column.sample_of(row)
+        return int(self.shards.starts[shard]) + local_row
+
     def read(self, row: int, hear: bool = True) -> Example:
         """Example `row` of the column; `hear=False` skips the audio. Raises DataError naming shard and member."""
         assert self.column is not None, "a reader without a column has samples, not examples"
-        shard, local_row = self.column.sample_of(row)
-        sample = int(self.shards.starts[shard]) + local_row
+        sample = self.sample_of(row)
         turn = self.column.read(row)
         return Example(
             key=self.column.key_of(row),
@@ -119,6 +124,7 @@ class Reader:
                 "data.corpora.train_splits, or `speechkd teach --retry-failed`"
             )
         kept = slice(None) if len(row_N) == len(keep_N) else row_N
+        clip_N = sample_N[kept]
         return PlanSource(
             stream=stream,
             digest=digest([self.shards.digest, self.column.digest]),
@@ -127,6 +133,7 @@ class Reader:
             tokens_N=table["tokens"].to_numpy()[kept],
             passes=passes,
             row_N=None if len(row_N) == len(keep_N) else row_N,
+            clip_N=clip_N if (clip_N[1:] == clip_N[:-1]).any() else None,
         )
 
     def _member(self, sample: int, part: str, suffix: str) -> tuple[str, bytes] | None:

@@ -13,6 +13,10 @@ Precision = Literal["fp32", "bf16"]
 
 ALLOWED = ("zero_optimization", "activation_checkpointing", "aio", "communication_data_type", "prescale_gradients", "comms_logger")
 """Sections about memory placement and communication, which a file in ds_configs/ may contain."""
+AUTO = "auto"
+"""In a recipe, in place of a file: the file of `FILES` that fits is taken when the run starts"""
+FILES = ("ds_configs/zero2.json", "ds_configs/zero3_hpz.json", "ds_configs/zero3.json", "ds_configs/zero3_offload.json")
+"""What `auto` chooses from, in order of communication"""
 OF_THE_RECIPE = {
     "train_batch_size": "plan.micro_batches",
     "train_micro_batch_size_per_gpu": "plan.micro_batches",
@@ -45,7 +49,12 @@ class OptimValues(Protocol):
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:
-    """Read a file of ds_configs/. Raises InputError if it is missing, not JSON, or has keys that belong in the recipe."""
+    """Read a file of ds_configs/. Raises InputError if it is missing, not JSON, or has keys that belong in the recipe.
+
+    `auto`, before a run has chosen, is ZeRO-3: what holds for that holds for every choice.
+    """
+    if str(path) == AUTO:
+        return [read_ds_config(Path(file)) for file in FILES][2]
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -80,15 +89,29 @@ def stage(ds_config: Mapping[str, Any]) -> int:
     return int(ds_config["zero_optimization"]["stage"])
 
 
+def with_linear(ds_config: Mapping[str, Any], recomputes: bool) -> dict[str, Any]:
+    """The configuration with torch's own `F.linear` where blocks are recomputed, unless the file has chosen.
+
+    DeepSpeed's replacement, process-wide under ZeRO-3, is there so that autograd does not hold gathered weights until the backward pass.
+    A recomputed block saves nothing in its forward pass, so that it would cost time only.
+    """
+    zero = {**ds_config["zero_optimization"]}
+    if recomputes and zero["stage"] == 3:
+        zero.setdefault("memory_efficient_linear", False)
+    return {**ds_config, "zero_optimization": zero}
+
+
 def full_ds_config(ds_config: Mapping[str, Any], optim: OptimValues, accumulate: int, clip: float, precision: Precision) -> dict[str, Any]:
     """The complete DeepSpeed config: `ds_config` (from a file) plus the recipe's settings.
 
     `accumulate`: micro-batches of one global step on each rank; `clip`: maximal gradient norm, 0 for none; always written because
-    DeepSpeed clips at 1.0 if the key is missing. Gradients are summed in float32 whatever the precision of the weights.
+    DeepSpeed clips at 1.0 if the key is missing. Gradients are summed in float32 whatever the precision of the weights: over
+    micro-batches, and over ranks unless the file says otherwise.
     """
     if accumulate < 1:
         raise InputError(f"a rank must have at least one micro-batch a step, given {accumulate}")
     return {
+        "communication_data_type": "fp32",  # else bf16 with bf16 weights: 64 ranks would add with three digits
         **ds_config,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulate,

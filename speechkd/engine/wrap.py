@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,15 @@ from speechkd.core import dist
 from speechkd.core.errors import InputError
 from speechkd.core.tensors import Stored, read_tensor
 from speechkd.engine.ds_config import OptimValues, Precision, full_ds_config
-from speechkd.engine.zero import import_deepspeed, init_distributed, is_partitioned, local_device, read_partition
+from speechkd.engine.zero import count_gathers, import_deepspeed, init_distributed, is_partitioned, local_device, read_partition
 
 
 class Engine:
     """A module whose trainable parameters are optimised by AdamW under DeepSpeed.
 
     `ds_config`: from `read_ds_config`; `accumulate`: number of micro-batches of one global step on this rank; `clip`: maximal gradient
-    norm (0: none). The module may hold frozen and already partitioned parts. Raises InputError if nothing is trainable.
+    norm (0: none). The module may hold frozen and already partitioned parts. `leaves`: transformer blocks, each of which ZeRO-3 gathers as
+    one unit, forward and backward. Raises InputError if nothing is trainable.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Engine:
         accumulate: int,
         clip: float,
         precision: Precision = "fp32",
+        leaves: Sequence[nn.Module] = (),
     ) -> None:
         init_distributed()
         trainable = [p for p in module.parameters() if p.requires_grad]
@@ -38,11 +40,23 @@ class Engine:
             raise InputError("nothing to train: every parameter of the student is frozen")
         self._place(module, torch.bfloat16 if precision == "bf16" else torch.float32)
         config = full_ds_config(ds_config, optim, accumulate, clip, precision)
-        self._ds = import_deepspeed().initialize(model=module, model_parameters=trainable, config=config)[0]
+        deepspeed = import_deepspeed()
+        for leaf in leaves:
+            deepspeed.utils.set_z3_leaf_module(leaf, True)
+        self._ds = deepspeed.initialize(model=module, model_parameters=trainable, config=config)[0]
+        self._keep_frozen()
+        self.gathers = count_gathers()
+        """all-gathers of ZeRO-3 so far; there is none with one rank"""
         self.skipped = 0
         """number of steps skipped because a gradient was not finite; they change no parameter or moment on any rank"""
         self.skipped_in_a_row = 0
         self._dropped_norm: float | None = None
+
+    def _keep_frozen(self) -> None:
+        """Small frozen parameters stay whole on every rank: DeepSpeed would gather them again after every optimizer step, for nothing."""
+        outer = self._ds.optimizer
+        if hasattr(outer, "persistent_parameters"):
+            outer.persistent_parameters = [p for p in outer.persistent_parameters if p.requires_grad]
 
     def _place(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Move and cast unpartitioned parameters: DeepSpeed does neither if any parameter is already partitioned."""

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, cast
@@ -164,6 +164,22 @@ def partitioned(
 
         context._zero_init_param = convert  # the original also broadcasts; receiving touches every page of the whole tensor
     return cast(AbstractContextManager[Any], context)
+
+
+def count_gathers() -> Callable[[], int]:
+    """From now on, counts the all-gathers of ZeRO-3 in this process, a coalesced one as one; returns what reads the count."""
+    from deepspeed.runtime.zero import partition_parameters
+
+    gather: Any = partition_parameters._dist_allgather_fn
+    if not hasattr(gather, "calls"):
+
+        def counted(input_tensor: torch.Tensor, output_tensor: torch.Tensor, group: Any = None) -> Any:
+            counted.calls += 1  # type: ignore[attr-defined]
+            return gather(input_tensor, output_tensor, group=group)
+
+        counted.calls = 0  # type: ignore[attr-defined]
+        partition_parameters._dist_allgather_fn = counted
+    return lambda: int(partition_parameters._dist_allgather_fn.calls)
 
 
 def is_partitioned(param: torch.Tensor) -> bool:

@@ -22,7 +22,7 @@ class Row:
     after: Sequence[int]
     response: Sequence[int]
     samples_T: np.ndarray | None
-    """16 kHz mono float32; None for a text-only example"""
+    """16 kHz mono float32; None for a text-only example. Turns of one clip have the same array"""
     signals: TeacherSignals = TeacherSignals()
     """of the example's column, one row per response token"""
     stream: int = 0
@@ -50,32 +50,38 @@ class Collator:
     """whether batches carry a stored teacher's attention over the clips, `attention_CQ`"""
     views: Sequence[str] = ()
     """names of live text teachers; every batch has each of their views"""
+    share_clips: bool = False
+    """encode a clip once for all its turns in a stream; only where no loss compares clips, of which there are fewer then"""
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Collate; no rows give an empty micro-batch (dummy clip, dummy token, count 0)."""
         heard = [row for row in rows if row.samples_T is not None]
-        clips = [row.samples_T for row in heard if row.samples_T is not None]
+        clip_of_heard, firsts = self._clips(heard)
+        shown = [heard[index] for index in firsts]
+        clips = [row.samples_T for row in shown if row.samples_T is not None]
         clips = clips or [np.zeros(1, np.float32)]  # a dummy, because the encoder runs on every batch
         frames = [self.hearing.frames(clip.size) for clip in clips]
-        window_Q = self.positions(self.hearing.window)
+        window_Q = self.positions(self.hearing.heard(frames))
         audio_lengths = [0 if row.samples_T is None else self.positions(self.hearing.frames(row.samples_T.size)) for row in rows]
         sequences = [[*row.before, *[0] * n, *row.after, *row.response] for row, n in zip(rows, audio_lengths, strict=True)]
         ids_BS, mask_BS, response_T = _padded(sequences, [len(row.response) for row in rows])
         length = ids_BS.shape[1]
         audio_starts = [index * length + len(row.before) for index, row in enumerate(rows)]
-        clip_of_row = np.cumsum([n > 0 for n in audio_lengths]) - 1
+        clip_of_row = dict(zip([i for i, row in enumerate(rows) if row.samples_T is not None], clip_of_heard, strict=True))
         audio = [(index, n) for index, n in enumerate(audio_lengths) if n]
         supervised = sum(len(row.response) for row in rows)
+        lengths_C = [self.positions(count) for count in frames] if shown else []
         signals = TeacherSignals(**{name: _signal(name, zero, rows) for name, zero in self.signals.items()})
         if self.attention:
-            heard_lengths = [n for n, row in zip(audio_lengths, rows, strict=True) if row.samples_T is not None]
-            signals = replace(signals, attention_CQ=_attention(heard, heard_lengths, window_Q))
+            signals = replace(signals, attention_CQ=_attention(shown, lengths_C, window_Q))
+        audio_from_A = _joined([torch.arange(n) + clip_of_row[index] * window_Q for index, n in audio])
         return Batch(
             features_BMT=self.features(clips, self.hearing.samples(self.hearing.features_of(frames))),
             ids_BS=ids_BS,
             mask_BS=mask_BS,
             audio_to_A=_joined([torch.arange(n) + audio_starts[index] for index, n in audio]),
-            audio_from_A=_joined([torch.arange(n) + int(clip_of_row[index]) * window_Q for index, n in audio]),
+            audio_from_A=audio_from_A,
+            shared_R=audio_from_A.unique() if len(shown) < len(heard) else None,
             response_T=response_T,
             mask_T=torch.full((max(1, supervised),), supervised > 0),
             stream_T=_joined(
@@ -83,14 +89,20 @@ class Collator:
             ),
             first_T=_joined([torch.arange(len(row.response)) == 0 for row in rows if row.response], torch.zeros(1, dtype=torch.bool)),
             stream_A=_joined([torch.full((n,), rows[index].stream) for index, n in audio]),
-            clips=_clip_table(
-                heard, [n for n, row in zip(audio_lengths, rows, strict=True) if row.samples_T is not None], window_Q, frames
-            ),
+            clips=_clip_table(shown, lengths_C, window_Q, frames),
             views={name: _view(name, rows) for name in self.views},
             signals=signals,
             examples=len(rows),
             seconds=sum(row.samples_T.size for row in heard if row.samples_T is not None) / self.sample_rate,
         )
+
+    def _clips(self, heard: Sequence[Row]) -> tuple[list[int], list[int]]:
+        """(number of each row's clip, first row of each clip)."""
+        if not self.share_clips:
+            return list(range(len(heard))), list(range(len(heard)))
+        numbers: dict[tuple[int, int], int] = {}
+        clip_of_heard = [numbers.setdefault((id(row.samples_T), row.stream), len(numbers)) for row in heard]
+        return clip_of_heard, [clip_of_heard.index(number) for number in range(len(numbers))]
 
 
 def _joined(parts: Sequence[Tensor], empty: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from speechkd.kernels.layer_sum import layer_sum
 from speechkd.kernels.layer_sum.states import LayerStates
 from speechkd.kernels.logits import wide
-from speechkd.models.encoder_families import SAMPLE_RATE, WINDOW_S, hearing
+from speechkd.models.encoder_families import MEL_SAMPLES, SAMPLE_RATE, WINDOW_S, EncoderWindow, hearing
 
 
 class FrozenEncoder(nn.Module):
@@ -22,10 +22,10 @@ class FrozenEncoder(nn.Module):
     `encoder`: a transformers module of one of `hearing.ENCODERS`.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, window: EncoderWindow = "full") -> None:
         super().__init__()
         self.encoder: Any = encoder.requires_grad_(False)
-        self.hearing = hearing(encoder)
+        self.hearing = hearing(encoder) if window == "full" else hearing(encoder).cut()
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: a frozen encoder has no dropout."""
@@ -41,14 +41,21 @@ class FrozenEncoder(nn.Module):
         """Width of the states."""
         return self.hearing.width
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, in order."""
+        return list(self.encoder.layers if hasattr(self.encoder, "layers") else self.encoder.encoder.layers)
+
     @torch.no_grad()
     def forward(self, features_C: Tensor, frames_C: Tensor) -> tuple[Tensor, ...]:
-        """Features (log-mels [C, M, T] or waveforms [C, T]), each clip's valid frames -> L states of the whole window, each [C, F, D]."""
+        """Features (log-mels [C, M, T] or waveforms [C, T]), each clip's valid frames -> L states, each [C, F, D].
+
+        F is the encoder's window, or with `encoder_window: true` the frames of the longest clip.
+        """
         states = self.hearing.states(features_C.to(next(self.encoder.parameters()).dtype), frames_C)
         if self.hearing.silence:
             return states
         behind_CF1 = (torch.arange(states[0].shape[1], device=frames_C.device) >= frames_C[:, None]).unsqueeze(2)
-        rest = self.hearing.window - states[0].shape[1]
+        rest = self.hearing.window - states[0].shape[1] if self.hearing.whole else 0
         return tuple(pad(states_CFD.masked_fill(behind_CF1, 0.0), (0, 0, 0, rest)) for states_CFD in states)
 
 
@@ -102,7 +109,9 @@ class Features:
         assert all(clip.size <= samples for clip in clips), "longer clips are refused before"
         options: dict[str, Any] = {"sampling_rate": SAMPLE_RATE, "return_tensors": "pt", "padding": "max_length", "max_length": samples}
         if self.mels:
-            features: Tensor = self.extractor(list(clips), **options)["input_features"]
+            # A spectrum is mirrored at its end: with silence behind, columns are those of a clip in its whole window.
+            options["max_length"] = samples + self.extractor.n_fft if samples < self.extractor.n_samples else samples
+            features: Tensor = self.extractor(list(clips), **options)["input_features"][:, :, : samples // MEL_SAMPLES]
             return features
         values: Tensor = self.extractor(list(clips), return_attention_mask=True, **options)["input_values"]
         return values

@@ -6,18 +6,20 @@
     wavlm, hubert, wav2vec2     the waveform itself, without a window         50                     320
 The number of frames is rounded up: silence fills the last frame, which is never dropped. The states of a clip are those that transformers
 computes for the clip with that silence behind it, whatever its neighbours in the batch are. Behind them stand zeros; with Whisper, whose
-window includes silence, the states of that silence.
+window includes silence, the states of that silence. With `encoder_window: true` the window of a batch ends with its longest clip: there
+Whisper hears silence only up to that, so that a clip's states depend on how far it is padded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 WAVEFORM = ("hubert", "wav2vec2", "wavlm")
 SPEECH_LLMS = ("qwen2_audio", "qwen2_5_omni", "qwen2_5_omni_thinker")
@@ -31,6 +33,8 @@ SAMPLE_RATE, WINDOW_S = 16_000, 30
 """Encoders without a window of their own get one as long as Whisper's"""
 
 States = tuple[Tensor, ...]
+EncoderWindow = Literal["full", "true"]
+"""`full`: every clip is padded to the encoder's window; `true`: to the longest clip of its batch"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +49,11 @@ class Hearing:
     overhang: int = 0
     """samples of a frame's receptive field beyond the start of the next frame"""
     window: int
-    """frames that a projector receives for every clip"""
+    """frames that the encoder is made for, the most of a clip"""
+    whole: bool = True
+    """whether a projector receives `window` frames of every clip; otherwise as many as the longest clip of the batch has"""
+    behind: int = 0
+    """frames of silence that features have behind the longest clip for the convolutions to see, where they do not fill the window"""
     fixed: bool
     """whether features always fill the window; otherwise they have as many frames as the longest clip"""
     silence: bool = False
@@ -63,7 +71,20 @@ class Hearing:
         if longest > self.window:
             seconds = [round(count * self.hop / SAMPLE_RATE, 1) for count in (longest, self.window)]
             raise ValueError(f"a clip of {seconds[0]:g} s does not fit the encoder's window of {seconds[1]:g} s")
-        return self.window if self.fixed else longest
+        return self.window if self.fixed else min(longest + self.behind, self.window)
+
+    def heard(self, frames: Sequence[int]) -> int:
+        """Frames that a projector receives of each clip of a batch."""
+        given = self.features_of(frames)
+        return self.window if self.whole or given == self.window else given - self.behind
+
+    def cut(self) -> Hearing:
+        """The same encoder, whose window ends with the longest clip of a batch."""
+        return replace(self, whole=False, fixed=False, behind=1 if self.fixed else 0)
+
+    def frames_in(self, features: Tensor) -> int:
+        """Frames of each clip that the encoder computes for features [C, M, T] or [C, T]."""
+        return int(features.shape[-1] * (MEL_SAMPLES if features.dim() == 3 else 1)) // self.hop
 
     def samples(self, frames: int) -> int:
         """Samples whose features have exactly `frames` frames."""
@@ -82,7 +103,8 @@ def hearing(encoder: Any) -> Hearing:
 
 def _whisper(encoder: Any) -> Hearing:
     def states(features_CMT: Tensor, frames_C: Tensor) -> States:
-        return tuple(encoder(features_CMT, output_hidden_states=True).hidden_states)
+        *inner, last = _block_states(encoder, _positioned(encoder, features_CMT, 1), None)
+        return (*inner, encoder.layer_norm(last))
 
     config = encoder.config
     return Hearing(
@@ -100,11 +122,11 @@ def _qwen2_audio(encoder: Any) -> Hearing:
     from transformers.masking_utils import create_bidirectional_mask
 
     def states(features_CMT: Tensor, frames_C: Tensor) -> States:
-        real_CX = (torch.arange(features_CMT.shape[2] // 2, device=frames_C.device) < 2 * frames_C[:, None]).long()
-        shape = features_CMT.new_zeros(*real_CX.shape, 1)
-        mask = create_bidirectional_mask(config=encoder.config, inputs_embeds=shape, attention_mask=real_CX)
-        *inner, last = encoder(features_CMT, attention_mask=mask, output_hidden_states=True).hidden_states
-        return (*map(_pairs, inner), last)  # the last is pooled already, then normed
+        first_CXD = _positioned(encoder, features_CMT, 2)
+        real_CX = (torch.arange(first_CXD.shape[1], device=frames_C.device) < 2 * frames_C[:, None]).long()
+        mask = create_bidirectional_mask(config=encoder.config, inputs_embeds=first_CXD, attention_mask=real_CX)
+        *inner, last = map(_pairs, _block_states(encoder, first_CXD, mask))
+        return (*inner, encoder.layer_norm(last))
 
     config = encoder.config
     return Hearing(
@@ -115,6 +137,27 @@ def _qwen2_audio(encoder: Any) -> Hearing:
         fixed=True,
         states=states,
     )
+
+
+def _positioned(encoder: Any, features_CMT: Tensor, behind: int) -> Tensor:
+    """The input of the first block [C, X, D], with positions cut to its length. Features below the window end with `behind` of silence.
+
+    The `forward` of transformers refuses such features; so modules are called one by one here, in which ZeRO-3 gathers as in that.
+    """
+    states_CXD = gelu(encoder.conv2(gelu(encoder.conv1(features_CMT)))).transpose(1, 2)
+    if states_CXD.shape[1] < encoder.config.max_source_positions:
+        states_CXD = states_CXD[:, :-behind]
+    position_X = torch.arange(states_CXD.shape[1], device=states_CXD.device)
+    positioned: Tensor = states_CXD + encoder.embed_positions(position_X)
+    return positioned
+
+
+def _block_states(encoder: Any, states_CXD: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+    """The input of the first block, and the output of each."""
+    yield states_CXD
+    for block in encoder.layers:
+        states_CXD = block(states_CXD, mask)
+        yield states_CXD
 
 
 def _omni(encoder: Any) -> Hearing:

@@ -89,7 +89,7 @@ class ModelFlops:
                 total = total + self.views[name].of(*_counts(view.mask_BS, view.to_T.numel()))
         samples = batch.features_BMT.shape[-1] * (MEL_SAMPLES if batch.features_BMT.dim() == 3 else 1)
         clips = batch.features_BMT.shape[0]
-        heard: Tensor = total + self.encoder(clips, samples // self.hop) + self.projected * batch.audio_from_A.numel()
+        heard: Tensor = total + self.encoder(clips, samples // self.hop) + self.projected * batch.read_R.numel()
         return heard
 
 

@@ -51,6 +51,10 @@ class LanguageModel(nn.Module):
         """Put LoRA on layers of `lm`, by name. Heads and embeddings have none: a tied one would be two."""
         add_lora(self.lm, names, config, self.switch)
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, in order."""
+        return list(self.lm.base_model.layers)
+
     def embed(self, ids_BS: Tensor) -> Tensor:
         """Token ids [B, S] -> input embeddings [B, S, D]."""
         out: Tensor = self.lm.get_input_embeddings()(ids_BS)
@@ -79,8 +83,9 @@ class LanguageModel(nn.Module):
 
     def last_attention(self) -> nn.Module:
         """The last block's self-attention."""
-        block: nn.Module = self.lm.base_model.layers[-1].self_attn
-        return block
+        last: Any = self.blocks()[-1]
+        attention: nn.Module = last.self_attn
+        return attention
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits [T, V] in float32, soft-capped as the model's own head does. For probes and decoding, not for training."""

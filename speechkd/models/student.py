@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from speechkd.core.errors import InputError
 from speechkd.core.types import Batch
+from speechkd.models.architectures import meta_causal_lm, meta_encoder
 from speechkd.models.encoder import FrozenEncoder, layer_mix
 from speechkd.models.greedy import generate_greedily
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.lora import LoraConfig, Switch, add_lora, linear_layers, matching
+from speechkd.models.model_folder import config_home
 from speechkd.models.projectors import PROJECTORS, Gated, Hint
+from speechkd.models.recompute import recompute_blocks
 from speechkd.models.student_config import StudentConfig
 
 LLM, PROJECTOR = "llm.lm.", "projector."
@@ -42,7 +45,7 @@ class Student(nn.Module):
         Raises InputError for a LoRA target that matches no linear layer of LLM and projector.
         """
         super().__init__()
-        self.encoder = FrozenEncoder(encoder)
+        self.encoder = FrozenEncoder(encoder, config.encoder_window)
         self.llm = LanguageModel(causal_lm)
         self.mix = layer_mix(config.encoder_states, self.encoder.layers, config.normalise_layers)
         made: Any = PROJECTORS.get(config.projector.kind)(config.projector, self.encoder.width, self.llm.width)
@@ -52,6 +55,7 @@ class Student(nn.Module):
             names = lora_names(self, self.lora)
             self.llm.add_lora([n.removeprefix(LLM) for n in names if n.startswith(LLM)], self.lora)
             add_lora(self.projector, [n.removeprefix(PROJECTOR) for n in names if n.startswith(PROJECTOR)], self.lora, Switch())
+        recompute_blocks(self.llm.blocks(), config.recompute, self.llm.switch, self.lora is not None and self.lora.dropout > 0)
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +106,18 @@ class Student(nn.Module):
         return [row[: row.index(stop)] if stop in row else row for row in out_BN.tolist()]
 
 
+def meta_student(config: StudentConfig) -> Student:
+    """The recipe's student on the meta device, from configuration files alone (`student.config_root` stands in for a hub out of reach).
+
+    Raises InputError for a LoRA target that matches nothing.
+    """
+    dtype = getattr(torch, config.dtype)
+    encoder = meta_encoder(config_home(config.encoder, config.config_root), dtype)
+    llm = meta_causal_lm(config_home(config.llm, config.config_root), dtype)
+    with torch.device("meta"):
+        return Student(encoder, llm, config.model_copy(update={"recompute": "off"}))
+
+
 def hear(mix: nn.Module, projector: Any, states_LCFD: tuple[Tensor, ...], batch: Batch) -> Heard:
     """Encoder states -> LLM inputs; zero or anything at positions that no sequence reads.
 
@@ -109,9 +125,9 @@ def hear(mix: nn.Module, projector: Any, states_LCFD: tuple[Tensor, ...], batch:
     """
     mixed_CFD = mix(states_LCFD, projector.Config.SUMS_LAYERS)
     if not projector.Config.GATED:
-        return Heard(projector(mixed_CFD, batch.audio_from_A), None)
+        return Heard(projector(mixed_CFD, batch.read_R), None)
     hint = Hint(language_B=batch.clips.language_C if projector.training else None, progress=batch.progress)
-    out: Gated = projector(mixed_CFD, hint, batch.audio_from_A)
+    out: Gated = projector(mixed_CFD, hint, batch.read_R)
     return Heard(out.states_BQE, out.gate_BK)
 
 

@@ -14,6 +14,7 @@ from speechkd.data.cards import Card, allow_outside, list_corpus, load_card, ope
 from speechkd.data.shards.index import open_shards
 from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.storage.store import Location, UrlPath, list_folder, parse_location
+from speechkd.engine.ds_config import AUTO
 from speechkd.evaluation.scorers.characters import spaceless
 from speechkd.recipe import load_recipe
 from speechkd.stages.shard import write_sample
@@ -38,7 +39,7 @@ def check(given: Path | str) -> int:
         recipe = load_recipe(path)
         for corpus in recipe.data.corpora:
             load_card(Path(corpus.card))
-        for name in (recipe.prompt.template, recipe.deepspeed):
+        for name in (recipe.prompt.template, *([] if recipe.deepspeed == AUTO else [recipe.deepspeed])):
             if not Path(name).is_file():
                 raise InputError(f"no such file `{name}` ({path})")
         _print(f"recipe ok: {recipe.name}, regime {recipe.train.regime}, {recipe.train.steps} steps, roles {', '.join(recipe.train.roles)}")

@@ -14,9 +14,9 @@ from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer, why_invali
 from speechkd.engine.export import write_export
 from speechkd.models.exported import Fingerprints, read_manifest
 from speechkd.models.lora import lora_layers
+from speechkd.models.student import meta_student
 from speechkd.models.student_config import StudentConfig
 from speechkd.recipe import Recipe
-from speechkd.stages.assembly.student import meta_student
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.lineage import record_export
 from speechkd.stages.results import send
@@ -109,7 +109,7 @@ def _is_of(out: Path, trainer: dict[str, Any], merge: bool) -> bool:
 def _without_training(student: StudentConfig) -> StudentConfig:
     """The student's block for an export: nothing that only training reads, models by names that hold in any working folder."""
     names = {"encoder": _absolute(student.encoder), "llm": _absolute(student.llm)}
-    return student.model_copy(update={**names, "init_from": None, "config_root": None})
+    return student.model_copy(update={**names, "init_from": None, "config_root": None, "attention": "auto", "recompute": "off"})
 
 
 def _absolute(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from speechkd.core.errors import InputError
 from speechkd.data.cards import load_card
+from speechkd.data.plan.plan import ORDER
 from speechkd.data.shards.index import open_shards
 from speechkd.engine.checkpoint import read_trainer
 from speechkd.recipe import Recipe
@@ -28,9 +29,14 @@ def plan_facts(recipe: Recipe, plan: str, stored: Mapping[str, Any] | None, newe
     `stored`: the record so far. Raises InputError for other data than the run's, unless they are the run's, grown, and the recipe accepts
     that. Before a first checkpoint, nothing was trained on yet: the run begins on the data as they are now.
     """
-    fresh: dict[str, Any] = {"plan": plan, "versions": versions_of(recipe), "grown_at": 0, "earlier": []}
+    fresh: dict[str, Any] = {"plan": plan, "order": ORDER, "versions": versions_of(recipe), "grown_at": 0, "earlier": []}
     if stored is None:
         return fresh
+    if (order := stored.get("order", 2)) != ORDER:
+        raise InputError(
+            f"run folder `{where}` was begun with plan order {order}, this version deals examples in order {ORDER}: use another `name`, or "
+            f"continue with the version that began it"
+        )
     facts = fresh | {"grown_at": stored.get("grown_at", 0), "earlier": stored.get("earlier", [])}
     trainer = read_trainer(newest) if newest is not None else None
     if stored.get("plan") == plan:

@@ -10,12 +10,11 @@ from torch import nn
 from speechkd.core.errors import EXIT_FAILED, InputError
 from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.models.lora import lora_layers
-from speechkd.models.student import Student
+from speechkd.models.student import Student, meta_student
 from speechkd.models.student_config import StudentConfig
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.model_facts import live_parameters
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.assembly.student import meta_student
 from speechkd.stages.inputs.budget import budgets
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
 from speechkd.stages.inputs.prompt import open_prompt

@@ -26,7 +26,7 @@ from speechkd.core.types import Batch
 from speechkd.data.plan.plan import ExampleRef
 from speechkd.engine.checkpoint import latest, load_moments, load_weights, read_trainer
 from speechkd.engine.checkpoint_saver import Retention, Saver
-from speechkd.engine.ds_config import Precision, read_ds_config
+from speechkd.engine.ds_config import AUTO, Precision, read_ds_config, with_linear
 from speechkd.engine.export import save_probe
 from speechkd.engine.wrap import Engine
 from speechkd.engine.zero import GROUP_TIMEOUT_S, close_distributed, init_distributed, local_device, partition_report
@@ -35,8 +35,9 @@ from speechkd.models.exported import load_features, make_collator
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.base_models import frozen_base, same_base
 from speechkd.stages.assembly.flops import model_flops
+from speechkd.stages.assembly.memory_file import auto_file, fitted
 from speechkd.stages.assembly.method import build_method
-from speechkd.stages.assembly.student import build_student
+from speechkd.stages.assembly.student import build_student, set_attention
 from speechkd.stages.grown_data import of_this_run
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
@@ -46,6 +47,7 @@ from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
 from speechkd.train.loop import Diverged, Loop, Outcome
 from speechkd.train.preempt import PreemptionFlag
+from speechkd.train.profiler import StepProfiler
 from speechkd.train.schedule import Schedule, feed
 from speechkd.train.spikes import SpikeGuard
 from speechkd.train.watchdog import STACKS, Watchdog
@@ -76,18 +78,22 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
     world = dist.world_size()
     dist.barrier()  # rank 0 holds the run folder's lock
     newest = latest(folder / CHECKPOINTS, checked)
-    ds_config = read_ds_config(Path(recipe.deepspeed))
+    memory_file, ds_config = _memory(recipe, world)
     student = build_student(recipe.student, ds_config, recipe.seed)
+    attention = set_attention(student.llm, recipe.student, local_device())
     with torch_seed(recipe.seed, "losses"):
-        distiller = Distiller(student, build_method(recipe, student))
+        distiller = Distiller(student, build_method(recipe.model_copy(update={"deepspeed": memory_file}), student))
     if newest is not None:
         _same_run(read_trainer(newest), recipe, data | {"plan": schedule.digest}, newest)
         load_weights(distiller, newest)
     accumulate = recipe.plan.per_rank(world)
     precision: Precision = "bf16" if recipe.student.dtype == "bfloat16" else "fp32"
-    engine = Engine(distiller, recipe.optim, ds_config, accumulate, recipe.optim.clip, precision)
+    engine = Engine(distiller, recipe.optim, ds_config, accumulate, recipe.optim.clip, precision, distiller.blocks())
     start = 0
     journal = Journal(folder / JOURNAL) if dist.rank() == 0 else None
+    if journal is not None:
+        say(f"train: attention `{attention.name}`: {attention.why}")
+        journal.tags({"attention": attention.name, "recompute": recipe.student.recompute, "deepspeed": memory_file})
     if journal is not None and schedule.grown_at:
         journal.tags({"data_grown_at": str(schedule.grown_at)})
     if newest is not None:
@@ -138,6 +144,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
         preemption=preemption,
         watchdog=watchdog,
         spikes=spikes,
+        profiler=StepProfiler(recipe.train.profile, folder) if dist.rank() == 0 else None,
         flops=model_flops(recipe) if local_device().type == "cuda" or recipe.train.peak_tflops else None,
     )
     most_bytes = int(recipe.train.prefetch_gib * 2**30)
@@ -154,6 +161,22 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
     if outcome is Outcome.PREEMPTED and dist.rank() == 0:
         write_json(folder / REQUEUE, {"reason": "preempted", "steps": schedule.steps})
     dist.barrier()
+
+
+def _memory(recipe: Recipe, world: int) -> tuple[str, dict[str, Any]]:
+    """The DeepSpeed file that the recipe names, or under `auto` the one that fits these ranks, and its configuration."""
+    file, per_node = recipe.deepspeed, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if file == AUTO:
+        device = local_device()
+        here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / per_node
+        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else here
+        file, why = dist.from_rank_zero(auto_file(recipe, float(memory), world, per_node))
+        if dist.rank() == 0:
+            say(f"train: {file}: {why}")
+    ds_config = read_ds_config(Path(file))
+    if recipe.deepspeed == AUTO:
+        ds_config = fitted(ds_config, per_node)
+    return file, with_linear(ds_config, recipe.student.recompute != "off")
 
 
 def _same_run(trainer: dict[str, Any], recipe: Recipe, data: Mapping[str, Any], checkpoint: Path) -> None:

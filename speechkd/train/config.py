@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import unknown_name
+from speechkd.train.profiler import ProfileConfig
 
 
 class Phase(Config):
@@ -49,6 +50,8 @@ class TrainConfig(Config):
     """unset: no update is dropped but those that are not finite"""
     peak_tflops: float | None = Field(None, gt=0, allow_inf_nan=False)
     """of one GPU in the precision of the run, for `train/mfu`; unset: half precision of the GPUs that are known by name"""
+    profile: ProfileConfig | None = None
+    """steps of rank 0 to profile, once: a trace and a page in the run folder's `profile`; unset: none"""
     accept_grown_data: bool = False
     """continue a run whose corpora have grown since: a new epoch over the grown data begins at the step that the run is at"""
     stall_s: float = Field(1800, gt=0, le=86_400)
@@ -59,6 +62,13 @@ class TrainConfig(Config):
     """host memory of each rank for batches that are read ahead"""
     workers: int = Field(2, ge=0)
     """threads of each rank that read, decode and collate ahead; 0: the training thread itself"""
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _from_is_start(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "from" in value and "start" not in value:  # `from` cannot be the name of a field
+            return {("start" if key == "from" else key): item for key, item in value.items()}
+        return value
 
     @model_validator(mode="after")
     def _known_regime(self) -> TrainConfig:

@@ -126,6 +126,12 @@ class Distiller(nn.Module):
         for term in self.terms:
             out[term.name] = term(inputs, weights)
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of all models: what ZeRO-3 gathers as units."""
+        others = [teacher.other_llm for teacher in self.teachers.values() if isinstance(teacher.other_llm, LanguageModel)]
+        llms = [block for llm in (self.student.llm, *others) for block in llm.blocks()]
+        return [*self.student.encoder.blocks(), *llms]
+
     def counts(self, batch: Batch) -> Tensor:
         """Rows or clips that count, per loss, from the batch alone: [losses], float64."""
         return torch.stack([term.count(batch) for term in self.terms])

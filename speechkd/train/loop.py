@@ -23,6 +23,7 @@ from speechkd.train.config import TrainConfig
 from speechkd.train.distiller import Distiller
 from speechkd.train.optim import OptimConfig, learning_rate
 from speechkd.train.preempt import PreemptionFlag
+from speechkd.train.profiler import StepProfiler
 from speechkd.train.schedule import StepBatches
 from speechkd.train.spikes import SpikeGuard
 from speechkd.train.timing import BY_RANK, StepTimes
@@ -66,6 +67,8 @@ class Loop:
     spikes: SpikeGuard | None = None
     flops: ModelFlops | None = None
     """of the model, for `train/mfu`"""
+    profiler: StepProfiler | None = None
+    """on rank 0"""
 
     def run(self, step_batches: Iterator[StepBatches]) -> Outcome:
         """Train to the end or to a preemption, whichever comes first; saves in both cases."""
@@ -74,6 +77,9 @@ class Loop:
         step_loss = _StepLoss(self.engine, self.spikes, self.device) if self.spikes is not None else None
         for item in step_batches:
             step, enter = item.step, self.watchdog.enter
+            if self.profiler is not None:
+                self.profiler.begin()
+            gathered = self.engine.gathers()
             meter.add("train/data_wait_ratio", item.waited)
             times.begin(item.waited)
             batches = [batch.to(self.device) for batch in item.batches]
@@ -100,6 +106,9 @@ class Loop:
                 self.engine.step()
                 self._measure(meter, out, batch)
             times.end()
+            meter.add("train/gathers", self.engine.gathers() - gathered, 1)
+            if self.profiler is not None:
+                self.profiler.end()
             if self.engine.skipped_in_a_row >= self.config.max_nonfinite:
                 raise Diverged(f"{self.engine.skipped_in_a_row} steps in a row had a non-finite loss or gradient (last: step {step})")
             done = step + 1
@@ -138,7 +147,12 @@ class Loop:
         rates = ("train/samples_per_s", "train/audio_seconds_per_s", "train/tokens_per_s", "train/data_wait_ratio")
         kinds: dict[str, Kind] = {f"train/loss_{name}": "mean" for name in self.distiller.losses}
         of_flops: dict[str, Kind] = {FLOPS: "rate"} if self.flops is not None else {}
-        return kinds | of_flops | {name: "rate" for name in rates} | {"train/padding_ratio": "mean", TOPK_MASS: "mean"}
+        return (
+            kinds
+            | of_flops
+            | {name: "rate" for name in rates}
+            | dict.fromkeys(("train/padding_ratio", "train/useful_frames", "train/gathers", TOPK_MASS), "mean")
+        )
 
     def _measure(self, meter: Meter, out: dict[str, LossOut], batch: Batch) -> None:
         for name, loss in out.items():
@@ -148,6 +162,10 @@ class Loop:
         meter.add("train/audio_seconds_per_s", batch.seconds)
         meter.add("train/tokens_per_s", real)
         meter.add("train/padding_ratio", batch.mask_BS.numel() - real, batch.mask_BS.numel())
+        frames_C = batch.clips.frames_C
+        meter.add(
+            "train/useful_frames", frames_C.sum(), frames_C.numel() * self.distiller.student.encoder.hearing.frames_in(batch.features_BMT)
+        )
         if self.flops is not None:
             meter.add(FLOPS, self.flops.of_batch(batch))
         tail_T = batch.signals.tail_logp_T

@@ -74,7 +74,7 @@ def _mixed() -> dict[str, Case]:
         "encoder-hubert": Case(ce, encoder="hubert"),
         "encoder-qwen2_5_omni": Case(ce, encoder="qwen2_5_omni"),
         "lora": Case(ce | {"cross_modal": _block("cross_modal")}, lora=LORA),
-        "plora": Case(ce | {"divergence": _block("divergence")}, lora=LORA | {"scope": "audio"}),
+        "plora": Case(ce | {"divergence": _block("divergence")}, lora=LORA | {"scope": "audio"}, recompute="full"),
         "live-topk": Case({"topk_kl": _block("topk_kl") | {"teacher": "self", "k": 7}}, lora=LORA),
         "cka-plain": Case({"attn_cka": _block("attn_cka") | {"attention": False}}),
         "cka-stored": Case({"attn_cka": _block("attn_cka") | {"teacher": "snapshot", "attention": "stored"}}),
@@ -83,7 +83,7 @@ def _mixed() -> dict[str, Case]:
             stored=StoredStates(layers=(2, 3), depth=3, width=E),
         ),
         "bridges": Case({"layer_wise": _block("layer_wise") | {"representation": "linear"}}),
-        "everything": Case(everything, lora=LORA),
+        "everything": Case(everything, lora=LORA, recompute="selective"),
         "last-layer": Case(
             ce | {"snapshot": _block("acoustic_snapshot")},
             {"kind": "mlp_stack", "stack": 5, "hidden": 12, "norm": True},

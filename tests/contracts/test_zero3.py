@@ -35,6 +35,7 @@ def check(answers: dict[str, Any]) -> None:
         assert facts["gradient"] <= TOLERANCE * max(1.0, facts["scale"]), f"{name}: {facts}"
         assert facts["apart"] <= 1e-9, f"{name}: parameters differ between ranks"
         assert not facts["wrong"], f"{name}: counts are not those of the batch: {facts['wrong']}"
+        assert not facts["gathers"] or facts["gathers"][0] == facts["gathers"][1] > 0, f"{name}: not as many as planned: {facts['gathers']}"
         assert not facts["whole"], f"{name}: whole between steps: {facts['whole']}"
 
 

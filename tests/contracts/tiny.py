@@ -17,6 +17,7 @@ from speechkd.models.collate import Collator, Row
 from speechkd.models.encoder import EncoderStates, LayerMix
 from speechkd.models.encoder_families import WAVEFORM
 from speechkd.models.projectors import PROJECTORS
+from speechkd.models.recompute import Recompute
 from speechkd.models.student import Student
 from speechkd.models.student_config import StudentConfig
 from speechkd.teachers.live import AudioTeacher, TextTeacher, build_live
@@ -73,6 +74,7 @@ class Case:
     encoder_states: EncoderStates = "weighted_sum"
     encoder: str = "whisper"
     stored: StoredStates | None = None
+    recompute: Recompute = "off"
 
     def configs(self) -> dict[str, Any]:
         out = {}
@@ -99,7 +101,7 @@ class Case:
 
 def student_of(case: Case) -> Student:
     block = {"encoder": case.encoder, "llm": "tiny", "projector": case.projector, "lora": case.lora, "encoder_states": case.encoder_states}
-    return Student(encoder(case.encoder), llm(), StudentConfig.model_validate(block))
+    return Student(encoder(case.encoder), llm(), StudentConfig.model_validate({**block, "recompute": case.recompute}))
 
 
 def live_of(name: str, case: Case, student: Student) -> TextTeacher | AudioTeacher:

@@ -24,12 +24,18 @@ def source(
     digest: str = "d",
     sort: bool = True,
     text: bool = False,
+    turns: int = 1,
 ) -> PlanSource:
-    """`count` examples over `shards` shards; `text`: without audio."""
+    """`count` examples over `shards` shards, up to `turns` neighbours of one clip; `text`: without audio."""
     draw = np.random.default_rng(seed)
     shard_N, seconds_N = draw.integers(0, shards, count), np.round(draw.uniform(0, 12, count), 2)
     tokens_N = draw.integers(1, 200, count)
-    return PlanSource(stream, digest, np.sort(shard_N) if sort else shard_N, seconds_N * (not text), tokens_N, passes)
+    shard_N, clip_N = np.sort(shard_N) if sort else shard_N, None
+    if turns > 1:
+        clip_N = np.cumsum(draw.random(count) < 1.5 / turns)
+        first_N = np.searchsorted(clip_N, clip_N)
+        shard_N, seconds_N = shard_N[first_N], seconds_N[first_N]
+    return PlanSource(stream, digest, shard_N, seconds_N * (not text), tokens_N, passes, clip_N=clip_N)
 
 
 def epoch_steps(plan: Plan, epoch: int) -> list[Step]:
@@ -51,6 +57,7 @@ mixtures = st.lists(
         stream=st.sampled_from(["kd", "ift", "text"]),
         sort=st.booleans(),
         text=st.booleans(),
+        turns=st.sampled_from([1, 1, 2, 3, 12]),
     ),
     min_size=1,
     max_size=3,

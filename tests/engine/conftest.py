@@ -59,6 +59,8 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -
             "bf16-resumed": ["train", "zero3_test", "12", "0", saved("bf16"), "bf16"],
             "zero2": ["train", "zero2", "12", "6"],
             "zero3": ["train", "zero3", "12", "6"],
+            "zero3_offload": ["train", "zero3_offload", "12", "6"],
+            "reduced": ["reduced"],
         },
         1: {
             "alone": ["train", "zero3_test", steps],
@@ -66,9 +68,11 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -
             "load-1-float32": ["load", models["tied"], whisper, "float32"],
             "zero2-resumed": ["train", "zero2", "12", "0", saved("zero2")],
             "zero3-resumed": ["train", "zero3", "12", "0", saved("zero3")],
+            "zero3_offload-resumed": ["train", "zero3_offload", "12", "0", saved("zero3_offload")],
         },
         4: {
             "four": ["train", "zero3_test", steps],
+            "zero3_hpz": ["train", "zero3_hpz", "12", "6"],
             "resumed-4": ["train", "zero3_test", steps, "0", saved("full", SAVED_AT)],
             "load-4-bfloat16": ["load", models["sharded"], whisper, "bfloat16"],
         },

@@ -57,7 +57,15 @@ def test_bf16_keeps_its_float32_weights_over_a_resume(campaign: Campaign) -> Non
     assert (resumed["curve"], resumed["weights"]) == (full["curve"][6:], full["weights"])
 
 
-@pytest.mark.parametrize("memory", ["zero2", "zero3"])
+def test_ranks_add_bf16_gradients_in_float32(campaign: Campaign) -> None:
+    assert campaign.answers["reduced"] <= 1e-6, "bfloat16 itself rounds at 4e-3"
+
+
+def test_four_ranks_with_second_copies_in_nodes_of_two_train_alike(campaign: Campaign) -> None:
+    assert apart(campaign.answers["zero3_hpz"]["curve"], campaign.answers["full"]["curve"][:12]) <= 1e-5
+
+
+@pytest.mark.parametrize("memory", ["zero2", "zero3", "zero3_offload"])
 def test_the_production_files_train_and_resume_alike(campaign: Campaign, memory: str) -> None:
     wanted = campaign.answers["full"]["curve"]
     assert apart(campaign.answers[memory]["curve"], wanted[:12]) <= 1e-5

@@ -67,6 +67,8 @@ def make(memory: str, precision: str = "fp32", resume: Path | None = None, rank_
                     param.fill_(float("nan"))  # whatever is not restored will show
         checkpoint.load_weights(net, resume)
     share, config = M // dist.world_size(), read_ds_config(CONFIGS / f"{memory}.json")
+    if "zero_hpz_partition_size" in config["zero_optimization"]:
+        config["zero_optimization"]["zero_hpz_partition_size"] = 2  # nodes of two ranks
     engine = Engine(net, OPTIM, config, share, 1.0, "bf16" if precision == "bf16" else "fp32")
     return engine, checkpoint.load_moments(engine, resume) if resume else 0
 
@@ -135,6 +137,31 @@ def spike(folder: Path, memory: str) -> None:
     run_step(engine, 2, poison=True)
     answer(folder, {"same": same, "norms": list(map(repr, norms)), "norm": repr(dropped_norm), "skipped": skipped,
                     "after": [engine.skipped, engine.adam_step()], "kept": weights(engine) == before})  # fmt: skip
+
+
+def reduced(folder: Path) -> None:
+    """How far the summed gradients of two bfloat16 ranks are from a float32 sum of what each of them has, over the largest."""
+    from deepspeed.utils import safe_get_full_grad
+
+    engine, _ = make("zero3_test", "bf16")
+    torch.manual_seed(0)
+    plain, world, share = Net().to(torch.bfloat16), dist.world_size(), M // dist.world_size()
+    sums = {name: torch.zeros(p.shape) for name, p in plain.named_parameters() if p.requires_grad}
+    for j in range(share):
+        x_BD, y_BD = (t.to(torch.bfloat16) for t in micro_batch(0, dist.rank() * share + j))
+        plain.zero_grad()
+        plain(x_BD, y_BD).backward()
+        for name, param in plain.named_parameters():
+            if param.grad is not None:
+                sums[name] += param.grad.float()
+        engine.backward(engine(x_BD, y_BD))
+        if j < share - 1:
+            engine.step()
+    found = {name: safe_get_full_grad(p).float() for name, p in engine.trainable()}
+    engine.step()
+    wanted = {name: dist.sum_over_ranks(total) / world for name, total in sums.items()}
+    scale = max(float(total.abs().max()) for total in wanted.values())
+    answer(folder, max(float((found[name] - total).abs().max()) for name, total in wanted.items()) / scale)
 
 
 def keep(folder: Path) -> None:
@@ -237,7 +264,7 @@ def memory(folder: Path, lm: str, how: str) -> None:
     (folder / f"{how}-{dist.rank()}.json").write_text(json.dumps(high_water() - before))
 
 
-WHAT = {"train": train, "nan": nan, "spike": spike, "beside": beside, "keep": keep, "load": load, "memory": memory}
+WHAT = {"train": train, "nan": nan, "spike": spike, "reduced": reduced, "beside": beside, "keep": keep, "load": load, "memory": memory}
 
 if __name__ == "__main__":
     for what, where, *rest in json.loads(sys.argv[1]):

@@ -1,8 +1,8 @@
 """Two-dimensional length buckets: examples with similar audio and text lengths share a micro-batch; the budget fixes its size per bucket.
 
-Bucket edges depend on the lengths alone, so the number of micro-batches in an epoch follows from counts, before any ordering. The plane of
-(seconds, tokens) is split recursively (k-d tree) where a cut saves most padding, measured in units of the budget. Lengths are first
-quantised to 256 x 256 cells.
+The turns of a clip are one item here (plan/turns.py), and items of one bucket have equally many. Bucket edges depend on the lengths alone,
+so the number of micro-batches in an epoch follows from counts, before any ordering. The plane of (seconds, tokens) is split recursively
+(k-d tree) where a cut saves most padding, measured in units of the budget. Lengths are first quantised to 256 x 256 cells.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Lengths of one source's examples: seconds [N], tokens [N], and the source's weight."""
+    """Lengths of one source's items: seconds [N], tokens [N], examples of each (None: one), and the source's weight."""
 
     seconds_N: np.ndarray
     tokens_N: np.ndarray
+    size_N: np.ndarray | None
     weight: int
     """an integer, so that sums are exact and every machine gets the same bucket edges"""
 
@@ -59,22 +60,24 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """K buckets in order of (seconds, tokens): each example's bucket (`of_source[source][example]`), each bucket's largest lengths."""
+    """K buckets in order of (seconds, tokens, size): each item's bucket (`of_source[source][item]`), each bucket's largest lengths."""
 
     of_source: list[np.ndarray]
     """per source, uint16 [N]"""
     seconds_K: np.ndarray
     tokens_K: np.ndarray
+    size_K: np.ndarray
+    """examples of each item, int64"""
     capacity_K: np.ndarray
-    """examples of a full micro-batch, int64"""
+    """items of a full micro-batch, int64"""
     budget: Budget
 
     def leftovers(self, count_K: np.ndarray) -> list[list[int]]:
-        """Group the examples left over at the end of an epoch: lists of buckets whose leftovers fit into one micro-batch."""
+        """Group the items left over at the end of an epoch: lists of buckets whose leftovers fit into one micro-batch."""
         groups: list[list[int]] = []
         seconds = tokens = held = 0.0
         for bucket in np.flatnonzero(count_K).tolist():
-            count = int(count_K[bucket])
+            count = int(count_K[bucket] * self.size_K[bucket])
             most_s, most_t = max(seconds, float(self.seconds_K[bucket])), max(tokens, float(self.tokens_K[bucket]))
             if groups and held + count <= self.budget.capacity(most_s, int(most_t)):
                 groups[-1].append(bucket)
@@ -86,7 +89,7 @@ class Buckets:
 
 
 def make_buckets(sources: Sequence[Lengths], budget: Budget, most: int) -> Buckets:
-    """At most `most` buckets (65,536 at the very most) over all sources' examples."""
+    """At most `most` buckets of lengths over all sources' items, each split by the size of items (65,536 at the very most)."""
     cell_of_second, seconds_C = _axis([(cs, lengths.weight) for lengths in sources for _, cs, _ in lengths.chunks()])
     cell_of_token, tokens_C = _axis([(tokens, lengths.weight) for lengths in sources for _, _, tokens in lengths.chunks()])
     count_CC = np.zeros((len(seconds_C), len(tokens_C)))
@@ -95,19 +98,22 @@ def make_buckets(sources: Sequence[Lengths], budget: Budget, most: int) -> Bucke
             cell = cell_of_second[hundredths].astype(np.int64) * len(tokens_C) + cell_of_token[tokens]
             count_CC += lengths.weight * np.bincount(cell, minlength=count_CC.size).reshape(count_CC.shape)
     bucket_CC = _cut(count_CC, seconds_C, tokens_C, budget, most)
-    buckets = int(bucket_CC.max()) + 1
+    sizes = np.unique(np.concatenate([[1] if s.size_N is None else np.unique(s.size_N) for s in sources])).astype(np.int64)
+    buckets = (int(bucket_CC.max()) + 1) * len(sizes)
     seconds_K, tokens_K = np.zeros(buckets), np.zeros(buckets, dtype=np.int64)
     of_source = []
     for lengths in sources:
         bucket_N = np.empty(len(lengths.seconds_N), dtype=np.uint16)
         for where, hundredths, tokens in lengths.chunks():
-            bucket = bucket_CC[cell_of_second[hundredths], cell_of_token[tokens]]
+            bucket = bucket_CC[cell_of_second[hundredths], cell_of_token[tokens]] * len(sizes)
+            bucket += np.searchsorted(sizes, 1 if lengths.size_N is None else lengths.size_N[where])
             bucket_N[where] = bucket
             np.maximum.at(seconds_K, bucket, np.asarray(lengths.seconds_N[where], dtype=np.float64))
             np.maximum.at(tokens_K, bucket, np.asarray(lengths.tokens_N[where], dtype=np.int64))
         of_source.append(bucket_N)
-    capacity_K = np.array([budget.capacity(s, t) for s, t in zip(seconds_K.tolist(), tokens_K.tolist(), strict=True)], dtype=np.int64)
-    return Buckets(of_source, seconds_K, tokens_K, capacity_K, budget)
+    size_K = np.tile(sizes, buckets // len(sizes))
+    examples_K = np.array([budget.capacity(s, t) for s, t in zip(seconds_K.tolist(), tokens_K.tolist(), strict=True)], dtype=np.int64)
+    return Buckets(of_source, seconds_K, tokens_K, size_K, np.maximum(1, examples_K // size_K), budget)
 
 
 def _axis(values: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:

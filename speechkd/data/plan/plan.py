@@ -3,8 +3,8 @@
 An epoch is a sequence of windows. In each pass over a source its shards are permuted and spread evenly over the windows, about
 `block_shards` per window, so that reads stay local. A source with few shards is spread in parts of shards, so that small sources cover
 the epoch as large ones do. Within a window, examples are shuffled and sorted into length buckets (plan/buckets.py). A bucket that holds a
-full micro-batch emits it; the rest waits for the next window. The micro-batches of a window are shuffled. A global step is the next M
-micro-batches; the last step of an epoch is filled up with empty ones.
+full micro-batch emits it; the rest waits for the next window. The turns of a clip stay together (plan/turns.py). A global step is the
+next M micro-batches, which cost alike (plan/balance.py); the last step of an epoch is filled up with empty ones.
 
 The number of micro-batches per window follows from counts, so any step of any epoch is found without planning the steps before it.
 """
@@ -23,9 +23,13 @@ from pydantic import Field
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
 from speechkd.core.files import digest
+from speechkd.data.plan.balance import STEPS_IN_A_WINDOW, Cost
 from speechkd.data.plan.buckets import CHUNK, Buckets, Budget, Lengths, make_buckets
-from speechkd.data.plan.windows import EpochOutline, EpochWindows, ShardSpans, Units
+from speechkd.data.plan.turns import items_of
+from speechkd.data.plan.windows import Dealing, EpochOutline, EpochWindows, ShardSpans, Units
 
+ORDER = 3
+"""Version of the order: another one deals the same examples out otherwise"""
 MOST_BUCKETS = 256
 BATCHES_PER_BUCKET = 2
 """At least so many per epoch: more buckets pad less, but leave more half-filled micro-batches at the end of the epoch"""
@@ -79,6 +83,8 @@ class PlanSource:
     """passes per epoch; 0.5 visits every example once in two epochs"""
     row_N: np.ndarray | None = None
     """ExampleRef.row of each example; None: 0 .. N-1"""
+    clip_N: np.ndarray | None = None
+    """number of each example's clip: neighbours with the same one are dealt together; None: no two are of one clip"""
 
     def __len__(self) -> int:
         return len(self.shard_N)
@@ -92,6 +98,7 @@ class PlanSource:
         row_N = np.arange(len(self)) if self.row_N is None else self.row_N
         kept_N = keep_X[row_N]
         parts = {name: getattr(self, name)[kept_N] for name in ("shard_N", "seconds_N", "tokens_N")}
+        parts["clip_N"] = None if self.clip_N is None else self.clip_N[kept_N]
         return replace(self, row_N=row_N[kept_N], **parts)
 
     def content_digest(self) -> str:
@@ -105,6 +112,7 @@ class PlanSource:
                 (self.seconds_N[start:end], "<f8"),
                 (self.tokens_N[start:end], "<i8"),
                 (row_N, "<i8"),
+                (np.zeros(0) if self.clip_N is None else self.clip_N[start:end], "<i8"),
             )
             for values, kind in parts:
                 hasher.update(np.ascontiguousarray(values, dtype=kind).data)
@@ -114,45 +122,58 @@ class PlanSource:
 class Plan:
     """The examples in every micro-batch of every global step. The state of a run is the global step and `digest`.
 
-    Memory: the arrays of `sources`, plus two bytes per example (six if shards are not sorted).
+    Memory: the arrays of `sources`, plus four bytes per example (eight if shards are not sorted).
     """
 
-    def __init__(self, config: PlanConfig, sources: list[PlanSource], seed: int) -> None:
-        """Raises InputError if there are no examples, or if a source has `passes` <= 0."""
-        self.config, self.sources, self.seed = config, sources, seed
+    def __init__(self, config: PlanConfig, sources: list[PlanSource], seed: int, cost: Cost | None = None) -> None:
+        """`cost`: of a micro-batch in the model that is trained.
+
+        Raises InputError if there are no examples, or if a source has `passes` <= 0.
+        """
+        self.config, self.sources, self.seed, self.cost = config, sources, seed, cost or Cost()
         for source in sources:
             if not source.passes > 0:
                 raise InputError(f"passes of stream `{source.stream}` must be above 0, given {source.passes}")
         if not any(len(source) for source in sources):
             raise InputError("the plan has no examples: see data.corpora.train_splits, gates and train.regimes")
         contents = [source.content_digest() for source in sources]
-        self.digest: str = digest({"config": config.model_dump(mode="json"), "sources": contents, "seed": seed, "order": 2})
-        self.buckets, self._units = self._prepare()
-        self._windows = EpochWindows(seed, contents, self._units, self.buckets, config.block_shards)
+        self.digest: str = digest(
+            {"config": config.model_dump(mode="json"), "sources": contents, "seed": seed, "order": ORDER, "cost": list(self.cost)}
+        )
+        self._budget = Budget(config.max_examples, config.max_seconds, config.max_tokens)
+        self._items = [items_of(s.clip_N, np.asarray(s.shard_N), s.seconds_N, s.tokens_N, self._budget) for s in sources]
+        self.buckets, self._units, block = self._prepare()
+        dealing = Dealing(config.micro_batches, self.cost)
+        self._windows = EpochWindows(seed, contents, self._units, self.buckets, block, dealing)
         self._passes = [Fraction(str(source.passes)) for source in sources]
         self._passes_of = lru_cache(maxsize=1024)(self._pass_numbers)
         self._steps: dict[tuple[int, ...], int] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"config": self.config, "sources": self.sources, "seed": self.seed}
+        return {"config": self.config, "sources": self.sources, "seed": self.seed, "cost": self.cost}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def _prepare(self) -> tuple[Buckets, list[Units]]:
+    def _prepare(self) -> tuple[Buckets, list[Units], float]:
+        """Buckets, units, and shards per window."""
         config = self.config
-        lengths = [Lengths(s.seconds_N, s.tokens_N, max(1, round(1000 * s.passes))) for s in self.sources]
-        shards = [ShardSpans.from_shard_numbers(np.asarray(source.shard_N)) for source in self.sources]
+        lengths = [
+            Lengths(items.seconds_I, items.tokens_I, None if items.start_I is None else items.size_I, max(1, round(1000 * source.passes)))
+            for items, source in zip(self._items, self.sources, strict=True)
+        ]
+        shards = [ShardSpans.from_shard_numbers(items.shard_I) for items in self._items]
         visited = sum(len(spans) * source.passes for spans, source in zip(shards, self.sources, strict=True))
-        windows = max(1, round(visited / config.block_shards))
         batches = self._fewest_batches()
+        block = max(float(config.block_shards), visited * STEPS_IN_A_WINDOW * config.micro_batches / batches)
+        windows = max(1, round(visited / block))
         most = int(min(MOST_BUCKETS, batches / windows / 2, batches / BATCHES_PER_BUCKET))
-        buckets = make_buckets(lengths, Budget(config.max_examples, config.max_seconds, config.max_tokens), max(1, most))
+        buckets = make_buckets(lengths, self._budget, max(1, most))
         units = []
         for source, spans, bucket_N in zip(self.sources, shards, buckets.of_source, strict=True):
             parts = -(-windows // max(1, len(spans) * max(1, int(source.passes))))
             units.append(Units(spans, parts, bucket_N, len(buckets.capacity_K)))
-        return buckets, units
+        return buckets, units, block
 
     def _fewest_batches(self) -> float:
         """Micro-batches of an epoch if every one were filled to the budget."""
@@ -211,7 +232,7 @@ class Plan:
         batch = number - int(outline.done_W[window])
         span = slice(emitted.start_B[batch], emitted.end_B[batch])
         pairs = zip(emitted.source_X[span].tolist(), emitted.index_X[span].tolist(), strict=True)
-        return [ExampleRef(source, self.sources[source].row(index)) for source, index in pairs]
+        return [ExampleRef(source, self.sources[source].row(n)) for source, item in pairs for n in self._items[source].examples(item)]
 
     def _pass_numbers(self, epoch: int) -> tuple[range, ...]:
         """For each source, the numbers of the passes in this epoch, counted from the start of training."""

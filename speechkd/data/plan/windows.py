@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speechkd.core.seeds import derive
+from speechkd.data.plan.balance import Cost, in_steps
 from speechkd.data.plan.buckets import Buckets
 
 EPOCHS_KEPT, WINDOWS_KEPT = 2, 4
@@ -23,7 +24,7 @@ UNITS_AT_A_TIME = 256
 
 
 class ShardSpans(NamedTuple):
-    """Start of each shard's examples [S + 1], and their order by shard (None: already sorted)."""
+    """Start of each shard's items [S + 1], and their order by shard (None: already sorted)."""
 
     order_N: np.ndarray | None
     start_S: np.ndarray
@@ -93,9 +94,16 @@ class _Examples(NamedTuple):
         return _Examples(source_X, index_X, self.count_K + later.count_K)
 
 
+class Dealing(NamedTuple):
+    """How micro-batches become steps: M of them each, of like cost."""
+
+    M: int
+    cost: Cost
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The micro-batches of a window: b holds examples start_B[b] .. end_B[b] - 1, each being `index_X` of source `source_X`."""
+    """The micro-batches of a window: b holds items start_B[b] .. end_B[b] - 1, each being `index_X` of source `source_X`."""
 
     source_X: np.ndarray
     index_X: np.ndarray
@@ -109,7 +117,7 @@ class EpochOutline:
     """The counts of an epoch: which units each window gets and how many micro-batches it emits, before examples are ordered."""
 
     def __init__(
-        self, passes: Sequence[range], units: Sequence[Units], seeds: Sequence[Sequence[int]], buckets: Buckets, block: int
+        self, passes: Sequence[range], units: Sequence[Units], seeds: Sequence[Sequence[int]], buckets: Buckets, block: float
     ) -> None:
         """passes: pass numbers per source; seeds: one per pass; block: shards per window."""
         self.windows = max(1, round(sum(len(pass_numbers) * each.shards for pass_numbers, each in zip(passes, units, strict=True)) / block))
@@ -140,9 +148,12 @@ class EpochOutline:
 class EpochWindows:
     """Plans windows of any epoch on demand and caches the last few. Thread-safe."""
 
-    def __init__(self, seed: int, contents: Sequence[str], units: Sequence[Units], buckets: Buckets, block: int) -> None:
-        """contents: one digest per source; the order depends on them."""
+    def __init__(
+        self, seed: int, contents: Sequence[str], units: Sequence[Units], buckets: Buckets, block: float, dealing: Dealing
+    ) -> None:
+        """contents: one digest per source, on which the order depends; block: shards per window."""
         self._seed, self._contents, self._units, self._buckets, self._block = seed, list(contents), units, buckets, block
+        self._dealing = dealing
         self._outlines = lru_cache(maxsize=EPOCHS_KEPT)(self._outline)
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
         self._lock = RLock()
@@ -182,8 +193,21 @@ class EpochWindows:
             start = np.concatenate([start, len(index_X) + np.cumsum([0, *group])[:-1]]).astype(np.int64)
             size = np.concatenate([size, group]).astype(np.int64)
             source_X, index_X = np.concatenate([source_X, waiting.source_X]), np.concatenate([index_X, waiting.index_X])
-        shuffle = permutation(len(start), derive(self._seed, "batches", epoch, window, *self._contents))
-        return Window(source_X, index_X, start[shuffle], (start + size)[shuffle], waiting)
+        bucket_X = np.concatenate([np.repeat(np.arange(len(capacity_K)), part.count_K) for part in (came, waiting)])[: len(index_X)]
+        cost_B = self._cost(bucket_X, start, start + size)
+        keys = (random_keys(len(start), derive(self._seed, name, epoch, window, *self._contents)) for name in ("batches", "steps"))
+        order_B = in_steps(cost_B, int(outline.done_W[window]), self._dealing.M, *keys)
+        return Window(source_X, index_X, start[order_B], (start + size)[order_B], waiting)
+
+    def _cost(self, bucket_X: np.ndarray, start_B: np.ndarray, end_B: np.ndarray) -> np.ndarray:
+        """Of each micro-batch, by the lengths of its buckets: one bucket, or at the end of an epoch a few that are adjacent."""
+        buckets = self._buckets
+        if not len(start_B):
+            return np.zeros(0)
+        rows_X = np.concatenate([[0], np.cumsum(buckets.size_K[bucket_X])])
+        first_B, last_B = bucket_X[start_B], bucket_X[end_B - 1]
+        seconds_B, tokens_B = (np.maximum(of_K[first_B], of_K[last_B]) for of_K in (buckets.seconds_K, buckets.tokens_K))
+        return self._dealing.cost.of(rows_X[end_B] - rows_X[start_B], end_B - start_B, seconds_B, tokens_B)
 
     def _shuffled(self, outline: EpochOutline, epoch: int, window: int) -> _Examples:
         """The examples of a window, shuffled, then grouped by bucket."""
@@ -218,6 +242,11 @@ def ranges(start_K: np.ndarray, count_K: np.ndarray) -> np.ndarray:
 
 
 def permutation(count: int, seed: int) -> np.ndarray:
-    """A permutation of 0 .. count - 1. Philox's raw output never changes; numpy's shuffles may."""
-    keys = np.random.Philox(key=seed).random_raw(count) if count else np.empty(0, dtype=np.uint64)
-    return np.argsort(keys, kind="stable")
+    """A permutation of 0 .. count - 1."""
+    return np.argsort(random_keys(count, seed), kind="stable")
+
+
+def random_keys(count: int, seed: int) -> np.ndarray:
+    """Random uint64 [count]. Philox's raw output never changes; numpy's shuffles may."""
+    keys: np.ndarray = np.random.Philox(key=seed).random_raw(count) if count else np.empty(0, dtype=np.uint64)
+    return keys

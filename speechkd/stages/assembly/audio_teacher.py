@@ -43,6 +43,11 @@ def check_speech(teacher: str, config: LiveConfig, student: StudentConfig) -> No
             f"`{config.model}` has a different encoder from the student's `{student.encoder}`: set student.encoder to "
             f"its, or name another export (live.{teacher}.model)"
         )
+    if manifest.student.encoder_window != student.encoder_window:
+        raise InputError(
+            f"`{config.model}` hears with `encoder_window: {manifest.student.encoder_window}`: set `student.encoder_window` to that "
+            f"(live.{teacher}.model)"
+        )
     _check_positions(teacher, config, student, manifest.student.projector)
 
 

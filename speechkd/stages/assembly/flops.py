@@ -6,9 +6,9 @@ from speechkd.models.architectures import meta_causal_lm
 from speechkd.models.flops import ModelFlops, student_flops
 from speechkd.models.language_model import LanguageModel
 from speechkd.models.model_folder import config_home
+from speechkd.models.student import meta_student
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.model_facts import teacher_llm
-from speechkd.stages.assembly.student import meta_student
 from speechkd.teachers.live_config import SelfConfig, SnapshotConfig, SpeechConfig, TextLlmConfig
 
 

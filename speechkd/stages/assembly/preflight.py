@@ -9,11 +9,12 @@ from speechkd.engine.ds_config import read_ds_config, stage
 from speechkd.models.exported import check_features
 from speechkd.models.model_folder import config_home, read_config
 from speechkd.models.quantised import check_quantised, refuse_quantised
+from speechkd.models.student import meta_student
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.audio_teacher import check_speech
 from speechkd.stages.assembly.model_facts import student_depth, teacher_depth
 from speechkd.stages.assembly.stored_states import stored_states
-from speechkd.stages.assembly.student import check_init_export, check_init_projector, meta_student
+from speechkd.stages.assembly.student import check_init_export, check_init_projector
 from speechkd.stages.assembly.vocabulary import missing_tokenizer, shared_ids
 from speechkd.teachers.hf_local import LoadedConfig
 from speechkd.teachers.live_config import TextLlmConfig

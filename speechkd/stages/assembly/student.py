@@ -1,4 +1,4 @@
-"""Builds a recipe's student: on the meta device for planning, or with weights on this rank; checks what it starts from."""
+"""Builds a recipe's student with weights on this rank; checks what it starts from."""
 
 from __future__ import annotations
 
@@ -13,24 +13,13 @@ from speechkd.core.seeds import torch_seed
 from speechkd.engine.ds_config import stage
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.engine.zero import local_device
-from speechkd.models.architectures import meta_causal_lm, meta_encoder
+from speechkd.models.attention import Picked, pick_attention
 from speechkd.models.exported import read_manifest, trained_tensors
-from speechkd.models.model_folder import config_home, fingerprint
+from speechkd.models.language_model import LanguageModel
+from speechkd.models.model_folder import fingerprint
 from speechkd.models.projectors.init_from import check_init_from, init_projector
-from speechkd.models.student import Student
+from speechkd.models.student import Student, meta_student
 from speechkd.models.student_config import StudentConfig
-
-
-def meta_student(config: StudentConfig) -> Student:
-    """The recipe's student on the meta device, from configuration files alone (`student.config_root` stands in for a hub out of reach).
-
-    Raises InputError for a LoRA target that matches nothing.
-    """
-    dtype = getattr(torch, config.dtype)
-    encoder = meta_encoder(config_home(config.encoder, config.config_root), dtype)
-    llm = meta_causal_lm(config_home(config.llm, config.config_root), dtype)
-    with torch.device("meta"):
-        return Student(encoder, llm, config)
 
 
 def build_student(config: StudentConfig, ds_config: Mapping[str, Any], seed: int) -> Student:
@@ -48,6 +37,13 @@ def build_student(config: StudentConfig, ds_config: Mapping[str, Any], seed: int
     if config.init_from:
         _init_from_export(student, Path(config.init_from))
     return student.to(local_device())
+
+
+def set_attention(llm: LanguageModel, config: StudentConfig, device: torch.device) -> Picked:
+    """Give the language model the attention that the recipe asks for. Raises InputError where it has none of that name."""
+    picked = pick_attention(llm.lm, config.attention, device)
+    llm.lm.set_attn_implementation(picked.name)
+    return picked
 
 
 def _init_from_export(student: Student, folder: Path) -> None:
@@ -70,7 +66,7 @@ def check_init_export(student: StudentConfig) -> None:
     for part, name, of_export in (("encoder", student.encoder, expected.encoder), ("llm", student.llm, expected.llm)):
         if fingerprint(name) != of_export:
             raise InputError(f"`{folder}` was trained before another {part} than `{name}` ({key})")
-    for name in ("projector", "encoder_states", "normalise_layers"):
+    for name in ("projector", "encoder_states", "encoder_window", "normalise_layers"):
         if getattr(exported, name) != getattr(student, name):
             raise InputError(f"`{folder}` has another `{name}` than `student.{name}`: set that to the export's ({key})")
 

@@ -11,17 +11,19 @@ import torch
 
 from speechkd.cluster.profile import ClusterProfile
 from speechkd.core.errors import InputError
-from speechkd.engine.ds_config import read_ds_config, stage
+from speechkd.engine.ds_config import AUTO, read_ds_config, stage
+from speechkd.models.attention import pick_attention
 from speechkd.models.flops import peak_flops
+from speechkd.models.student import meta_student
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.flops import model_flops
+from speechkd.stages.assembly.memory_file import auto_file, best_file
 from speechkd.stages.assembly.model_facts import live_parameters
-from speechkd.stages.assembly.student import meta_student
 from speechkd.stages.costs.hours import StageHours, stage_hours
 from speechkd.stages.costs.memory import Memory, activation_bytes, rank_memory
 from speechkd.stages.costs.pace import Pace, estimated_pace, measured_pace, recorded_pace
 from speechkd.stages.costs.shapes import Shapes, step_shapes
-from speechkd.stages.costs.traffic import Gathers, best_file, bytes_per_example, checkpoint_bytes, gathers, trained_shapes
+from speechkd.stages.costs.traffic import Gathers, bytes_per_example, checkpoint_bytes, gathers, trained_shapes
 
 GIB = 2**30
 ROOM = 0.92
@@ -49,6 +51,11 @@ class ClusterPlan:
     flops_per_step: float
     checkpoint_bytes: int
     read_bytes_per_step: float | None
+    attention: str
+    """what the language model runs on such a GPU"""
+    recompute: str
+    budget_factor: float | None
+    """by which the plan's limits could be larger (below 1: must be smaller) to fill a GPU; None where its memory is not known"""
     pace: Pace | None
     stages: list[StageHours]
 
@@ -81,7 +88,9 @@ def make_plan(recipe: Recipe, profile: ClusterProfile, tokens_per_s: float = 100
     live = sum(live_parameters(recipe.live, recipe.student).values())
     trained = trained_shapes(recipe, student)
     parts = sum(torch.Size(shape).numel() for name, shape in trained if name.startswith("parts."))
-    activations = activation_bytes(student, shapes)
+    device = torch.device("cuda" if gpu else "cpu")
+    attention = pick_attention(student.llm.lm, recipe.student.attention, device)
+    activations = activation_bytes(student, shapes, recipe.student.recompute, attention.name != "eager")
 
     def memory(zero: int, ranks: int) -> Memory:
         return rank_memory(student, live, parts, dtype, shapes, activations, ranks, zero, gpu)
@@ -97,8 +106,11 @@ def make_plan(recipe: Recipe, profile: ClusterProfile, tokens_per_s: float = 100
         frozen = memory(2, ranks).frozen
         pace = estimated_pace(flops_per_step / ranks, peak, profile.mfu, size, frozen)
     room = ROOM * (profile.gpu_memory_gib or float("inf")) * GIB
-    inside = memory(3, ranks).total + memory(3, min(ranks, profile.ranks)).frozen
-    file, why = best_file(memory(2, ranks).total, memory(3, ranks).total, inside, room, ranks, profile.ranks)
+    sharded = memory(3, ranks)
+    inside = sharded.total + memory(3, min(ranks, profile.ranks)).frozen
+    file, why = best_file(memory(2, ranks).total, sharded.total, inside, sharded.total - sharded.frozen, room, ranks, profile.ranks)
+    if recipe.deepspeed == AUTO and profile.gpu_memory_gib:
+        file, why = auto_file(recipe, profile.gpu_memory_gib * GIB, ranks, profile.ranks)
     speed = flops_per_step / pace.step_s / ranks if pace is not None else None
     return ClusterPlan(
         cluster=profile.name,
@@ -115,6 +127,9 @@ def make_plan(recipe: Recipe, profile: ClusterProfile, tokens_per_s: float = 100
         flops_per_step=flops_per_step,
         checkpoint_bytes=size,
         read_bytes_per_step=_read_bytes(recipe, shapes),
+        attention=attention.name,
+        recompute=recipe.student.recompute,
+        budget_factor=_budget_factor(memory(zero, ranks), room) if profile.gpu_memory_gib else None,
         pace=pace,
         stages=stage_hours(recipe, profile, student, pace, speed, tokens_per_s),
     )
@@ -132,6 +147,12 @@ def _peak(profile: ClusterProfile) -> float | None:
         return profile.gpu_tflops
     known = peak_flops(torch.cuda.get_device_name(0))
     return None if known is None else known / 1e12
+
+
+def _budget_factor(memory: Memory, room: float) -> float:
+    """How many micro-batches like this one fit at once: activations grow with their rows, the rest does not."""
+    of_rows = memory.activations + memory.encoder + memory.head
+    return max(0.0, room - (memory.total - of_rows)) / max(of_rows, 1.0)
 
 
 def _read_bytes(recipe: Recipe, shapes: Shapes) -> float | None:
@@ -155,11 +176,19 @@ def _lines(plan: ClusterPlan, profile: ClusterProfile, recipe: Recipe) -> Iterat
         f"optimiser {m.optimiser / GIB:.3f}, gathered {m.gathered / GIB:.2f}, activations {m.activations / GIB:.2f}, "
         f"encoder {m.encoder / GIB:.2f}, head {m.head / GIB:.2f}, framework {m.framework / GIB:.1f}"
     )
+    yield f"attention   {plan.attention}, recompute {plan.recompute}"
+    if plan.budget_factor is not None:
+        of, f = recipe.plan, plan.budget_factor
+        examples, tokens = max(1, int(of.max_examples * f)), int(of.max_tokens * f)
+        fits = f"max_examples {examples}, max_seconds {of.max_seconds * f:.0f}, max_tokens {tokens}"
+        word = "fits" if f >= 1 else "does not fit"
+        yield f"budget      {word}: a micro-batch could be {f:.2f} x the largest: {fits}" if f else "budget      not even the weights fit"
     if plan.gathers is not None:
         against = "" if plan.compute_s is None else f", beside {plan.compute_s:.3f} s of computing"
         bound = "" if plan.compute_s is None or plan.gathers.seconds < plan.compute_s else ": gathers bound the step"
         size = plan.gathers.micro_batch / 1e9
-        yield f"gathers     {size:.2f} GB a micro-batch and rank, {plan.gathers.seconds:.3f} s at the profile's link{against}{bound}"
+        took = f"{plan.gathers.seconds:.3f} s at the profile's link{against}{bound}"
+        yield f"gathers     {size:.2f} GB a micro-batch and rank in {plan.gathers.calls} gathers, {took}"
     yield f"deepspeed   {plan.deepspeed}: {plan.deepspeed_why}"
     yield f"flops       {plan.flops_per_step / 1e12:.3f} TFLOP a step"
     yield f"checkpoint  {plan.checkpoint_bytes:,} bytes, {recipe.train.keep_checkpoints} kept"

@@ -4,7 +4,7 @@ weights      frozen parameters in the recipe's dtype; trained ones in it, and in
              moments, gradient). ZeRO-3 divides all by the number of ranks, ZeRO-2 the optimizer's share only
 activations  bytes that autograd keeps, counted on the meta device by running the language model and the projector at the shapes of
              the largest micro-batch: rows x positions x (what each block saves). Scores of [positions, positions] count only where
-             attention is eager: fused kernels do not keep them
+             attention is eager: fused kernels do not keep them. With `student.recompute` what blocks keep, and one block's whole
 encoder      no gradient, so only the states: layers x clips x frames x width, and one block's inner product
 head         hidden states and their gradient, rows of supervised tokens, and one chunk of logits
 """
@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechkd.kernels.chunks import CHUNK_ELEMENTS
 from speechkd.models.projectors import Hint
+from speechkd.models.recompute import PRODUCTS, Recompute
 from speechkd.models.student import Student
 from speechkd.stages.costs.shapes import Shapes
 
@@ -76,10 +78,10 @@ def _encoder_bytes(student: Student, shapes: Shapes, size: int) -> float:
     return float(states * hearing.layers + 8 * states)
 
 
-def activation_bytes(student: Student, shapes: Shapes) -> float:
+def activation_bytes(student: Student, shapes: Shapes, recompute: Recompute = "off", fused: bool | None = None) -> float:
     """Bytes that autograd keeps of the language model and the projector for a micro-batch of these shapes. Allocates nothing.
 
-    `student` is on the meta device.
+    `student` is on the meta device and does not recompute. `fused`: attention keeps no scores; None: as the model says.
     """
     rows, length = shapes.rows, shapes.length
     lm, width, dtype = student.llm.lm, student.llm.width, next(student.llm.lm.parameters()).dtype
@@ -87,9 +89,10 @@ def activation_bytes(student: Student, shapes: Shapes) -> float:
     mask = torch.empty(rows, 1, length, length, dtype=dtype, device="meta")  # prepared: a 2-D one is looked into, which meta cannot do
     positions = torch.zeros(rows, length, dtype=torch.long, device="meta")
     hf_config = lm.config.get_text_config()
-    eager = hf_config._attn_implementation == "eager"
+    eager = hf_config._attn_implementation == "eager" if fused is None else not fused
     heads = hf_config.num_attention_heads
-    fused = mask.nbytes + rows * length * heads * getattr(hf_config, "head_dim", width // heads) * dtype.itemsize * student.llm.layers
+    attended = rows * length * heads * getattr(hf_config, "head_dim", width // heads) * dtype.itemsize * student.llm.layers
+    kept = 0 if eager else mask.nbytes + attended
 
     def language_model() -> Any:
         return lm.base_model(inputs_embeds=inputs_BSD, attention_mask=mask, position_ids=positions, use_cache=False)
@@ -102,7 +105,24 @@ def activation_bytes(student: Student, shapes: Shapes) -> float:
         return student.projector(states_CFD)
 
     scores = None if eager else (rows, length)
-    return _saved(student, language_model, scores) + (0 if eager else fused) + _saved(student, projector, None)
+    with _Products() as products:
+        whole = _saved(student, language_model, scores) + kept
+    if recompute != "off":
+        inputs, one_block = float(inputs_BSD.nbytes * student.llm.layers + mask.nbytes), whole / student.llm.layers
+        whole = inputs + one_block + (products.nbytes + (0 if eager else attended) if recompute == "selective" else 0)
+    return whole + _saved(student, projector, None)
+
+
+class _Products(TorchDispatchMode):
+    """Sums the bytes of what matrix products return: `selective` keeps them."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in PRODUCTS and isinstance(out, Tensor):
+            self.nbytes += out.nbytes
+        return out
 
 
 def _saved(module: nn.Module, run: Callable[[], Any], without_scores: tuple[int, int] | None) -> float:

@@ -62,7 +62,7 @@ def step_shapes(recipe: Recipe, student: Student, flops: ModelFlops) -> Shapes:
         rows=largest.ids_BS.shape[0],
         length=largest.ids_BS.shape[1],
         clips=len(largest.clips.frames_C),
-        frames=student.encoder.hearing.window,
+        frames=student.encoder.hearing.heard(largest.clips.frames_C.tolist()),
         tokens=len(largest.response_T),
     )
 

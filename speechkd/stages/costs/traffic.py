@@ -1,4 +1,4 @@
-"""Bytes between GPUs under ZeRO-3, which DeepSpeed file fits, bytes of a checkpoint, and bytes that a step reads."""
+"""Bytes between GPUs under ZeRO-3 and how many gathers bring them, bytes of a checkpoint, and bytes that a step reads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from speechkd.cluster.profile import ClusterProfile
 from speechkd.core.tensors import file_bytes
@@ -32,6 +33,8 @@ class Gathers:
 
     micro_batch: float
     """bytes, forward and backward"""
+    calls: int
+    """all-gathers a micro-batch, where nothing fits to be kept: one for each block or module with weights of its own, each way"""
     seconds: float
     """at the profile's link"""
 
@@ -47,21 +50,33 @@ def gathers(student: Student, live: int, ds_config: dict[str, Any], profile: Clu
     received = (2 * llm + encoder + live) * dtype.itemsize * (ranks - 1) / ranks
     inside = ranks <= profile.ranks
     link = (profile.node_link_gbps if inside else profile.link_gbps) * 1e9 / 8
-    return Gathers(micro_batch=received, seconds=received / link)
+    return Gathers(micro_batch=received, calls=sum(gather_calls(student, threshold)), seconds=received / link)
 
 
-def best_file(replicated: float, sharded: float, inside_a_node: float, room: float, ranks: int, per_node: int) -> tuple[str, str]:
-    """(file of ds_configs/, why): the least communication that fits into `room` bytes of a GPU.
+def gather_calls(student: Student, threshold: float) -> tuple[int, int]:
+    """(forward, backward) all-gathers of a student's micro-batch under ZeRO-3 with its blocks as leaf modules; live teachers' apart.
 
-    Bytes of a rank: `replicated` under ZeRO-2, `sharded` under ZeRO-3, `inside_a_node` under ZeRO-3 with a second copy in each node.
+    Each block is one, and each other module that has parameters above the persistence threshold. Gradients pass through the blocks, the
+    final norm, projector and layer mix; the LM head's loss has its gradients from the forward pass.
     """
-    if replicated <= room:
-        return "ds_configs/zero2.json", "the frozen models fit on each GPU, so nothing need be gathered"
-    if sharded > room:
-        return "none", "not even ZeRO-3 over all ranks fits: smaller micro-batches, or more GPUs"
-    if ranks > per_node and inside_a_node <= room:
-        return "ds_configs/zero3.json", f"with `zero_hpz_partition_size: {per_node}`, so that backward gathers stay inside a node"
-    return "ds_configs/zero3.json", "the frozen models fit only when they are divided over all ranks"
+    llm = student.llm
+    blocks = {id(block) for block in (*student.encoder.blocks(), *llm.blocks())}
+    not_called = {id(llm.lm.get_output_embeddings())}
+
+    def units(module: nn.Module) -> int:
+        if id(module) in not_called:
+            return 0
+        own = module.parameters(recurse=id(module) in blocks)
+        inner = 0 if id(module) in blocks else sum(map(units, module.children()))
+        return inner + any(_numel(p) > threshold for p in own)
+
+    learned = units(student.mix) + units(student.projector)
+    through = units(llm.lm) - units(llm.lm.get_input_embeddings())
+    return units(student.encoder) + learned + units(llm), through + learned
+
+
+def _numel(param: nn.Parameter) -> int:
+    return int(getattr(param, "ds_numel", param.numel()))
 
 
 def trained_shapes(recipe: Recipe, student: Student) -> list[tuple[str, Shape]]:

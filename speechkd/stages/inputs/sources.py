@@ -17,13 +17,15 @@ from speechkd.core.types import Batch, Origin, TeacherSignals
 from speechkd.data.columns.column import Column
 from speechkd.data.plan.plan import ExampleRef, Plan, PlanSource
 from speechkd.data.reader import Reader
-from speechkd.losses import LossConfig
+from speechkd.losses import LOSSES, LossConfig
+from speechkd.losses.base import ClipLoss
 from speechkd.models.collate import Collator, Row
 from speechkd.models.model_folder import model_positions, text_config
 from speechkd.models.prompt import MAX_METADATA_CHARS, Prompt, tokenizer_digest
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs.columns import ColumnText, column_spec, other_column
 from speechkd.stages.inputs.corpora import Corpus, open_corpora
+from speechkd.stages.inputs.cost import plan_cost
 from speechkd.stages.inputs.gating import GateResult, apply_gates
 from speechkd.stages.inputs.lengths import LeftOut, Room, audio_positions
 from speechkd.stages.inputs.prompt import teacher_prompts
@@ -100,7 +102,7 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
             for column_text in column_texts.values():
                 source = column_text.keep(source, reader, f"stream `{stream}`, corpus `{corpus.card.name}`")
             if text:  # read, not heard
-                source = replace(source, seconds_N=np.zeros_like(source.seconds_N))
+                source = replace(source, seconds_N=np.zeros_like(source.seconds_N), clip_N=None)
             opened = TrainSource(stream, corpus, reader, source, gate_result, column_texts)
             room = Room(
                 plan=recipe.plan,
@@ -172,12 +174,12 @@ def make_schedule(recipe: Recipe, sources: Sequence[TrainSource], grown_at: int 
 
     An example is visited as often as the phase's passes over its stream times its corpus's weight.
     """
-    segments = []
+    segments, cost = [], plan_cost(recipe.student)
     for number, phase in enumerate(recipe.train.phases):
         passes = [phase.mix.get(source.stream, 0) * source.corpus.config.weight(source.role) for source in sources]
         used = [i for i, count in enumerate(passes) if count > 0]
         plan_sources = [replace(sources[i].plan_source, passes=passes[i]) for i in used]
-        plan = Plan(recipe.plan, plan_sources, derive(recipe.seed, "plan", number, phase.name))
+        plan = Plan(recipe.plan, plan_sources, derive(recipe.seed, "plan", number, phase.name), cost)
         segments.append(Segment(phase, plan, used))
     return Schedule(segments, grown_at)
 
@@ -189,20 +191,37 @@ def make_loader(
     prompts = teacher_prompts(recipe.live, prompt, recipe.prompt.template)
     make_row = RowMaker(recipe, prompt, prompts)
     attention = any("attention" in config.needs().stored for config in recipe.losses.values())
-    collator = replace(collator, signals=_zeros(sources), attention=attention, views=tuple(prompts))
+    collator = replace(
+        collator,
+        signals=_zeros(sources),
+        attention=attention,
+        views=tuple(prompts),
+        share_clips=not attention and _rows_only(recipe.losses),
+    )
     tokenizer_lock = Lock()  # a tokenizer serves one thread at a time
     numbers = [recipe.train.streams.index(source.stream) for source in sources]
 
     def load(refs: Sequence[ExampleRef]) -> Batch:
         rows = []
+        decoded: dict[tuple[int, int], np.ndarray] = {}  # the turns of a clip stand together in a plan
         for ref in refs:
             source = sources[ref.source]
-            example = source.reader.read(ref.row, hear=not source.stream.endswith("/text"))
+            clip = (ref.source, source.reader.sample_of(ref.row))
+            example = source.reader.read(ref.row, hear=not source.stream.endswith("/text") and clip not in decoded)
+            if clip in decoded:
+                example = replace(example, samples_T=decoded[clip])
+            elif example.samples_T is not None:
+                decoded[clip] = example.samples_T
             with tokenizer_lock:
                 rows.append(make_row(numbers[ref.source], example, source.words(ref.row)))
         return collator(rows)
 
     return load
+
+
+def _rows_only(losses: Mapping[str, LossConfig]) -> bool:
+    """Whether every loss reads positions of responses, so that it does not matter how often a clip was encoded."""
+    return all(config.positions() != "audio" and not isinstance(LOSSES.get(config.kind), ClipLoss) for config in losses.values())
 
 
 def _zeros(sources: Sequence[TrainSource]) -> TeacherSignals:

@@ -9,9 +9,10 @@ import pytest
 from speechkd.core.errors import InputError
 from speechkd.losses.base import LayerConfig
 from speechkd.models.lora import lora_layers
+from speechkd.models.student import meta_student
 from speechkd.recipe import load_recipe
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.assembly.student import check_init_export, meta_student
+from speechkd.stages.assembly.student import check_init_export
 from tests.teachers.speech_models import write_student
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +48,7 @@ def test_a_student_starts_from_an_export_that_is_built_like_it(tmp_path: Path, m
     monkeypatch.chdir(ROOT)
     folder = write_student(tmp_path / "out")
     same = [f"student.init_from={folder}", "student.projector={kind: linear, pool: 5}", "student.normalise_layers=false"]
+    same.append("student.encoder_window=full")
 
     def check(*changes: str) -> None:
         check_init_export(load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*same, *changes]).student)
@@ -54,6 +56,7 @@ def test_a_student_starts_from_an_export_that_is_built_like_it(tmp_path: Path, m
     check()
     check("student.dtype=bfloat16", "student.lora={r: 2, targets: [q_proj]}")
     changes = {"projector": "student.projector.pool=4", "encoder_states": "student.encoder_states=last"}
+    changes["encoder_window"] = "student.encoder_window=true"
     changes["normalise_layers"] = "student.normalise_layers=true"
     for name, change in changes.items():
         with pytest.raises(InputError, match=rf"another `{name}` than `student.{name}`: .* \(student.init_from\)$"):
