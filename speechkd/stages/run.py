@@ -17,7 +17,7 @@ from speechkd.evaluation.report import write_report
 from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, evaluation_inputs
+from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, is_current
 from speechkd.stages.export import export
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
 from speechkd.stages.results import publish_results
@@ -95,7 +95,7 @@ def is_concluded(recipe: Recipe) -> bool:
         return False
     summary = read_json(folder / EVAL / SUMMARY)
     trained = read_json(folder / EXPORT / MANIFEST)["step"] == recipe.train.steps
-    return trained and summary["inputs"] == evaluation_inputs(recipe, folder / EXPORT) and _is_published(folder, summary)
+    return trained and is_current(summary, recipe, folder / EXPORT) and _is_published(folder, summary)
 
 
 def _conclude(recipe: Recipe, folder: Path, watch: Stopwatch) -> int:
