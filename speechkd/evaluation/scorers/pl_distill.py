@@ -9,7 +9,6 @@ from __future__ import annotations
 from speechkd.evaluation.scorers import Grade
 from speechkd.evaluation.scorers.parsers import Asked, ParsersConfig
 
-CLASSES = ("neutral", "happy", "sad", "angry", "surprise", "disgust", "fear")
 PREFIXES = ("Neutral", "Happy", "Sad", "Ang", "Sur", "Dis", "Fear")
 """An answer that begins so, in just this case, is of the class at this place"""
 _IN_THREE_CASES = {
@@ -17,11 +16,11 @@ _IN_THREE_CASES = {
     1: ("happy", "joy"),
     2: ("sad", "sadness"),
     3: ("angry", "anger"),
-    4: ("surprise",),
+    4: ("surprise", "surprised"),
     5: ("disgust",),
     6: ("fear", "fearful"),
 }
-_IN_LOWER_CASE = {"surprised": 4, "disgusted": 5}
+_IN_LOWER_CASE = {"disgusted": 5}
 _EXACT = _IN_LOWER_CASE | {
     form: number for number, words in _IN_THREE_CASES.items() for word in words for form in (word, word.capitalize(), word.upper())
 }
