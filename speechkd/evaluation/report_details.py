@@ -1,4 +1,4 @@
-"""What stands below each task's bars in the report: intervals, controls, kinds of error, other parsers, groups. The summary is untrusted."""
+"""What stands below a task's bars in the report: intervals, controls, errors, other parsers, groups. The summary is untrusted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _widest(task: Mapping[str, Any]) -> tuple[tuple[float, float] | None, str]:
     for name, pair in _mapping(next(iter(_mapping(task.get("intervals")).values()), None)).items():
         if isinstance(pair, list) and len(pair) == 2 and all(_number(value) is not None for value in pair):
             found.append(((float(pair[0]), float(pair[1])), str(name)))
-    return max(found, key=lambda item: item[0][1] - item[0][0], default=(None, ""))
+    return max(found, key=lambda item: item[0][1] - item[0][0]) if found else (None, "")
 
 
 def _groups(task: Mapping[str, Any]) -> list[tuple[str, str, float, int]]:

@@ -12,7 +12,7 @@ from speechkd.core.log import progress
 from speechkd.evaluation.questions import Question
 from speechkd.models.exported import DistilledStudent
 from speechkd.models.prompt import Reading
-from speechkd.teachers.answers import FINISHED, AnswerJournal
+from speechkd.teachers.answers import AnswerJournal
 from speechkd.teachers.base import Answer
 
 Audio = Callable[[Question], np.ndarray]
@@ -68,7 +68,7 @@ class Runner:
         missing = [batch for batch in missing if batch]
         for batch in progress(missing, f"eval {system}", total=len(missing)):
             answers = ask([questions[i] for i in batch])
-            self.journal.commit([(keys[i], Answer(text, [], 0, FINISHED)) for i, text in zip(batch, answers, strict=True)])
+            self.journal.commit([(keys[i], Answer(text, [], 0, "eos")) for i, text in zip(batch, answers, strict=True)])
         stored = self.journal.read()
         if any(key not in stored for key in keys):
             return None

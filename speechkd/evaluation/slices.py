@@ -23,7 +23,7 @@ def refusals(predictions: Sequence[Prediction]) -> int:
 
 def by_group(
     predictions: Sequence[Prediction], grades: Sequence[Grade], metadata: Mapping[str, Metadata], fields: Sequence[str]
-) -> dict[str, dict[str, dict[str, float | int]]]:
+) -> dict[str, dict[str, dict[str, float]]]:
     """Field -> value -> score, unparsable answers and n, for the fields that have more than one value; clips without it are left out."""
     out = {}
     for field in fields:

@@ -60,7 +60,7 @@ class TaskSummary:
         row |= self._shuffled(main, on_main)
         row["chance"] = chance(on_main, self.task)
         row["splits"] = {main_label: main, **dict(others)}
-        return row | self._details(main, {label: split for label, split in self.config.splits.items()}, row[SHUFFLED])
+        return row | self._details(main, self.config.splits, row[SHUFFLED])
 
     def _given(self, system: str, split: str) -> list[Prediction]:
         return [p for p in self.predictions.get(system, ()) if p.task == self.name and p.split == split]
@@ -95,13 +95,14 @@ class TaskSummary:
 
     def _details(self, main: str, splits: Mapping[str, str], shuffled: object) -> Row:
         metadata = {q.sample.key: q.sample.metadata for q in self.asked}
-        row: Row = {"intervals": {}}
+        intervals = {}
         for label, split in splits.items():
-            given = self._given("student", split)
-            row["intervals"] |= {label: _intervals(given, self._grades(given), metadata)}  # type: ignore[operator]
+            of_split = self._given("student", split)
+            intervals[label] = _intervals(of_split, self._grades(of_split), metadata)
+        row: Row = {"intervals": intervals}
         given = self._given("student", main)
         grades = self._grades(given)
-        sure = next(iter(row["intervals"].values()))  # type: ignore[attr-defined]
+        sure = next(iter(intervals.values()))
         lows = [low for low, _ in sure.values()]
         row["hears"] = min(lows) > shuffled if lows and isinstance(shuffled, float) else None
         row["counts"] = {"right": sum(g.right for g in grades)}

@@ -36,7 +36,7 @@ def _show(out: Path) -> None:
 
     summary = read_json(out / SUMMARY)
     columns = ("student", "unseen", "teacher", "untrained", "shuffled", "chance")
-    table = Table(title="answers from audio alone, strict scoring, % right", title_justify="left")
+    table = Table(title="answers from audio alone, strict scoring, % (digits: 100 - word error rate)", title_justify="left")
     table.add_column("task")
     for name in (*columns, "n", "unparsable"):
         table.add_column(name, justify="right")
@@ -47,7 +47,7 @@ def _show(out: Path) -> None:
     console.print(table)
     ctc = read_json(SCORES)["encoder"]["ctc_word_accuracy"]
     console.print(
-        "digits are word accuracy; the encoder's own CTC head, on all digit clips of the same splits: "
+        "digits are 100 - word error rate, below 0 where too much is said; word accuracy of the encoder's own CTC head, on all digit clips of the same splits: "
         + ", ".join(f"{100 * row['digits']['accuracy']:.1f} ({split})" for split, row in ctc.items()),
         soft_wrap=True,
     )

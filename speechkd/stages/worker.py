@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,14 @@ from speechkd.stages.assembly.flops import model_flops
 from speechkd.stages.assembly.method import build_method
 from speechkd.stages.assembly.student import build_student
 from speechkd.stages.grown_data import of_this_run
+from speechkd.stages.inputs.held_out import open_held_out
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
 from speechkd.stages.lineage import record_checkpoints
-from speechkd.stages.run_folder import CHECKPOINTS, PROBES, RUN, run_recipe, second_place
+from speechkd.stages.run_folder import CHECKPOINTS, PROBES, RUN, read_history, run_recipe, second_place, write_history
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
+from speechkd.train.held_out import HeldOut
 from speechkd.train.loop import Diverged, Loop, Outcome
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.schedule import Schedule, feed
@@ -112,6 +115,21 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
         if journal is not None:
             record_checkpoints(journal, folder / CHECKPOINTS)  # up to the save before: this one is being written
 
+    held_out = None
+    if recipe.train.held_out is not None:
+        groups, load_held_out = open_held_out(recipe, recipe.train.held_out, prompt, collator)
+        held_out = HeldOut(
+            engine=engine,
+            distiller=distiller,
+            config=recipe.train.held_out,
+            groups=groups,
+            load=load_held_out,
+            seed=recipe.seed,
+            history=dist.from_rank_zero(read_history(folder, start) if dist.rank() == 0 else None),
+            record=partial(write_history, folder),
+        )
+        if held_out.history.best is not None:
+            saver.keep(held_out.history.best[0])
     watchdog = Watchdog(recipe.train.stall_s, dist.rank(), folder / STACKS, world)
     loop = Loop(
         engine=engine,
@@ -127,6 +145,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
         preemption=preemption,
         watchdog=watchdog,
         spikes=spikes,
+        held_out=held_out,
         flops=model_flops(recipe) if local_device().type == "cuda" or recipe.train.peak_tflops else None,
     )
     most_bytes = int(recipe.train.prefetch_gib * 2**30)

@@ -24,10 +24,10 @@ def normaliser(language: str, split: bool, spelling: str | None) -> Callable[[st
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
     if split:
-        return BasicTextNormalizer(split_letters=True)  # type: ignore[no-any-return]
+        return BasicTextNormalizer(split_letters=True)
     if not is_english(language):
-        return BasicTextNormalizer()  # type: ignore[no-any-return]
-    return EnglishTextNormalizer(_spelling(Path(spelling)) if spelling is not None else {})  # type: ignore[no-any-return]
+        return BasicTextNormalizer()
+    return EnglishTextNormalizer(_spelling(Path(spelling)) if spelling is not None else {})
 
 
 def is_english(language: str) -> bool:
