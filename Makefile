@@ -10,7 +10,7 @@ export TORCH PYTHON VENV
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo devcluster test test-system torture bench bench-gpu miniature lint types contracts unit standins schema clean
+.PHONY: help setup demo record devcluster test test-system torture bench bench-gpu miniature lint types contracts unit standins schema clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -20,6 +20,9 @@ setup:  ## the virtual environment, once
 
 demo: setup  ## the whole pipeline on synthetic speech, two ranks; the second time it skips what is done
 	$(BIN)/speechkd demo
+
+record: setup  ## the finished demo's figures: pipelines/demo_results.json and the tables of both READMEs
+	$(BIN)/python pipelines/record_demo.py runs/demo
 
 devcluster:  ## a real SLURM of two nodes on this machine (stop it with launch/devcluster/stop.sh)
 	@launch/devcluster/start.sh

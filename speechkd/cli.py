@@ -138,19 +138,26 @@ def eval(
     checkpoint: Annotated[Optional[Path], typer.Option(help="an export folder or a checkpoint; unset: the run's export")] = None,
     regrade: Annotated[bool, typer.Option("--regrade", help="grade stored answers again without asking")] = False,
     whole: Annotated[bool, typer.Option("--whole", help="the trained run's export, evaluation and report, as `speechkd run` ends")] = False,
+    partition: Partition = "0/1",
+    against: Annotated[Optional[Path], typer.Option(help="another run or its eval folder: compare on the same questions")] = None,
 ) -> None:
     """Grade a student on the card's tasks, beside its controls."""
     from speechkd.recipe import load_recipe
 
     if whole:
-        if checkpoint is not None or regrade:
-            raise InputError("`--whole` takes neither --checkpoint nor --regrade: it exports and grades the run's newest checkpoint")
+        if checkpoint is not None or regrade or against is not None or partition != "0/1":
+            raise InputError("`--whole` takes no other option: it exports and grades the run's newest checkpoint")
         from speechkd.stages.run import conclude
 
         raise typer.Exit(conclude(load_recipe(recipe, set or [])))
     from speechkd.stages.evaluate import evaluate_run as stage
 
-    stage(load_recipe(recipe, set or []), checkpoint, regrade)
+    loaded = load_recipe(recipe, set or [])
+    graded = stage(loaded, checkpoint, regrade, _partition(partition))
+    if against is not None:
+        from speechkd.stages.comparing import compare
+
+        compare(loaded, graded, against)
 
 
 @app.command()

@@ -107,6 +107,7 @@ class Saver:
         self._thread: Thread | None = None
         self._step = 0
         self._problem: str | None = None
+        self._kept: set[str] = set()
         self._times: list[SaveTimes] = []
 
     def begin(self, step: int, state: Mapping[str, Any], beside: Callable[[], None] | None = None) -> Path:
@@ -127,6 +128,10 @@ class Saver:
             self._thread = Thread(target=self._run, args=(final, trainer, beside, began, stall), name=f"checkpoint-{step}")
             self._thread.start()
         return final
+
+    def keep(self, step: int) -> None:
+        """Let the checkpoint of this step stay, until another is named; call it before that step is saved."""
+        self._kept = {f"step-{step:06d}"}
 
     def finish(self) -> None:
         """Wait for the save in flight. Collective: a failure on rank 0 (a full disk) raises OSError on every rank."""
@@ -156,7 +161,7 @@ class Saver:
             self._times = [*self._times, SaveTimes(trainer["step"], stall_s, time.monotonic() - began)]
             if self._second is not None:
                 self._second.offer(final)
-            prune(self._checkpoints, self._retention, self._second.held() if self._second else ())
+            prune(self._checkpoints, self._retention, {*self._kept, *(self._second.held() if self._second else ())})
             if beside is not None:
                 beside()
         except Exception as error:  # noqa: BLE001  (kept, not raised: every rank raises it at the next step boundary)

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from speechkd.core.files import write_text
 from speechkd.evaluation.report_charts import charts_of, waveform
+from speechkd.evaluation.report_details import Details, details_of
 from speechkd.evaluation.starts import starts_of
 from speechkd.tracking.journal import JOURNAL, metric_series, read_journal
 from speechkd.tracking.redact import flat_texts
@@ -63,6 +64,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "head": _head(journal),
         "tiles": _tiles(tasks, series),
         "tasks": tasks,
+        "details": _details(summary),
         "columns": _columns(tasks),
         "bars": _bars(tasks),
         "seconds": _in_order(seconds),
@@ -114,6 +116,13 @@ def _tasks(summary: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     return {name: {str(key): _finite(value) for key, value in task.items()} for name, task in rows.items()}
 
 
+def _details(summary: Mapping[str, Any]) -> dict[str, Details]:
+    """Task -> what is known of it beyond its scores."""
+    tasks = summary.get("tasks")
+    rows = tasks.items() if isinstance(tasks, Mapping) else ()
+    return {str(name): details_of(task) for name, task in rows if isinstance(task, Mapping)}
+
+
 def _columns(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Table columns: known systems in order, other splits, then the main split's counts (other counts are only in summary.json)."""
     more = {key for task in tasks.values() for key, value in task.items() if value is not None and not _is_count(key)} - {*SYSTEMS}
@@ -121,7 +130,7 @@ def _columns(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _is_count(key: str) -> bool:
-    return key in ("n", "unparsable") or key.endswith(("_n", "_unparsable"))
+    return key in ("n", "unparsable", "hears") or key.endswith(("_n", "_unparsable"))
 
 
 def _bars(tasks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:

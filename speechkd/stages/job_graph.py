@@ -17,7 +17,7 @@ from speechkd.stages.inputs.corpora import open_corpora, version_folder
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.job_records import ShardedPart
 from speechkd.stages.run import is_concluded
-from speechkd.stages.run_folder import CHECKPOINTS
+from speechkd.stages.run_folder import CHECKPOINTS, last_step
 from speechkd.stages.shard import shards_to_do
 
 SPEECHKD = ("python", "-m", "speechkd")
@@ -85,7 +85,8 @@ def _columns(recipe: Recipe, corpora: Sequence[ShardedPart], sharded: bool) -> t
 
 
 def _is_trained(recipe: Recipe) -> bool:
-    if not any(step_of(folder) >= recipe.train.steps for folder in committed(recipe.run_dir / CHECKPOINTS)):
+    end = last_step(recipe.run_dir, recipe.train.steps)
+    if not any(step_of(folder) >= end for folder in committed(recipe.run_dir / CHECKPOINTS)):
         return False  # whatever is there: no need to read it
     newest = latest(recipe.run_dir / CHECKPOINTS)
-    return newest is not None and bool(read_trainer(newest)["step"] >= recipe.train.steps)
+    return newest is not None and bool(read_trainer(newest)["step"] >= end)

@@ -67,5 +67,5 @@ def _by_dataset(folder: Path, tasks: Tasks) -> dict[tuple[str, str] | None, dict
 
 def _scores(row: Mapping[str, object]) -> dict[str, float]:
     """The numbers worth a chart: scores, and counts of the main split. The other counts are in summary.json only."""
-    numbers = {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
+    numbers = {name: float(value) for name, value in row.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
     return {name: value for name, value in numbers.items() if not name.endswith(("_n", "_unparsable"))}

@@ -17,11 +17,11 @@ from speechkd.evaluation.report import write_report
 from speechkd.models.exported import MANIFEST
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, evaluation_inputs
+from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, is_current
 from speechkd.stages.export import export
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
 from speechkd.stages.results import REPORT, publish_results, show_results
-from speechkd.stages.run_folder import CHECKPOINTS, same_recipe
+from speechkd.stages.run_folder import CHECKPOINTS, last_step, same_recipe
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
 from speechkd.stages.train import train
@@ -83,7 +83,7 @@ def conclude(recipe: Recipe) -> int:
     same_recipe(folder, recipe)
     newest = latest(folder / CHECKPOINTS)
     step = read_trainer(newest)["step"] if newest is not None else 0
-    if step < recipe.train.steps:
+    if step < last_step(folder, recipe.train.steps):
         raise InputError(f"run `{folder}` is at step {step} of {recipe.train.steps}: train it to its end, or grade one with `--checkpoint`")
     return _conclude(recipe, folder, Stopwatch(folder / SECONDS))
 
@@ -94,8 +94,8 @@ def is_concluded(recipe: Recipe) -> bool:
     if not (folder / EXPORT / MANIFEST).is_file() or not (folder / EVAL / SUMMARY).is_file():
         return False
     summary = read_json(folder / EVAL / SUMMARY)
-    trained = read_json(folder / EXPORT / MANIFEST)["step"] == recipe.train.steps
-    return trained and summary["inputs"] == evaluation_inputs(recipe, folder / EXPORT) and _is_published(folder, summary)
+    trained = read_json(folder / EXPORT / MANIFEST)["step"] == last_step(folder, recipe.train.steps)
+    return trained and is_current(summary, recipe, folder / EXPORT) and _is_published(folder, summary)
 
 
 def _conclude(recipe: Recipe, folder: Path, watch: Stopwatch) -> int:

@@ -15,9 +15,11 @@ from speechkd.engine.checkpoint_copy import SecondPlace, bring_back
 from speechkd.engine.checkpoint_saver import Retention
 from speechkd.recipe import Recipe
 from speechkd.stages.grown_data import plan_facts
+from speechkd.train.history import History
 
 Resume = Literal["auto", "require", "never"]
 RECIPE, RUN, CHECKPOINTS, PROBES = "recipe.yaml", "run.json", "checkpoints", "probes"
+HELD_OUT = "held_out.json"
 NOT_THE_STUDENTS = ("data", "teachers", "gates", "deepspeed")
 """Blocks in which export and evaluation of a run may differ from its training: another corpus can be asked about, with other teachers"""
 
@@ -32,6 +34,26 @@ def run_recipe(folder: Path) -> Recipe:
         raise InputError(
             f"this version does not read the run in `{folder}` ({error}); if an earlier one began it, use another `name`"
         ) from None
+
+
+def read_history(folder: Path, step: int) -> History:
+    """The held-out losses of a run up to `step`, where it goes on from; those after it belong to steps that are done again."""
+    if not (folder / HELD_OUT).is_file():
+        return History()
+    data = read_json(folder / HELD_OUT)
+    return History([(int(at), float(loss)) for at, loss in data["values"] if at <= step])
+
+
+def write_history(folder: Path, history: History) -> None:
+    """Keep the held-out losses, the best of them, and where the run stopped by itself."""
+    best = {"step": history.best[0], "loss": history.best[1]} if history.best is not None else None
+    write_json(folder / HELD_OUT, {"values": history.values, "best": best, "stopped": history.stopped})
+
+
+def last_step(folder: Path, steps: int) -> int:
+    """The step at which a run ends: where the held-out loss stopped it, else after all its `steps`."""
+    stopped = read_json(folder / HELD_OUT)["stopped"] if (folder / HELD_OUT).is_file() else None
+    return steps if stopped is None else int(stopped)
 
 
 def same_recipe(folder: Path, recipe: Recipe, but: Collection[str] = ()) -> None:

@@ -26,11 +26,12 @@ from speechkd.recipe import Recipe
 from speechkd.stages.assembly.base_models import same_base
 from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.inputs.corpora import check_clips
+from speechkd.stages.inputs.held_out import check_held_out
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import TrainSource, make_schedule, open_train_sources
 from speechkd.stages.lineage import record_checkpoints, record_datasets
 from speechkd.stages.restart import record_end, record_start
-from speechkd.stages.run_folder import CHECKPOINTS, Resume, prepare_run
+from speechkd.stages.run_folder import CHECKPOINTS, Resume, last_step, prepare_run
 from speechkd.stages.saved_steps import markers, reached
 from speechkd.tracking.journal import JOURNAL, Journal, last_status
 from speechkd.tracking.sender_process import start_sender
@@ -77,6 +78,7 @@ def prepared(recipe: Recipe, ranks: int, resume: Resume, folder: Path) -> Iterat
     check_method(recipe)
     corpora = [*{id(train_source.corpus): train_source.corpus for train_source in sources}.values()]
     check_clips(corpora, recipe.student.encoder, recipe.train.roles, recipe.evaluation)
+    check_held_out(recipe)
     # Held before anything is written: a second training must not touch the first one's journal, nor start ranks that only wait.
     with exclusive(folder / LAUNCH_LOCK, 0.0, f"another training is at work in `{folder}`"):
         newest = prepare_run(folder, recipe, schedule.digest, resume)
@@ -146,10 +148,11 @@ def start_step(run: Prepared) -> int:
 
 def finished(run: Prepared) -> str | None:
     """In words, where nothing is left to train; the checkpoint must be of these base models."""
-    if run.newest is None or start_step(run) < run.schedule.steps:
+    steps = last_step(run.folder, run.schedule.steps)
+    if run.newest is None or start_step(run) < steps:
         return None
     same_base(read_trainer(run.newest), run.newest, run.recipe.student, run.recipe.live)
-    return f"finished before at step {run.schedule.steps} ({run.newest})"
+    return f"finished before at step {steps} ({run.newest})"
 
 
 def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[TrainSource]) -> None:

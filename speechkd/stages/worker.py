@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,12 +40,14 @@ from speechkd.stages.assembly.memory_file import auto_file, fitted
 from speechkd.stages.assembly.method import build_method
 from speechkd.stages.assembly.student import build_student, set_attention
 from speechkd.stages.grown_data import of_this_run
+from speechkd.stages.inputs.held_out import open_held_out
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_loader, make_schedule, open_train_sources
 from speechkd.stages.lineage import record_checkpoints
-from speechkd.stages.run_folder import CHECKPOINTS, PROBES, RUN, run_recipe, second_place
+from speechkd.stages.run_folder import CHECKPOINTS, PROBES, RUN, read_history, run_recipe, second_place, write_history
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
+from speechkd.train.held_out import HeldOut
 from speechkd.train.loop import Diverged, Loop, Outcome
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.profiler import StepProfiler
@@ -121,6 +124,21 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
         if journal is not None:
             record_checkpoints(journal, folder / CHECKPOINTS)  # up to the save before: this one is being written
 
+    held_out = None
+    if recipe.train.held_out is not None:
+        groups, load_held_out = open_held_out(recipe, recipe.train.held_out, prompt, collator)
+        held_out = HeldOut(
+            engine=engine,
+            distiller=distiller,
+            config=recipe.train.held_out,
+            groups=groups,
+            load=load_held_out,
+            seed=recipe.seed,
+            history=dist.from_rank_zero(read_history(folder, start) if dist.rank() == 0 else None),
+            record=partial(write_history, folder),
+        )
+        if held_out.history.best is not None:
+            saver.keep(held_out.history.best[0])
     watchdog = Watchdog(recipe.train.stall_s, dist.rank(), folder / STACKS, world)
 
     def last_step() -> int | None:
@@ -145,6 +163,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
         watchdog=watchdog,
         spikes=spikes,
         profiler=StepProfiler(recipe.train.profile, folder) if dist.rank() == 0 else None,
+        held_out=held_out,
         flops=model_flops(recipe) if local_device().type == "cuda" or recipe.train.peak_tflops else None,
     )
     most_bytes = int(recipe.train.prefetch_gib * 2**30)

@@ -44,6 +44,11 @@ REFUSALS = (
 _REFUSAL = re.compile("|".join(REFUSALS))
 
 
+def refuses(answer: str) -> bool:
+    """Whether an answer claims that there is nothing to hear, or speaks of what kind of system it is."""
+    return bool(_REFUSAL.search(answer.lower().replace("’", "'")))
+
+
 class AsrGate(Config):
     """Drops clips whose ASR hypothesis differs from the transcript (arXiv 2603.07025: above 10 % word error rate)."""
 
@@ -116,7 +121,7 @@ def measure(facts: ReferenceFacts, text: str, metadata: Metadata, asked: str | N
     return Measures(
         coverage=sum(shares) / len(shares) if shares else math.nan,
         contradictions=sum(_contradicts(facts.classes.get(name), metadata[name], words, quoted) for name in fields if name in metadata),
-        refusal=bool(_REFUSAL.search(answer.lower().replace("’", "'"))),
+        refusal=refuses(answer),
         repetition=repetition(words),
         words=len(words),
         language=language_of(answer) if facts.languages else "",

@@ -31,6 +31,20 @@ class SpikeConfig(Config):
     """standard deviations above the mean of the window from which an update is dropped"""
 
 
+class HeldOutConfig(Config):
+    """Measure the loss on a fixed subset of a split that is not trained on."""
+
+    split: str
+    """split of the corpora, e.g. `test_known`; a corpus without it is left out"""
+    every: int = Field(500, gt=0)
+    """steps between two measurements; the last step is measured, too"""
+    examples: int = Field(128, gt=0)
+    """size of the subset: drawn by a hash, in turn from every task and language"""
+    batch_size: int = Field(16, gt=0)
+    patience: int | None = Field(None, gt=0)
+    """measurements without a new best after which training stops; unset: it goes on to the end"""
+
+
 class TrainConfig(Config):
     """`regimes` are named lists of phases; `regime` picks one (`--set train.regime=mix`)."""
 
@@ -48,6 +62,8 @@ class TrainConfig(Config):
     """consecutive steps with a non-finite loss or gradient after which the run stops"""
     spike: SpikeConfig | None = None
     """unset: no update is dropped but those that are not finite"""
+    held_out: HeldOutConfig | None = None
+    """unset: no loss is measured on held-out examples"""
     peak_tflops: float | None = Field(None, gt=0, allow_inf_nan=False)
     """of one GPU in the precision of the run, for `train/mfu`; unset: half precision of the GPUs that are known by name"""
     profile: ProfileConfig | None = None

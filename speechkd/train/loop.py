@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from time import monotonic
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from speechkd.tracking.journal import Journal
 from speechkd.tracking.metrics import Kind, Meter
 from speechkd.train.config import TrainConfig
 from speechkd.train.distiller import Distiller
+from speechkd.train.held_out import HeldOut, Verdict
 from speechkd.train.optim import OptimConfig, learning_rate
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.profiler import StepProfiler
@@ -65,6 +67,7 @@ class Loop:
     preemption: PreemptionFlag
     watchdog: Watchdog
     spikes: SpikeGuard | None = None
+    held_out: HeldOut | None = None
     flops: ModelFlops | None = None
     """of the model, for `train/mfu`"""
     profiler: StepProfiler | None = None
@@ -122,16 +125,34 @@ class Loop:
             enter(step, "report")
             if done % self.config.log_every == 0 or done == 1 or last or stop:
                 self._report(meter, times, done)
-            if last or stop or done % self.config.checkpoint_every == 0:
+            verdict = self._measure_held_out(done, last)
+            if last or stop or verdict.improved or verdict.stops or done % self.config.checkpoint_every == 0:
                 enter(step, "checkpoint")
                 self.save(done)
-                if last or stop:
+                if last or stop or verdict.stops:
                     self.saver.finish()
                 self._tell_saves()
+            if verdict.stops:
+                return Outcome.FINISHED
             if stop and not last:
                 return Outcome.PREEMPTED
             enter(done, "data")
         return Outcome.FINISHED
+
+    def _measure_held_out(self, done: int, last: bool) -> Verdict:
+        """The held-out loss, where it is due, into the journal; the checkpoint of the best step stays."""
+        if self.held_out is None or not self.held_out.due(done, last):
+            return Verdict(improved=False, stops=False)
+        self.watchdog.enter(done - 1, "held_out")
+        began = monotonic()
+        values, verdict = self.held_out.measure(done)
+        if verdict.improved:
+            self.saver.keep(done)
+        if self.journal is not None:
+            self.journal.metrics(done, values | {"held_out/seconds": monotonic() - began})
+            if verdict.stops:
+                say(f"train: stops after step {done}: {self.held_out.history.stale()} measurements without a better held-out loss")
+        return verdict
 
     def _loss(self, out: dict[str, LossOut], counts: Tensor) -> Tensor:
         """Sum of w_i * total_i / count_i over the step's global counts; 0 / 0 (no such example in the step) is 0."""

@@ -9,7 +9,7 @@ import sys
 
 from tests.consistency.house import ROOT, sources, tree
 
-MODULE_OF = {"pyyaml": "yaml"}
+MODULE_OF = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 OPTIONAL = {"triton", "peft", "vllm", "wandb"}
 """Imports that a room guards itself, for machines that have them."""
 

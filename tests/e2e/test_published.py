@@ -77,7 +77,7 @@ def both_channels(recipe: Recipe) -> None:
     row = read_json(recipe.run_dir / "summary.json")["tasks"]["answer"]
     assert row["teacher"] is not None and row["reads"] is not None and row["student"] is not None
     predictions = [json.loads(line) for line in (recipe.run_dir / "eval/predictions-open_orca_spoken.jsonl").read_text().splitlines()]
-    assert {line["system"] for line in predictions} >= {"student", "reads", "teacher", "shuffled"} and all(
+    assert {line["system"] for line in predictions} >= {"student", "reads", "teacher", "untrained"} and all(
         line["question"] == "" for line in predictions
     )
 

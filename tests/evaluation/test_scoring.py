@@ -5,14 +5,17 @@ from __future__ import annotations
 import unicodedata
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechkd.data.cards import Task
 from speechkd.data.shards.index import Sample
+from speechkd.evaluation.controls import chance, derangements, noise, silence
+from speechkd.evaluation.grading import grade, summarise
 from speechkd.evaluation.questions import Question, questions
-from speechkd.evaluation.runner import Prediction, chance, grade, shuffled, summarise
+from speechkd.evaluation.runner import Prediction
 from speechkd.evaluation.scorers import SCORERS
 from speechkd.evaluation.scorers.characters import spaceless
 
@@ -48,6 +51,37 @@ def test_grades(kind: str, answer: str, reference: str, choices: list[str], hits
     found = SCORERS.get(kind)(answer, reference, choices)
     assert (found.hits, found.parsed) == (hits, parsed)
     assert found.total == {"choice": 1, "words": len(reference.split()), "characters": len(reference)}[kind]
+    assert found.total == found.hits + found.substitutions + found.deletions
+
+
+@pytest.mark.parametrize(
+    "kind, answer, reference, points, insertions, right",
+    [
+        ("words", "drei drei neun", "drei drei", 1, 1, False),
+        ("words", "drei drei", "drei drei", 2, 0, True),
+        ("words", "Drei  drei ", "drei drei", 2, 0, True),
+        ("words", "neun", "drei drei", 0, 0, False),
+        ("words", "drei neun", "drei drei", 1, 0, False),
+        ("words", "drei drei " * 3, "drei drei", -2, 4, False),
+        ("words", "", "drei drei", 0, 0, False),
+        ("characters", "今天天气好好", "今天天气好", 4, 1, False),
+        ("characters", "今天，天气好。", "今天天气好", 5, 0, True),
+        ("choice", "cat cat", "cat", 0, 0, False),
+        ("choice", "cat.", "cat", 1, 0, True),
+    ],
+)
+def test_what_is_said_too_much_costs(kind: str, answer: str, reference: str, points: int, insertions: int, right: bool) -> None:
+    choices = ["cat", "dog"] if kind == "choice" else []
+    found = SCORERS.get(kind)(answer, reference, choices)
+    assert (found.points, found.insertions, found.right) == (points, insertions, right)
+
+
+def test_reciting_everything_three_times_is_no_way_to_a_high_score() -> None:
+    """Graded by hits alone, this student had 100 %."""
+    references = ["one two", "three", "two two one"]
+    predictions = [Prediction("w", "test", f"k{i}", "", r, " ".join([r] * 3)) for i, r in enumerate(references)]
+    score = summarise(grade(predictions, {"w": WORDS}))
+    assert score is not None and score.value == pytest.approx(1 - 12 / 6)
 
 
 _ACCENTED = st.text(st.sampled_from("aéñüç ångố각한がプЁйक़"), min_size=1, max_size=12).filter(str.strip)
@@ -94,11 +128,24 @@ def test_questions_apply_where_the_label_is_and_when_holds_and_there_is_sound() 
     assert len(few) == 7 and [q.sample.key for q in few] == [q.sample.key for q in questions("c", CHOICE, "test", samples[::-1], 7)]
 
 
-def test_shuffled_audio_never_meets_its_own_question() -> None:
-    asked = questions("c", CHOICE, "test", _samples(9), 100)
-    other = shuffled(asked)
-    assert all(other["c", q.sample.key].sample.key != q.sample.key for q in asked)
-    assert {o.sample.key for o in other.values()} == {q.sample.key for q in asked}
+def test_a_derangement_gives_no_clip_its_own_audio_and_each_another_pairing() -> None:
+    asked = [Question("c", "test", s, f"Which, {s.key}?", "cat") for s in _samples(9) if s.seconds]
+    others = derangements(asked, 5)
+    assert len(others) == 5 and len({tuple(q.sample.key for q in other.values()) for other in others}) == 5
+    for other in others:
+        assert all(other["c", "test", q.sample.key].sample.key != q.sample.key for q in asked)
+        assert {o.sample.key for o in other.values()} == {q.sample.key for q in asked}
+    assert len(derangements(asked[:3], 5)) == 2, "three questions have two rotations"
+    assert derangements(questions("c", CHOICE, "test", _samples(9), 100), 5) == [], "all pairings are known without asking"
+
+
+def test_silence_and_noise_keep_length_and_level() -> None:
+    clip_T = np.sin(np.arange(4000) / 7, dtype=np.float32) * 0.03
+    (asked,) = questions("c", CHOICE, "test", _samples(1), 1)
+    quiet_T, white_T = silence(lambda _: clip_T)(asked), noise(lambda _: clip_T)(asked)
+    assert quiet_T.shape == clip_T.shape and not quiet_T.any() and white_T.dtype == clip_T.dtype
+    assert np.sqrt(np.mean(white_T**2)) == pytest.approx(np.sqrt(np.mean(clip_T**2)), rel=1e-4)
+    assert abs(np.corrcoef(white_T, clip_T)[0, 1]) < 0.1 and np.array_equal(white_T, noise(lambda _: clip_T)(asked))
 
 
 def test_chance_and_summary() -> None:

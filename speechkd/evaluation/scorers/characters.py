@@ -1,4 +1,4 @@
-"""Scores character accuracy, for scripts without spaces (Chinese, Japanese, Thai): reference characters that the answer gets right.
+"""Scores characters, for scripts without spaces (Chinese, Japanese, Thai): 1 - character error rate.
 
 Spaces and punctuation do not count: transcripts of one corpus have them, those of another do not.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-import jiwer
-
 from speechkd.core.text import folded
-from speechkd.evaluation.scorers import Grade
+from speechkd.evaluation.scorers import Grade, unparsed
+from speechkd.evaluation.scorers.edits import align
 
 SPACELESS = ("CJK UNIFIED", "CJK COMPATIBILITY", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """How Unicode names the characters of scripts that put no spaces between words"""
@@ -28,10 +27,13 @@ def _characters(text: str) -> list[str]:
     return [sign for sign in folded(text) if unicodedata.category(sign)[0] in "LMNS"]
 
 
+def units(answer: str, choices: Sequence[str]) -> list[str] | None:
+    """The answer's characters; None for an answer without one, or one that is none of `choices` (if any are given)."""
+    given = _characters(answer)
+    return None if not given or (choices and given not in [_characters(choice) for choice in choices]) else given
+
+
 def grade(answer: str, reference: str, choices: Sequence[str]) -> Grade:
-    """Unparsable: an answer without a character, or one that is none of `choices` (if any are given)."""
-    given, wanted = _characters(answer), _characters(reference)
-    if not given or (choices and given not in [_characters(choice) for choice in choices]):
-        return Grade(0, len(wanted), False)
-    hits = jiwer.process_words(" ".join(wanted), " ".join(given)).hits if wanted else 0
-    return Grade(hits, len(wanted), True)
+    """Counts of one answer; unparsable: see `units`."""
+    given, wanted = units(answer, choices), _characters(reference)
+    return unparsed(len(wanted)) if given is None else align(given, wanted)

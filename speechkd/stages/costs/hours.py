@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from speechkd.cluster.profile import ClusterProfile
 from speechkd.core.errors import InputError
 from speechkd.core.files import read_json
+from speechkd.evaluation.controls import asked_alike, by_task
 from speechkd.models.student import Student
 from speechkd.recipe import Recipe
 from speechkd.stages.costs.pace import Pace
@@ -105,12 +106,14 @@ def _evaluate(recipe: Recipe, student: Student, speed: float | None) -> StageHou
     config = recipe.evaluation
     try:
         asked = [question for corpus in open_corpora(recipe.data) for question in evaluation_questions(config, corpus)]
-        main = next(iter(config.splits.values()))
-        count, on_main, basis = len(asked), sum(question.split == main for question in asked), "questions"
+        heard_again = [question for question in asked if question.split == next(iter(config.splits.values()))]
+        varied = sum(len(group) for group in by_task(heard_again).values() if not asked_alike(group))
+        count, on_main, basis = len(asked), len(heard_again), "questions"
     except InputError:
-        on_main = config.limit or 1000
+        on_main, varied = config.limit or 1000, 0
         count, basis = on_main * len(config.splits), "questions, as many as the recipe's limit lets through"
-    answers = count + on_main * (2 * config.controls + (config.reads is not None))
+    answers = count + on_main * (config.controls + (config.reads is not None) + len(config.more_controls))
+    answers += varied * config.controls * config.derangements
     hearing = student.encoder.hearing
     llm = sum(p.numel() for p in student.llm.lm.parameters())
     encoder = sum(p.numel() for p in student.encoder.parameters())

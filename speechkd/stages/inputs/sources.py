@@ -65,8 +65,8 @@ class TrainSource:
         return self.stream.partition("/")[0]
 
 
-def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
-    """Open the columns of the chosen regime, with the signals that its losses need.
+def open_train_sources(recipe: Recipe, prompt: Prompt, held_out: str = "") -> list[TrainSource]:
+    """Open the columns of the chosen regime, with the signals that its losses need; of the split `held_out` instead of those to train on.
 
     Raises InputError for a column that is missing, made with other settings than the recipe's, unfit for this student, or too long for it.
     """
@@ -79,7 +79,7 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
         spec = column_spec(role, recipe.teachers[role], recipe.prompt, prompt)
         signals = spec.signals.names & frozenset(signal for c in recipe.losses.values() for signal in recipe.stored_signals(c, role))
         for corpus in corpora:
-            if not corpus.config.weight(role):
+            if not corpus.config.weight(role) or (held_out and held_out not in corpus.shards.splits()):
                 continue
             if spec.name not in corpus.shards.column_names():
                 raise InputError(other_column(corpus, role, spec))
@@ -91,7 +91,7 @@ def open_train_sources(recipe: Recipe, prompt: Prompt) -> list[TrainSource]:
                 )
             _check_origin(recipe, role, column, prompt)
             reader = Reader(corpus.shards, column, signals)
-            source = reader.source(stream, corpus.config.train_splits, stops=("eos",))
+            source = reader.source(stream, [held_out] if held_out else corpus.config.train_splits, stops=("eos",))
             gate_result = apply_gates(recipe.gates, recipe.teachers[role], corpus, column) if recipe.gates.active else None
             if gate_result is not None:
                 source = source.keep(gate_result.keep_N)
