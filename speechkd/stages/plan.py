@@ -18,6 +18,7 @@ from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.assembly.student import meta_student
 from speechkd.stages.inputs.budget import budgets
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
+from speechkd.stages.inputs.names import check_columns, check_training_names
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_schedule, open_train_sources
 from speechkd.teachers.live_config import LiveConfig
@@ -38,6 +39,8 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0, to_train: boo
     recipe.plan.per_rank(ranks)
     student = meta_student(recipe.student)
     notes = check_method(recipe, dry=True)
+    if to_train:
+        _check_names(recipe)
     _print_parameters(recipe.student, student)
     live_counts = live_parameters(recipe.live, recipe.student)
     _print_live(recipe.live, live_counts)
@@ -57,6 +60,16 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0, to_train: boo
     if ready:
         check_clips(open_corpora(recipe.data), recipe.student.encoder, recipe.train.roles, recipe.evaluation)
     return 0 if ready else EXIT_FAILED
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse names that the data does not know, where it is there."""
+    try:
+        corpora = open_corpora(recipe.data)
+    except InputError:
+        return  # told as `data not ready`
+    check_training_names(recipe, corpora)
+    check_columns(recipe, corpora)
 
 
 def _print_parameters(config: StudentConfig, student: Student) -> None:
