@@ -5,6 +5,7 @@ Relative paths in a recipe are relative to the folder where speechkd runs (the p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,9 +119,7 @@ class Recipe(Config):
             raise ValueError(unknown_name("objective", name, choices))
         if not isinstance(choices[name], list) or not isinstance(data.get("live") or {}, dict):
             return data
-        for loss in choices[name]:
-            if not isinstance(loss, str) or loss not in losses:
-                raise ValueError(unknown_name("loss", str(loss), losses, f"objectives.{name}"))
+        _check_objectives(choices, losses)
         blocks = _AllLosses(losses=losses).losses  # a misspelt one is not just left out
         kept = {loss: block for loss, block in losses.items() if loss in choices[name]}
         named = {teacher for loss in kept for teacher in blocks[loss].live_teachers().values()}
@@ -170,6 +169,17 @@ class Recipe(Config):
             if role not in self.teachers:
                 raise ValueError(unknown_name("teacher role", role, self.teachers, f"train.regimes.{self.train.regime}"))
             self._column_supplies(role)
+        return self
+
+    @model_validator(mode="after")
+    def _regimes_and_objectives_name_what_is_there(self) -> Recipe:
+        """Also of those that are not chosen: who chooses one later should not find its slip then."""
+        for regime, phases in self.train.regimes.items():
+            for role in {stream.partition("/")[0]: None for phase in phases for stream in phase.mix}:
+                if role not in self.teachers:
+                    raise ValueError(unknown_name("teacher role", role, self.teachers, f"train.regimes.{regime}"))
+        if not self.objective:
+            _check_objectives(self.objectives, self.losses)
         return self
 
     @model_validator(mode="after")
@@ -233,6 +243,13 @@ class Recipe(Config):
     def digest(self) -> str:
         """Digest of what changes the trained student."""
         return digest(self.trained_by())
+
+
+def _check_objectives(objectives: Mapping[str, Any], losses: Mapping[str, Any]) -> None:
+    for name, named in objectives.items():
+        for loss in named if isinstance(named, list) else ():
+            if not isinstance(loss, str) or loss not in losses:
+                raise ValueError(unknown_name("loss", str(loss), losses, f"objectives.{name}"))
 
 
 def _fed_by(loss: str, given: frozenset[str]) -> bool:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from speechkd.core.errors import InputError, nearest, unknown_name
+from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.files import no_such_file
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 """Names that become folders, keys or turns: no dot, no slash, no leading dash."""
@@ -145,10 +146,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        close = nearest(path.name, siblings)
-        hint = f"; did you mean `{path.parent / close}`?" if close else ""
-        raise InputError(f"no such file `{path}`{hint}") from None
+        raise InputError(no_such_file(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read `{path}`: {error}") from None
     data = parse_yaml(text, str(path))

@@ -11,9 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from speechkd.core.errors import DataError
+from speechkd.core.errors import DataError, nearest
 
 CHUNK = 1 << 20
+
+
+def no_such_file(path: Path) -> str:
+    """One line for a file that is not there: the nearest name in its folder, and for a relative path where it was looked for."""
+    beside = [entry.name for entry in path.parent.iterdir() if entry.suffix == path.suffix] if path.parent.is_dir() else []
+    close = nearest(path.name, beside)
+    hint = f"; did you mean `{path.parent / close}`?" if close else ""
+    return f"no such file `{path}`{hint}{where_looked(path)}"
+
+
+def where_looked(path: object) -> str:
+    """` (looked in ...)`, which explains a relative path in a message; empty for an absolute one or a URL."""
+    relative = isinstance(path, Path) and not path.is_absolute()
+    return f" (looked in `{Path.cwd()}`)" if relative else ""
 
 
 def canonical_json(value: Any) -> str:

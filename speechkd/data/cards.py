@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,13 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from speechkd.core.config import NAME_PATTERN, Config, build, read_extending
-from speechkd.core.errors import DataError, InputError, unknown_name
+from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import digest
 from speechkd.core.seeds import derive
 from speechkd.core.text import composed
 from speechkd.core.types import Metadata, Scalar
 from speechkd.data.audio.limits import AudioLimits
+from speechkd.data.card_names import check_fields, check_values
 from speechkd.data.sources import SOURCES, stated
 from speechkd.data.sources.base import Item, Source, Unmatched
 from speechkd.data.sources.joins import Join, join
@@ -107,10 +107,15 @@ class Card(Config):
     """largest share of a list's entries that another list may not know (text without audio, audio without text); absent: 0.9 where two
     lists name the same things, any share of audio that no list names"""
 
+    text_only: bool | None = None
+    """what items without audio are in a corpus of audio: true: text-only samples; false: rejected; absent: the card is refused. A source
+    with an empty `audio_field` is a corpus of texts"""
+
     @model_serializer(mode="wrap")
     def _without_later_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Keys added later are left out when unset, so that digests and published cards stay what they were."""
-        return {name: value for name, value in write(self).items() if name != "unmatched_rate" or value is not None}
+        later = ("unmatched_rate", "text_only")
+        return {name: value for name, value in write(self).items() if name not in later or value is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
@@ -128,6 +133,11 @@ class Card(Config):
         if self.audio.over_long == "split" and 2 * self.audio.min_seconds > self.audio.max_seconds:
             raise ValueError("audio: to split, max_seconds must be at least twice min_seconds")
         return self
+
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether an item without audio is a sample."""
+        return self.text_only is True or self.source.get("audio_field") == ""
 
     @property  # not cached: a changed copy of a model would carry the old one along
     def digest(self) -> str:
@@ -187,7 +197,7 @@ def list_items(card: Card, source: Source, card_dir: Path) -> list[Item]:
 def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
     """All items of a card, sorted by key, with the card's metadata names and values; and what its lists do not know of each other.
 
-    Raises InputError for no items, a key that cannot name a tar member, a key given twice, a mapped field that no item has, or more
+    Raises InputError for no items, a key that cannot name a tar member, a key given twice, a name of the card that no item has, or more
     unmatched entries than the card allows.
     """
     items = _apart(_listed(card, source))
@@ -208,27 +218,10 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
     present = set(source.field_names)
     for item in items:
         present.update(item.metadata)
-    for raw in card.fields:
-        if raw not in present:
-            raise InputError(unknown_name("field", raw, present, f"card `{card.name}`: fields"))
-    named = {card.fields.get(name, name) for name in present}
-    for name in card.values:
-        if name not in named:
-            raise InputError(unknown_name("field", name, named, f"card `{card.name}`: values"))
-    kept = named - {*card.drop} | {*card.constants}
-    for name, parts in card.combine.items():
-        for part in parts:
-            if part not in kept:
-                raise InputError(unknown_name("field", part, kept, f"card `{card.name}`: combine.{name}"))
-        if name in kept | named:
-            raise InputError(f"field `{name}` exists already: combine under another name (card `{card.name}`: combine)")
-    for name in card.drop:  # dropping an absent field is fine; a name close to a present one is a typo
-        if name not in named and get_close_matches(name, named, n=1, cutoff=0.75):
-            raise InputError(unknown_name("field", name, named, f"card `{card.name}`: drop"))
-    for split, rule in card.hold_out.items():
-        if rule.by and rule.by not in kept:
-            raise InputError(unknown_name("field", rule.by, kept, f"card `{card.name}`: hold_out.{split}.by"))
-    return Listing([_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items], strays + of_joins)
+    check_fields(card, present)
+    out = [_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items]
+    check_values(card, items, out)
+    return Listing(out, strays + of_joins)
 
 
 def _listed(card: Card, source: Source) -> list[Item]:
@@ -261,8 +254,13 @@ def _place(item: Item) -> str:
 
 
 def _within(strays: Sequence[Unmatched], card: Card) -> None:
-    """Refuse the first entry that is beyond its share."""
+    """Refuse the first entry that is beyond its share, and items without audio if the card does not say what they are."""
     for stray in strays:
+        if stray.without_audio and card.text_only is None:
+            raise InputError(
+                f"{stray}: mend them, or set `text_only: true` to store them as texts, `text_only: false` to reject them "
+                f"(card `{card.name}`)"
+            )
         allowed = stray.limit if card.unmatched_rate is None else card.unmatched_rate
         if not stray.lookup and stray.count > allowed * stray.of:
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -186,7 +187,8 @@ def _conversion(shards: ShardSet) -> list[tuple[str, str, int]]:
 
 
 def _without_numbers(text: str) -> str:
-    """Reasons that differ only in numbers are counted as one."""
+    """Reasons that differ only in numbers, or in the path that is not there, are counted as one."""
+    text = re.sub(r"^no such file: `.*`$", "no such file", text, flags=re.DOTALL)
     return "".join("#" if letter.isdigit() else letter for letter in text).replace("##", "#").replace("##", "#").replace("##", "#")[:200]
 
 

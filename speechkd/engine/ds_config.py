@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from speechkd.core.errors import InputError, nearest, unknown_name
+from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.files import no_such_file
 
 Precision = Literal["fp32", "bf16"]
 
@@ -58,8 +59,7 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        close = nearest(path.name, [p.name for p in path.parent.glob("*.json")] if path.parent.is_dir() else [])
-        raise InputError(f"no such file `{path}`" + (f"; did you mean `{path.parent / close}`?" if close else "")) from None
+        raise InputError(no_such_file(path)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"not readable as JSON: {error} ({path})") from None
     if not isinstance(data, dict):

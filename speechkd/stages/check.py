@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from speechkd.core.config import read_extending
-from speechkd.core.errors import EXIT_FAILED, DataError, InputError
+from speechkd.core.errors import EXIT_FAILED, DataError, InputError, unknown_name
+from speechkd.core.files import no_such_file
 from speechkd.core.text import folded, printable
 from speechkd.data.cards import Card, allow_outside, list_corpus, load_card, open_source
 from speechkd.data.shards.index import open_shards
@@ -16,7 +17,9 @@ from speechkd.data.sources.base import Item, MissingData
 from speechkd.data.storage.store import Location, UrlPath, list_folder, parse_location
 from speechkd.engine.ds_config import AUTO
 from speechkd.evaluation.scorers.characters import spaceless
-from speechkd.recipe import load_recipe
+from speechkd.recipe import Recipe, load_recipe
+from speechkd.stages.inputs.corpora import open_corpora
+from speechkd.stages.inputs.names import check_training_names
 from speechkd.stages.shard import write_sample
 from speechkd.teachers.prompts import task_applies
 
@@ -37,14 +40,36 @@ def check(given: Path | str) -> int:
         return _card(path)
     if "student" in data:
         recipe = load_recipe(path)
-        for corpus in recipe.data.corpora:
-            load_card(Path(corpus.card))
+        cards = [load_card(Path(corpus.card)) for corpus in recipe.data.corpora]
         for name in (recipe.prompt.template, *([] if recipe.deepspeed == AUTO else [recipe.deepspeed])):
             if not Path(name).is_file():
-                raise InputError(f"no such file `{name}` ({path})")
+                raise InputError(f"{no_such_file(Path(name))} ({path})")
+        recipe.prompt.questions()  # its pool is a file, too
+        _check_tasks(recipe, cards)
+        _check_data(recipe)
         _print(f"recipe ok: {recipe.name}, regime {recipe.train.regime}, {recipe.train.steps} steps, roles {', '.join(recipe.train.roles)}")
         return 0
     raise InputError(f"neither a card (key `source`) nor a recipe (key `student`): {path}")
+
+
+def _check_tasks(recipe: Recipe, cards: Sequence[Card]) -> None:
+    """Refuse a task that no card has; whether each corpus has what its teacher is asked, the shards will say."""
+    tasks = {name: None for card in cards for name in card.tasks}
+    named = {f"teachers.{role}.tasks": recipe.teachers[role].tasks for role in recipe.train.roles}
+    for where, names in {**named, "evaluation.tasks": recipe.evaluation.tasks}.items():
+        for name in names or ():
+            if name not in tasks:
+                raise InputError(unknown_name("task", name, tasks, where))
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Check fields, splits and languages that the recipe names, where the shards are there."""
+    try:
+        corpora = open_corpora(recipe.data)
+    except InputError as missing:
+        _print(f"fields, splits and languages are not checked yet: {missing}")
+        return
+    check_training_names(recipe, corpora)
 
 
 def _card(path: Path) -> int:

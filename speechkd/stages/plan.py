@@ -17,6 +17,7 @@ from speechkd.stages.assembly.model_facts import live_parameters
 from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.inputs.budget import budgets
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
+from speechkd.stages.inputs.names import check_columns, check_training_names
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_schedule, open_train_sources
 from speechkd.stages.run_folder import Resume, check_run
@@ -39,6 +40,8 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0, to_train: boo
     recipe.plan.per_rank(ranks)
     student = meta_student(recipe.student)
     notes = check_method(recipe, dry=True)
+    if to_train:
+        _check_names(recipe)
     _print_parameters(recipe.student, student)
     live_counts = live_parameters(recipe.live, recipe.student)
     _print_live(recipe.live, live_counts)
@@ -61,6 +64,16 @@ def plan(recipe: Recipe, ranks: int, tokens_per_s: float = 1000.0, to_train: boo
     newest = check_run(recipe.run_dir, recipe, schedule.digest, resume)
     print(f"run folder  {recipe.run_dir}: {f'continues from {newest.name}' if newest is not None else 'begins at step 0'}")
     return 0
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse names that the data does not know, where it is there."""
+    try:
+        corpora = open_corpora(recipe.data)
+    except InputError:
+        return  # told as `data not ready`
+    check_training_names(recipe, corpora)
+    check_columns(recipe, corpora)
 
 
 def _print_parameters(config: StudentConfig, student: Student) -> None:

@@ -20,6 +20,7 @@ from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, is_current
 from speechkd.stages.export import export
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
+from speechkd.stages.inputs.names import check_training_names
 from speechkd.stages.results import REPORT, publish_results, show_results
 from speechkd.stages.run_folder import CHECKPOINTS, last_step, same_recipe
 from speechkd.stages.shard import shard
@@ -66,6 +67,7 @@ def run(recipe: Recipe, ranks: int) -> int:
 def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
     watch = Stopwatch(folder / SECONDS)
     watch.time("shard", lambda: [shard(Path(corpus.card), recipe.data.root) for corpus in recipe.data.corpora])
+    check_training_names(recipe, open_corpora(recipe.data))
     check_clips(open_corpora(recipe.data), recipe.student.encoder, recipe.train.roles, recipe.evaluation)
     watch.time("teach", lambda: teach(recipe))
     code = watch.time("train", lambda: train(recipe, ranks))

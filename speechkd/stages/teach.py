@@ -25,8 +25,9 @@ from speechkd.models.encoder import SAMPLE_RATE
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
 from speechkd.stages.inputs.columns import ColumnText, column_spec
-from speechkd.stages.inputs.corpora import Corpus, open_corpora, train_splits
+from speechkd.stages.inputs.corpora import Corpus, open_corpora
 from speechkd.stages.inputs.gating import PAGE, measure_column
+from speechkd.stages.inputs.names import check_names
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.teachers import TEACHERS
 from speechkd.teachers.answers import FINISHED, AnswerJournal, answer_all, answer_key
@@ -55,8 +56,7 @@ def teach(
         raise InputError(f"partition {part}/{parts}: must be 0/{parts} to {parts - 1}/{parts}")
     prompt = open_prompt(recipe.prompt, recipe.student.llm)
     corpora = open_corpora(recipe.data)
-    for corpus in corpora:
-        train_splits(corpus, recipe.train.roles)  # a wrong split fails now, not after the answers were paid for
+    check_names(recipe, corpora, roles)  # a wrong name fails now, not after the answers were paid for
     wanted = [(role, corpus) for role in roles or recipe.train.roles for corpus in corpora if corpus.config.weight(role)]
     works = [_Work(recipe, role, corpus, prompt, partition) for role, corpus in wanted]
     return [work.column(retry_failed, repair) for work in works]

@@ -25,8 +25,9 @@ from speechkd.engine.ds_config import read_ds_config
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.base_models import same_base
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.inputs.corpora import check_clips
+from speechkd.stages.inputs.corpora import check_clips, open_corpora
 from speechkd.stages.inputs.held_out import check_held_out
+from speechkd.stages.inputs.names import check_columns, check_training_names
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import TrainSource, make_schedule, open_train_sources
 from speechkd.stages.lineage import record_checkpoints, record_datasets
@@ -69,6 +70,9 @@ def train(recipe: Recipe, ranks: int, resume: Resume = "auto", run_dir: Path | N
 def prepared(recipe: Recipe, ranks: int, resume: Resume, folder: Path) -> Iterator[Prepared]:
     """Check everything for a training on `ranks` processes in all, write the run folder and hold its lock during the block."""
     read_ds_config(Path(recipe.deepspeed))  # refuses a bad file
+    opened = open_corpora(recipe.data)
+    check_training_names(recipe, opened)
+    check_columns(recipe, opened)
     sources = open_train_sources(recipe, open_prompt(recipe.prompt, recipe.student.llm))
     for train_source in sources:
         if train_source.left_out.count:

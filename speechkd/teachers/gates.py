@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -173,6 +174,14 @@ def language_of(text: str) -> str:
     from py3langid import classify  # loads its model on the first call
 
     return str(classify(text)[0])
+
+
+@lru_cache(maxsize=1)
+def known_languages() -> frozenset[str]:
+    """The codes that `language_of` can give."""
+    from py3langid import rank
+
+    return frozenset(str(code) for code, _ in rank("a"))
 
 
 def _is_trace(text: str) -> bool:

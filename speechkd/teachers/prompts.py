@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from speechkd.core.config import Config
 from speechkd.core.errors import InputError
-from speechkd.core.files import digest
+from speechkd.core.files import digest, no_such_file
 from speechkd.core.seeds import derive
 from speechkd.core.text import composed
 from speechkd.core.types import Metadata, Scalar
@@ -101,6 +101,8 @@ class PromptConfig(Config):
 def _lines(path: str) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{no_such_file(Path(path))} (prompt.pool)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the pool of instructions `{path}`: {error} (prompt.pool)") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]

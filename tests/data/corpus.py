@@ -38,6 +38,7 @@ def write_card(folder: Path, rows: Rows, **changes: Any) -> Path:
         "source": {"kind": "jsonl", "file": "rows.jsonl", "root": "clips", "key_field": "id", "split_field": "part"},
         "fields": {"instrument": "speaker"},
         "shard_samples": 4,
+        "text_only": True,
         **changes,
     }
     path = folder / "card.yaml"

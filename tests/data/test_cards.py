@@ -146,7 +146,7 @@ def test_questions_about_one_clip_are_held_out_together(corpus: Path) -> None:
         ({"licence": ""}, "at least 1 character"),
         ({"source": {**SOURCE, "kind": "cvs"}}, "unknown source `cvs`; .*did you mean `csv`"),
         ({"source": {**SOURCE, "numbers": ["age"]}}, "unknown column `age`; allowed: audio, client, id"),
-        ({"source": {**SOURCE, "key_field": "idd"}}, "field `idd` must be text; the row has audio, client, id"),
+        ({"source": {**SOURCE, "key_field": "idd"}}, "unknown field `idd`; allowed: audio, client, id, .*did you mean `id`"),
         ({"source": {**SOURCE, "key_field": "speaker"}}, "key `s1` is given twice"),
         ({"source": {**SOURCE, "audio_field": "{nam}.wav"}}, "unknown field `nam`"),
         ({"audio": {"max_seconds": 1, "min_seconds": 0.6, "over_long": "split"}}, "at least twice min_seconds"),
@@ -208,15 +208,17 @@ def test_check_says_what_is_there_and_what_is_missing(corpus: Path, capsys: pyte
 
 def test_check_doubts_a_card_that_hears_nothing_or_asks_in_vain(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = {"instruction": "Who?", "kind": "choice", "choices": ["F", "M"]}
-    tasks = {"sex": {**task, "field": "sex"}, "age": {**task, "field": "aeg"}}
-    assert check(card_file(corpus, {**SOURCE, "audio_field": "adio"}, tasks=tasks)) == 0
+    (corpus / "list.csv").write_text("id,audio,sex,speaker\na,,F,s1\nb,,M,s2\nc,,unknown,s1\n")
+    tasks = {"sex": {**task, "field": "sex"}, "age": {**task, "field": "sex", "when": {"speaker": "Ann"}}}
+    assert check(card_file(corpus, SOURCE, tasks=tasks, text_only=True)) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("look again")] == [
-        "look again: 3 of 3 rows name no audio and become text alone, e.g. `a`",
+        "look again: 3 of 3 rows name no audio (field `audio`), e.g. `a`",
         "look again: 3 of 3 audio files are named by no list, e.g. `a.wav`",
-        "look again: no item answers task `age` (field `aeg`)",
+        "look again: no item answers task `age` (field `sex`)",
         "look again: 1 items answer task `sex` with none of its choices, e.g. `unknown`",
         "look again: none of them has audio",
     ]
+    (corpus / "list.csv").write_text("id,audio,sex,speaker\na,a.wav,F,s1\nb,b.wav,M,s2\nc,c.wav,F,s1\n")
     assert check(card_file(corpus, SOURCE, tasks={"sex": {**task, "field": "sex", "when": {"speaker": "s2"}}})) == 0
     assert "look again" not in capsys.readouterr().out
 

@@ -137,7 +137,7 @@ def test_messages(suffix: str, tmp_path: Path) -> None:
     swift = {**SWIFT, "messages": [*SWIFT["messages"], {"role": "assistant", "content": "hello"}]}
     rows = [swift, {**SHAREGPT, "audios": ["a.wav"]}, SHAREGPT, {**swift, "audios": ["a.wav", "a.wav"]}]
     put(tmp_path / f"m.{suffix}", json.dumps(rows) if suffix == "json" else "".join(json.dumps(row) + "\n" for row in rows))
-    shards = shards_of(tmp_path, {"kind": "messages", "file": f"m.{suffix}", "root": "wavs"})
+    shards = shards_of(tmp_path, {"kind": "messages", "file": f"m.{suffix}", "root": "wavs"}, text_only=True)
     found = samples(shards)
     assert found.pop("000000003") is None
     same(found, {"000000001": noise(1, 0.3), "000000002": noise(1, 0.3)})
@@ -185,7 +185,9 @@ def tts(folder: Path, voice: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def test_texts_spoken_by_a_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    shards = shards_of(tmp_path, tts(tmp_path, {"engine": "server", "url": server, "model": "m", "voices": ["busy"], "attempts": 3}))
+    shards = shards_of(
+        tmp_path, tts(tmp_path, {"engine": "server", "url": server, "model": "m", "voices": ["busy"], "attempts": 3}), text_only=True
+    )
     found = samples(shards)
     assert found.pop("q4") is None
     same(found, {"q0": noise(3, 0.2), "q1": noise(9, 0.2)})
@@ -204,7 +206,7 @@ def test_texts_spoken_by_a_server(server: str, tmp_path: Path, monkeypatch: pyte
 def test_a_speech_server_that_is_not_there_stops_the_stage(tmp_path: Path) -> None:
     voice = {"engine": "server", "url": "http://127.0.0.1:9/v1", "model": "m", "voices": ["v"], "attempts": 1}
     with pytest.raises(InputError, match="no answer from `http://127.0.0.1:9/v1/audio/speech` in 1 attempts"):
-        shards_of(tmp_path, tts(tmp_path, voice))
+        shards_of(tmp_path, tts(tmp_path, voice), text_only=True)
 
 
 COMMAND = """
@@ -220,14 +222,16 @@ def test_texts_spoken_by_a_command(tmp_path: Path) -> None:
     program = put(tmp_path / "speak.py", COMMAND)
     voice = str(write(tmp_path / "v;$(touch x).wav", noise(7, 0.2)))
     argv = [sys.executable, str(program), "{text}", "{wav}", "{voice}"]
-    shards = shards_of(tmp_path, tts(tmp_path, {"engine": "command", "argv": argv, "voices": [voice.removesuffix(".wav")]}))
+    shards = shards_of(tmp_path, tts(tmp_path, {"engine": "command", "argv": argv, "voices": [voice.removesuffix(".wav")]}), text_only=True)
     found = samples(shards)
     assert found.pop("q4") is None
     same(found, {"q0": noise(7, 0.2), "q1": noise(7, 0.2)})
     reasons = {line["key"]: line["reason"] for line in map(json.loads, (shards.root / "quarantine.jsonl").read_text().splitlines())}
     assert reasons["q2"].endswith("ended with 1: too rude") and "wrote no audio" in reasons["q3"]
     with pytest.raises(InputError, match="cannot run `no-such-program`: No such file"):
-        shards_of(tmp_path, tts(tmp_path, {"engine": "command", "argv": ["no-such-program", "{text}", "{wav}"]}), version="v2")
+        shards_of(
+            tmp_path, tts(tmp_path, {"engine": "command", "argv": ["no-such-program", "{text}", "{wav}"]}), version="v2", text_only=True
+        )
 
 
 def test_texts_spoken_by_espeak(tmp_path: Path) -> None:
@@ -236,7 +240,7 @@ def test_texts_spoken_by_espeak(tmp_path: Path) -> None:
     source = tts(tmp_path, {"engine": "espeak", "voices": ["en-us", "de+f2"]})
     from speechkd.data.shards.index import open_shards
 
-    shards = open_shards(shard(card_file(tmp_path, source), tmp_path / "shards", workers=1, quiet=True))
+    shards = open_shards(shard(card_file(tmp_path, source, text_only=True), tmp_path / "shards", workers=1, quiet=True))
     found = {key: 0 if pcm is None else pcm.size for key, pcm in samples(shards).items()}
     assert sorted(found) == ["q0", "q1", "q2", "q3", "q4"] and found["q4"] == 0 and found["q1"] > found["q0"] > 4000
 

@@ -153,12 +153,14 @@ def test_another_corpus_with_other_fields_trains_as_is(workshop: Path, tmp_path:
     task = {"instruction": "Which register?", "field": "register", "kind": "choice", "choices": ["low", "high"]}
     source = {"kind": "jsonl", "file": "rows.jsonl", "root": "sounds", "split_field": "part"}
     card = {"name": "tones", "version": "v1", "licence": "CC0-1.0", "source": source, "tasks": {"register": task}, "shard_samples": 10}
+    card |= {"text_only": True}
     (tmp_path / "tones.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     recipe = yaml.safe_load((workshop / "recipe.yaml").read_text(encoding="utf-8"))
     data = {"root": str(tmp_path / "data"), "corpora": [{"card": str(tmp_path / "tones.yaml")}]}
     recipe |= {"name": "tones", "runs": str(tmp_path / "runs"), "data": data}
     recipe["train"] |= {"regime": "mix", "regimes": {"mix": [{"name": "mix", "steps": 3, "mix": {"ift": 1, "kd": 0.5}}]}}
     recipe["evaluation"] |= {"splits": {"student": "held"}}
+    recipe["teachers"]["kd"] |= {"fields": ["register"]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     done = speechkd("run", tmp_path / "recipe.yaml", "--ranks", 2)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -36,7 +36,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shard(write_card(tmp_path, rows, shard_samples=12, tasks={"language": task}, fields={}), tmp_path / "data", quiet=True)
     data = yaml.safe_load((ROOT / "pipelines/meta_prompt_kd.yaml").read_text(encoding="utf-8"))
     data["data"] = {"root": str(tmp_path / "data"), "corpora": [{"card": str(tmp_path / "card.yaml")}]}
-    data["teachers"]["kd"] |= {"batch_size": 8, "max_new_tokens": 24}
+    data["teachers"]["kd"] |= {"batch_size": 8, "max_new_tokens": 24, "fields": ["language", "transcript"]}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     return path

@@ -115,7 +115,9 @@ def _refused(frames: int, rate: int, channels: int, span: Span) -> Rejected | No
         return Rejected(f"has {channels} channels, none is number {span.channel}")
     _, count = _frames(frames, rate, span)
     if count < 0:
-        return Rejected(f"its part from {span.start:g} s for {span.seconds or 0:g} s is not inside {frames / rate:.3f} s")
+        unit = "samples" if span.in_samples else "s"
+        held = f"{frames} samples" if span.in_samples else f"{frames / rate:.3f} s"
+        return Rejected(f"its part from {span.start:g} {unit} for {span.seconds or 0:g} {unit} is not inside {held}")
     if count > HARD_SECONDS * rate:
         return Rejected(f"header says {count} samples, over {HARD_SECONDS:.0f} s")
     refused = refused_header(count, rate, channels)
@@ -144,8 +146,9 @@ def _samples(file: soundfile.SoundFile, count: int) -> tuple[np.ndarray, int]:
 
 def _frames(total: int, rate: int, span: Span) -> tuple[int, int]:
     """(first frame, number of frames) of a span; the number is -1 if the span is outside the file."""
-    first = round(span.start * rate)
-    count = total - first if span.seconds is None else round(span.seconds * rate)
+    scale = 1 if span.in_samples else rate
+    first = round(span.start * scale)
+    count = total - first if span.seconds is None else round(span.seconds * scale)
     if first < 0 or first > total or count < 0 or first + count > total + SPAN_SLACK * rate:
         return first, -1
     return first, min(count, total - first)

@@ -37,6 +37,8 @@ class Span:
     """None: to the end"""
     channel: int | None = None
     """None: all"""
+    in_samples: bool = False
+    """`start` and `seconds` are samples of the file's own rate"""
 
 
 WHOLE = Span()

@@ -121,6 +121,8 @@ def _samples(card: Card, item: Item, clip: RawClip | Rejected | None) -> list[_N
     """The samples made from an item (several if the card splits over-long clips), or why it is rejected."""
     if isinstance(clip, Rejected):
         return clip
+    if clip is None and not card.keeps_texts:
+        return Rejected("names no audio: `text_only: true` in the card stores such items as texts")
     if clip is None:
         return _with_json([(item.key, item.metadata, None)])
     samples_T = normalise(clip, card.audio)

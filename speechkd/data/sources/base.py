@@ -53,15 +53,24 @@ class Unmatched:
     """allowed share if the card sets no `unmatched_rate`; 1: any"""
     lookup: bool = False
     """a list that may serve a larger corpus (speakers, say): shown, and refused by no share"""
+    without_audio: bool = False
+    """items of a corpus of audio that have none: the card says what they are (`text_only`)"""
+    line: str = ""
+    """the whole line, where it is not said as `3 of 5`"""
 
     def __str__(self) -> str:
         example = self.example[:80].encode(errors="backslashreplace").decode()  # a name may be no Unicode
-        return f"{self.count} of {self.of} {self.what}, e.g. `{example}`"
+        return self.line or f"{self.count} of {self.of} {self.what}, e.g. `{example}`"
 
 
 def unmatched(what: str, names: Sequence[str], of: int, limit: float = PAIRED, lookup: bool = False) -> list[Unmatched]:
     """The entry about these names of `of` in all; empty if there are none."""
     return [Unmatched(what, len(names), of, names[0], limit, lookup)] if names else []
+
+
+def without_audio(what: str, names: Sequence[str], of: int) -> list[Unmatched]:
+    """The entry about items of a corpus of audio that have none; empty if there are none."""
+    return [Unmatched(what, len(names), of, names[0], limit=1.0, without_audio=True)] if names else []
 
 
 class Source(Protocol):

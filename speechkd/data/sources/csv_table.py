@@ -17,10 +17,11 @@ from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import TextFiles
-from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, row_item, unmatched_rows
+from speechkd.data.sources.rows import RowConfig, RowList, counted_key, open_audio, read_files
+from speechkd.data.sources.spans import Numbers
 
 
-class TableFormat(TextFiles):
+class TableFormat(TextFiles, Numbers):
     """Syntax of a text table."""
 
     delimiter: str = Field(default="", max_length=1)
@@ -80,14 +81,13 @@ class CsvSource:
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
         many_files = len(self.files) > 1
-        items = []
+        rows = RowList(self.config, self.audio)
         for split, path in self.files:
             for count, (number, row) in enumerate(read_table(path, self.config), 1):
-                items.append(row_item(row, self.config, number, split, counted_key(count, split, many_files), f"{path}, line {number}"))
-                self.field_names.update(row)
-        self.field_names -= self.config.used
-        self.unmatched = unmatched_rows(items, self.audio)
-        return sorted(items, key=lambda item: item.key)
+                rows.add(row, number, split, counted_key(count, split, many_files), f"{path}, line {number}")
+        self.field_names = set(rows.names) - self.config.used
+        items, self.unmatched = rows.checked(self.files[0][1])
+        return items
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Decode each item's file; a path that leaves `root` is rejected, never followed."""
@@ -97,6 +97,8 @@ class CsvSource:
 def read_table(path: Path, style: TableFormat) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, column -> value) of every row. Raises InputError naming file and line."""
     lines = islice(text_lines(path, style.encoding), style.skip_lines, None)
+    if named := style.columns if not style.pattern else list(re.compile(style.pattern).groupindex):
+        _check_numbers(style, named, path)
     for number, cells, columns in _pattern_rows(lines, style.pattern) if style.pattern else _rows(lines, path, style):
         if len(cells) != len(columns):
             raise InputError(
@@ -104,7 +106,15 @@ def read_table(path: Path, style: TableFormat) -> Iterator[tuple[int, dict[str, 
                 f"`delimiter`, `quotes` ({path}, line {number})"
             )
         row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-        yield number, {name: _number(row, name, f"{path}, line {number}") if name in style.numbers else row[name] for name in row}
+        yield number, {
+            name: _number(row, name, style.decimal, f"{path}, line {number}") if name in style.numbers else row[name] for name in row
+        }
+
+
+def _check_numbers(style: TableFormat, columns: Sequence[str], path: Path) -> None:
+    for name in style.numbers:
+        if name not in columns:
+            raise InputError(unknown_name("column", name, columns, f"{path}: numbers"))
 
 
 def _pattern_rows(lines: Iterable[tuple[int, str]], pattern: str) -> Iterator[tuple[int, list[str], list[str]]]:
@@ -185,19 +195,20 @@ def _rows(lines: Iterable[tuple[int, str]], path: Path, style: TableFormat) -> I
             columns = [cell.strip() for cell in cells]
             if duplicate := next((name for name in columns if columns.count(name) > 1), None):
                 raise InputError(f"column `{duplicate}` occurs twice: rename one, or name all in `columns` ({path})")
-            for name in style.numbers:
-                if name not in columns:
-                    raise InputError(unknown_name("column", name, columns, f"{path}: numbers"))
+            _check_numbers(style, columns, path)
         else:
             if style.rest and len(cells) > len(columns):
                 cells = [*cells[: len(columns) - 1], delimiter.join(cells[len(columns) - 1 :])]
             yield number, cells + [""] * (len(columns) - len(cells) if spaces else 0), columns
 
 
-def _number(row: dict[str, str], name: str, where: str) -> int | float | str:
-    text = row[name]
+def _number(row: dict[str, str], name: str, decimal: str, where: str) -> int | float | str:
+    text = row[name] if decimal == "." else row[name].replace(",", ".", 1)
     try:
         # "n" for nan and inf
         return "" if not text else float(text) if any(char in text for char in ".eEnN") else int(text)
     except ValueError:
-        raise InputError(f"`{name}` must be a number, is `{text[:40]}`: mend it, or take the column out of `numbers` ({where})") from None
+        raise InputError(
+            f"`{name}` must be a number with the decimal mark `{decimal}`, is `{row[name][:40]}`: mend it, set `decimal`, or take the "
+            f"column out of `numbers` ({where})"
+        ) from None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.errors import InputError, nearest, unknown_name
 from speechkd.core.text import composed, paired_forms, read_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
@@ -63,6 +63,7 @@ class FolderSource:
     def items(self) -> list[Item]:
         """All clips, sorted by key. Raises InputError if a table or a sidecar cannot be read."""
         names = sorted(self._names())
+        self._check_suffixes(names)
         present = set(names)
         rows: dict[str, dict[str, Any]] = {}
         if self.table:
@@ -80,6 +81,16 @@ class FolderSource:
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Decode each file."""
         return read_files(items, self.audio.find)
+
+    def _check_suffixes(self, names: list[str]) -> None:
+        """Refuse a suffix of the card that no file has where other files are of a known one like it: they would be left out."""
+        if "suffixes" not in self.config.model_fields_set:
+            return
+        used = {name.rpartition(".")[2].lower() for name in names}
+        others = {name.rpartition(".")[2].lower() for name in self._files(tuple(f".{suffix}" for suffix in AUDIO))} - used
+        for suffix in self.config.suffixes:
+            if suffix.lower() not in used and nearest(suffix.lower(), others):
+                raise InputError(unknown_name("suffix", suffix, used | others, f"{self.audio.path}; card: source.suffixes; no file has it"))
 
     def _names(self) -> Iterator[str]:
         return self._files(tuple(f".{suffix}" for suffix in self.config.suffixes))

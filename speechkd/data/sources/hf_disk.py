@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 
 from speechkd.core.errors import DataError, InputError, unknown_name
 from speechkd.data.audio.clips import decode_bytes, decode_file
-from speechkd.data.audio.raw import RawClip, Rejected
+from speechkd.data.audio.raw import RawClip, Rejected, Span
 from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.hf_layout import stated_files
 from speechkd.data.sources.paths import AudioFolder
-from speechkd.data.sources.rows import RowConfig, counted_key, row_item
+from speechkd.data.sources.rows import RowConfig, check_row_fields, counted_key, row_item, span_of
+from speechkd.data.sources.spans import channel_numbers, check_channels, span_of_row
 from speechkd.data.storage.parquet_limits import ROOM, allowed, judge, text_bytes, text_columns
 
 LIST_ROWS = 4096
@@ -58,6 +59,7 @@ class HfDiskSource:
         """All rows, sorted by key; without reading audio. Raises InputError for an unknown column or a damaged file."""
         many_splits = len({split for split, _ in self.tables}) > 1
         numbers: dict[str, int] = {}
+        channels: set[float] = set()
         items = []
         for number, (split, path) in enumerate(self.tables):
             labels = _class_labels(path)
@@ -65,17 +67,23 @@ class HfDiskSource:
                 count = numbers[split] = numbers.get(split, 0) + 1
                 named = {name: _class_name(labels.get(name), value) for name, value in row.items()}
                 item = row_item(named, self.config, count, split, counted_key(count, split, many_splits), f"{path}, row {row_number}")
-                items.append(replace(item, payload={"file": number, "row": row_number}))
+                items.append(replace(item, payload={"file": number, "row": row_number, **span_of_row(row, self.config)}))
+                channels |= channel_numbers(row, self.config)
+        columns = {name: None for _, path in self.tables for name in _table(path).schema.names}
+        check_row_fields(self.config, columns, items, self.tables[0][1] if self.tables else "")
+        check_channels(channels, self.config)
         return sorted(items, key=lambda item: item.key)
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.config
         schema = _table(path).schema
         lists = {name.split(".")[0] for name in config.first_of}  # the column of `answers.text` is `answers`
-        for field in (config.audio_field, config.key_field, config.split_field, *config.columns, *lists):
+        for field in (config.audio_field, config.key_field, config.split_field, *config.span_fields, *config.columns, *lists):
             if field and "{" not in field and field not in schema.names:
                 raise InputError(unknown_name("column", field, schema.names, str(path)))
-        wanted = {*config.columns, *lists, config.key_field, config.split_field} if config.columns else set(schema.names)
+        wanted = (
+            {*config.columns, *lists, config.key_field, config.split_field, *config.span_fields} if config.columns else set(schema.names)
+        )
         wanted.discard(config.audio_field)
         self.field_names |= wanted & set(schema.names) - config.used
         names = [field.name for field in schema if field.name in wanted and (field.name in lists or _is_plain(field.type))]
@@ -96,19 +104,20 @@ class HfDiskSource:
             rows = sorted(row for number, row in wanted_cells if number == file)
             for row, value in _table(self.tables[file][1]).cells(self.config.audio_field, rows):
                 cells[file, row] = value
-        for cell in wanted_cells:
-            yield self._decode(cells.pop(cell))
+        for item, cell in zip(items, wanted_cells, strict=True):
+            value, problem = cells.pop(cell), item.payload.get("problem")
+            yield Rejected(problem) if problem and value is not None else self._decode(value, span_of(item.payload))
 
-    def _decode(self, value: Any) -> RawClip | Rejected | None:
+    def _decode(self, value: Any, span: Span) -> RawClip | Rejected | None:
         if value is None:
             return None
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, value)
         if isinstance(data, bytes) and data:
-            return decode_bytes(data)
+            return decode_bytes(data, span)
         if not isinstance(path, str) or not path:
             return Rejected(f"`{self.config.audio_field}` holds neither bytes nor a path")
         file = self.audio.find(path)
-        return file if isinstance(file, Rejected) else decode_file(file)
+        return file if isinstance(file, Rejected) else decode_file(file, span)
 
 
 class _Arrow:

@@ -36,7 +36,7 @@ class Join(TableFormat):
     @model_serializer(mode="wrap")
     def _without_later_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Keys added later are left out when unset, so that a card's digest stays what it was."""
-        later = {name: type(self).model_fields[name].default for name in ("encoding", "multiline", "unused_rate")}
+        later = {name: type(self).model_fields[name].default for name in ("encoding", "multiline", "unused_rate", "decimal")}
         return {name: value for name, value in write(self).items() if name not in later or value != later[name]}
 
 
@@ -45,6 +45,9 @@ def join(items: Sequence[Item], joins: Sequence[Join], data_root: Path) -> tuple
     strays: list[Unmatched] = []
     for table in joins:
         rows = _rows(table, data_root)
+        if table.on != "key" and not any(table.on in item.metadata for item in items):
+            fields = ["key", *{name: None for item in items for name in item.metadata}]
+            raise InputError(unknown_name("field", table.on, fields, "card: joins.on"))
         joined = [_add(item, table, rows) for item in items]
         if not any(after is not before for after, before in zip(joined, items, strict=True)):
             row_value, item_value = next(iter(rows), ""), items[0].key if table.on == "key" else items[0].metadata.get(table.on)

@@ -10,7 +10,7 @@ from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
 from speechkd.data.sources.base import Item, Unmatched
 from speechkd.data.sources.paths import TextFiles
-from speechkd.data.sources.rows import RowConfig, counted_key, open_audio, read_files, read_jsonl, row_item, unmatched_rows
+from speechkd.data.sources.rows import RowConfig, RowList, counted_key, open_audio, read_files, read_jsonl
 
 
 class JsonlConfig(RowConfig, TextFiles):
@@ -38,13 +38,14 @@ class JsonlSource:
     def items(self) -> list[Item]:
         """All rows, sorted by key. Raises InputError naming file and line."""
         many_files = len(self.files) > 1
-        items = [
-            row_item(row, self.config, number, split, counted_key(number, split, many_files), f"{path}, line {number}")
-            for split, path in self.files
-            for number, row in read_jsonl(path, self.config.encoding)
-        ]
-        self.unmatched = unmatched_rows(items, self.audio)
-        return sorted(items, key=lambda item: item.key)
+        rows = RowList(self.config, self.audio)
+        for split, path in self.files:
+            for number, row in read_jsonl(path, self.config.encoding):
+                rows.add(row, number, split, counted_key(number, split, many_files), f"{path}, line {number}")
+                self.field_names.update(name for name, value in row.items() if value in (None, ""))  # as an empty cell of a table
+        items, self.unmatched = rows.checked(self.files[0][1])
+        self.field_names -= self.config.used
+        return items
 
     def read(self, items: Sequence[Item]) -> Iterator[RawClip | Rejected | None]:
         """Decode each item's file; a path that leaves the root is rejected, never followed."""

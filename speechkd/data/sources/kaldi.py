@@ -129,8 +129,9 @@ def _unmatched(
     """What one file of a data directory names and another does not know."""
     out: list[Unmatched] = []
     if segments is not None:
-        used = {value.split(None, 1)[0] for value in segments.values() if value}
-        dangling = [utterance for utterance, value in segments.items() if value.split(None, 1)[0] not in recordings]
+        of = {utterance: value.partition(" ")[0].partition("\t")[0] for utterance, value in segments.items()}
+        used = set(of.values())
+        dangling = [utterance for utterance, recording in of.items() if recording not in recordings]
         out += unmatched(f"segments are of no recording of wav.scp (`{folder / 'segments'}`)", dangling, len(segments))
         out += unmatched(f"recordings of `{folder / 'wav.scp'}` have no segment", [n for n in recordings if n not in used], len(recordings))
     for field, values in fields.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechkd.core.config import Config
-from speechkd.core.errors import InputError
+from speechkd.core.errors import InputError, nearest
 from speechkd.core.text import paired_forms
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
@@ -51,8 +51,10 @@ class SharSource:
                 tar = folder / f"{config.field}.{path.name.split('.')[1]}.tar"
                 if not tar.is_file():
                     have = sorted({p.name.split(".")[0] for p in folder.glob("*.*.tar")})
+                    close = nearest(config.field, have)
+                    hint = f"; did you mean `{close}`?" if close else ""
                     raise InputError(
-                        f"no `{tar.name}` beside `{path}`; its folder has the fields {', '.join(have) or 'none'} (card: source.field)"
+                        f"no `{tar.name}` beside `{path}`; its folder has the fields {', '.join(have) or 'none'}{hint} (card: source.field)"
                     )
                 self.shards.append((split, path, tar))
 

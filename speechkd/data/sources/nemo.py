@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from speechkd.core.errors import InputError
+from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.text import paired_forms
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
@@ -86,9 +86,12 @@ class NemoSource:
         for name, (where, row) in zip(names, rows, strict=True):
             number = seen[name] = seen.get(name, -1) + 1
             called = f"{name}#{number}" if uses[name] > 1 else name
-            key = f"{clean_name(name)[:70]}-{number:06d}" if uses[name] > 1 else clean_name(name)
+            below = self._below(name)
+            key = f"{clean_name(below)[:70]}-{number:06d}" if uses[name] > 1 else clean_name(below)
             if self.config.key_field:
-                called = str(row.get(self.config.key_field, ""))
+                if self.config.key_field not in row:
+                    raise InputError(unknown_name("field", self.config.key_field, row, f"{where}; card: source.key_field"))
+                called = str(row[self.config.key_field])
                 key = clean_name(called)
             payload = {"audio": name, **_span(row, where)}
             if self.tars:
@@ -135,6 +138,11 @@ class NemoSource:
             if count > 1:
                 del out[None, name]
         return out
+
+    def _below(self, name: str) -> str:
+        """The path below the root, for a key: the same wherever the corpus lies. The last part of a path that leads elsewhere."""
+        path = PurePosixPath(self.audio.placed(name) if self.audio else name)
+        return path.name if path.is_absolute() else str(path)
 
     def _name(self, row: dict[str, Any], where: str) -> str:
         if not isinstance(row.get(_AUDIO), str) or not row[_AUDIO]:

@@ -10,7 +10,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from pydantic import field_validator
@@ -108,7 +108,8 @@ def on_disk(folder: Path, name: PurePosixPath) -> str | Rejected | None:
 def _missing(path: Path, what: str, key: str) -> str:
     close = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
     hint = f"; did you mean `{close}`?" if close else ""
-    return f"no {what} `{path}`: put the corpus's data there, or set {ROOT_VARIABLE} to the folder that holds it (card: {key}){hint}"
+    way_out = f"put the corpus's data there, or set {ROOT_VARIABLE} to the folder that holds it"
+    return f"no {what} `{path.absolute()}`: {way_out} (card: {key}){hint}"
 
 
 def braces(pattern: str) -> list[str]:
@@ -147,16 +148,20 @@ class TextFiles(Config):
         return text_encoding(encoding)
 
 
+_GONE = "no such file"
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 AUDIO = ("flac", "wav", "mp3", "ogg", "opus")
 """Suffixes of audio files"""
 
 
 class AudioPaths(Config):
-    """Location of the audio files. `moved` maps a path prefix in the raw data to a folder below `root`."""
+    """Location of the audio files."""
 
     root: str = ""
     """folder below the data root that audio paths are relative to; empty: the data root itself"""
     moved: dict[str, str] = {}
+    """beginning of the paths in the raw data -> folder below `root` that it stands for: `{/data/calls: "", 'D:\\calls': ""}`. Windows paths
+    match in any case, with either slash"""
 
 
 class AudioFolder:
@@ -167,16 +172,23 @@ class AudioFolder:
         self._root = self.path.resolve()
         self._whole = bool(config.root)
         self._last = self.path, self._root
-        self._moved: Mapping[str, str] = {old.rstrip("/"): new for old, new in config.moved.items()}
+        self._below = config.root
+        self._moved = [(old.rstrip("/\\"), new) for old, new in sorted(config.moved.items(), key=lambda pair: -len(pair[0]))]
 
     def find(self, name: str) -> Path | Rejected:
         """The file called `name`, or why it is rejected. An absolute path must be below the folder."""
-        for old, new in self._moved.items():
-            if name.startswith(old + "/"):
-                name = str(PurePosixPath(new, name[len(old) + 1 :]))
+        found = self._find(self._there(name))
+        if isinstance(found, Rejected) and found.reason.startswith(_GONE) and "\\" in name and not _DRIVE.match(name):
+            return self._find(name.replace("\\", "/"))
+        return found
+
+    def _find(self, name: str) -> Path | Rejected:
         path = PurePosixPath(name)
+        tried = str(PurePosixPath(self._below, name))[:200]
         if ".." in path.parts or "\0" in name:
             return Rejected("path must stay below the root folder")
+        if _DRIVE.match(name):
+            return Rejected(f"path must stay below the root folder, is `{tried}`: `moved` maps the beginning of a path to a folder there")
         try:
             unresolved = self._root / path
             target = self._resolved(unresolved.parent) / unresolved.name
@@ -185,20 +197,23 @@ class AudioFolder:
                 target = target.resolve()
                 if not target.is_relative_to(self._root):
                     outside = path.is_absolute() and not unresolved.is_relative_to(self._root)
-                    return Rejected("path must stay below the root folder" if outside else "is a link to outside the root folder")
+                    way_out = f", is `{tried}`: `moved` maps the beginning of a path to a folder there"
+                    return Rejected(f"path must stay below the root folder{way_out}" if outside else "is a link to outside the root folder")
                 facts = target.stat()
             if not stat.S_ISREG(facts.st_mode):
-                return Rejected("no such file")
+                return Rejected(f"{_GONE}: `{tried}`")
         except (FileNotFoundError, NotADirectoryError):
             other = on_disk(self._root, path)
-            return Rejected("no such file") if other is None else other if isinstance(other, Rejected) else self.find(other)
+            return Rejected(f"{_GONE}: `{tried}`") if other is None else other if isinstance(other, Rejected) else self._find(other)
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that is no Unicode
             return Rejected(f"cannot be found: {error}")
         return target
 
     def unlisted(self, names: Iterable[str]) -> list[Unmatched]:
         """Audio files that no list names: below `root`, or without one (the data root has other corpora too) beside the files named."""
-        listed = {str(PurePosixPath(self._here(name))) for name in names if name}
+        given = [name for name in names if name]
+        self._refuse_unused(given)
+        listed = {str(PurePosixPath(self.placed(name))) for name in given}
         folders = {"": True} if self._whole else {str(PurePosixPath(name).parent): False for name in listed}
         found: list[str] = []
         for folder, deep in sorted(folders.items()):
@@ -211,11 +226,31 @@ class AudioFolder:
         strays = [file for file in set(found) - listed if composed(file) not in named]
         return unmatched("audio files are named by no list", sorted(strays), len(set(found)), limit=1.0)
 
-    def _here(self, name: str) -> str:
-        """The name with `moved` applied, relative to the folder if it is an absolute path below it."""
-        for old, new in self._moved.items():
+    def _there(self, name: str) -> str:
+        """The name with `moved` applied."""
+        for old, new in self._moved:
             if name.startswith(old + "/"):
-                name = str(PurePosixPath(new, name[len(old) + 1 :]))
+                return str(PurePosixPath(new, name[len(old) + 1 :]))
+            if _is_windows(old) and _plain(name).startswith(_plain(old) + "/"):
+                return str(PurePosixPath(new, name[len(old) + 1 :].replace("\\", "/")))
+        return name
+
+    def _refuse_unused(self, names: Sequence[str]) -> None:
+        """Refuse a key of `moved` with which no path begins. Raises InputError with the nearest beginning."""
+        for old, _ in self._moved if names else ():
+            if any(name.startswith(old + "/") or (_is_windows(old) and _plain(name).startswith(_plain(old) + "/")) for name in names):
+                continue
+            parts = len(re.split(r"[/\\]", old))
+            heads = dict.fromkeys("".join(re.split(r"([/\\])", name)[: 2 * parts - 1]) for name in names)
+            close = nearest(old, heads)
+            hint = f"; did you mean `{close}`?" if close else ""
+            raise InputError(f"no path begins with `{old}/`; paths are like `{names[0][:100]}`{hint} (card: source.moved)")
+
+    def placed(self, name: str) -> str:
+        """The name with `moved` applied, relative to the folder if it is an absolute path below it."""
+        name = self._there(name)
+        if "\\" in name and not is_there(self.path / name, Path.exists):
+            name = name.replace("\\", "/")
         path = PurePosixPath(name)
         for root in (self.path, self._root):
             if path.is_absolute() and path.is_relative_to(root):
@@ -227,6 +262,15 @@ class AudioFolder:
         if folder != self._last[0]:
             self._last = folder, folder.resolve()
         return self._last[1]
+
+
+def _is_windows(path: str) -> bool:
+    return "\\" in path or path[1:2] == ":"
+
+
+def _plain(path: str) -> str:
+    """A Windows path for comparing."""
+    return path.replace("\\", "/").casefold()
 
 
 def _is_audio(file: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from speechkd.core.text import text_lines
 from speechkd.core.types import Scalar
 from speechkd.data.audio.clips import decode_file
 from speechkd.data.audio.raw import RawClip, Rejected, Span
-from speechkd.data.sources.base import Item, Unmatched, unmatched
+from speechkd.data.sources.base import Item, Unmatched, without_audio
 from speechkd.data.sources.paths import AudioFolder, AudioPaths
+from speechkd.data.sources.spans import SpanFields, channel_numbers, check_channels, shared_recordings, span_of_row
 from speechkd.data.storage.names import clean_name
 
 
-class RowConfig(AudioPaths):
+class RowConfig(AudioPaths, SpanFields):
     """Keys of all row layouts. A value with braces is a template of fields and `split`: `audio_field: "{split}/utt{number}.wav"`."""
 
     audio_field: str = "audio"
-    """field with the audio's path below `root`; a row without it is text-only"""
+    """field with the audio's path below `root`; empty: a corpus of texts. The card's `text_only` says what single rows without audio are"""
     key_field: str = ""
     """empty: the row number is the key"""
     clean_keys: bool = False
@@ -37,7 +38,7 @@ class RowConfig(AudioPaths):
     @property
     def used(self) -> set[str]:
         """Fields that are not metadata."""
-        return {self.audio_field, self.key_field, self.split_field}
+        return {self.audio_field, self.key_field, self.split_field, *self.span_fields}
 
 
 def read_jsonl(path: Path, encoding: str = "", stream: Any = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -94,6 +95,14 @@ def scalars(row: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
     return out
 
 
+def field_names(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The names of a row's fields and of those inside its objects, with a value or without."""
+    for name, value in row.items():
+        yield prefix + str(name)
+        if isinstance(value, Mapping):
+            yield from field_names(value, f"{prefix}{name}.")
+
+
 def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     """Replace `{field}` in a template by the row's value, without formats or attribute access. Raises InputError for unknown fields."""
 
@@ -119,11 +128,12 @@ def row_item(row: Mapping[str, Any], config: RowConfig, number: int, split: str,
         audio = audio_path(given) if (given := row.get(config.audio_field) or "") else ""
     if audio is None:
         raise InputError(f"`{config.audio_field}` must be a path, or an object with one (`path`), given {_kind(given)} ({where})")
+    payload = {"audio": audio, "line": number} | (span_of_row(row, config) if config.span_fields and audio else {})
     metadata = scalars({name: value for name, value in row.items() if name not in used and not (name == "split" and value is split)})
     for name in config.first_of:
         if isinstance(value := _first(row, name.split(".")), (str, int, float)) and value != "":
             metadata[name] = value
-    return Item(clean_name(key) if config.clean_keys else key, split, metadata, {"audio": audio, "line": number}, key)
+    return Item(clean_name(key) if config.clean_keys else key, split, metadata, payload, key)
 
 
 def _kind(value: Any) -> str:
@@ -141,14 +151,19 @@ def _first(value: Any, path: list[str]) -> Any:
 def _named(row: Mapping[str, Any], name: str, where: str) -> str:
     if "{" in name:
         return fill(name, row, where)
-    if not isinstance(row.get(name), (str, int)):
+    if name not in row:
+        raise InputError(unknown_name("field", name, row, where))
+    if not isinstance(row[name], (str, int)):
         raise InputError(f"field `{name}` must be text; the row has {', '.join(sorted(row)) or 'nothing'} ({where})")
     return str(row[name])
 
 
 def read_files(items: Sequence[Item], find: Callable[[str], Path | Rejected] | None) -> Iterator[RawClip | Rejected | None]:
-    """Decode each item's `audio`, or the span given by `start`, `seconds` and `channel` of its payload; None if it has no audio."""
+    """Decode each item's `audio`, or the span given by its payload; None if it has no audio, rejected with the payload's `problem`."""
     for item in items:
+        if "problem" in item.payload:
+            yield Rejected(item.payload["problem"])
+            continue
         name = item.payload["audio"]
         if not name:
             yield None
@@ -158,20 +173,51 @@ def read_files(items: Sequence[Item], find: Callable[[str], Path | Rejected] | N
         yield path if isinstance(path, Rejected) else decode_file(path, span_of(item.payload))
 
 
-def unmatched_rows(items: Sequence[Item], audio: AudioFolder | None) -> list[Unmatched]:
-    """Rows without audio in a list of audio, and audio beside it that no row names."""
-    if audio is None:
-        return []
-    silent = [item.key for item in items if item.payload.get("audio") == ""]
-    return [
-        *unmatched("rows name no audio and become text alone", silent, len(items), limit=1.0),
-        *audio.unlisted(item.payload.get("audio", "") for item in items),
-    ]
+class RowList:
+    """The rows of a list while it is read: their items, and what the rows have in all."""
+
+    def __init__(self, config: RowConfig, audio: AudioFolder | None) -> None:
+        self.items: list[Item] = []
+        self.names: dict[str, None] = {}
+        """fields that rows have, with a value or without"""
+        self._config, self._audio, self._channels = config, audio, set[float]()
+
+    def add(self, row: Mapping[str, Any], number: int, split: str, counted: str, where: str) -> None:
+        """Add a row; the arguments are those of `row_item`."""
+        self.items.append(row_item(row, self._config, number, split, counted, where))
+        self.names.update(dict.fromkeys(field_names(row)))
+        self._channels |= channel_numbers(row, self._config)
+
+    def checked(self, where: object) -> tuple[list[Item], list[Unmatched]]:
+        """The items sorted by key, and what else is to be said: rows without audio, files that serve several, audio that no row names.
+
+        `where`: the list, for messages. Raises InputError for a field of the card that no row has.
+        """
+        items, config, strays = self.items, self._config, list[Unmatched]()
+        check_row_fields(config, self.names, items, where)
+        check_channels(self._channels, config)
+        if self._audio is not None:
+            silent = [item.key for item in items if item.payload.get("audio") == ""]
+            strays += without_audio(f"rows name no audio (field `{config.audio_field}`)", silent, len(items))
+            strays += shared_recordings(items, config)
+            strays += self._audio.unlisted(item.payload.get("audio", "") for item in items)
+        return sorted(items, key=lambda item: item.key), strays
+
+
+def check_row_fields(config: RowConfig, names: Collection[str], items: Sequence[Item], where: object) -> None:
+    """Refuse a key that names a field which no row has; `names`: all fields of all rows. Raises InputError."""
+    for key in ("audio_field", "split_field", "start_field", "end_field", "duration_field", "channel_field") if items else ():
+        field = getattr(config, key)
+        if field and "{" not in field and field not in names and key in config.model_fields_set:
+            raise InputError(unknown_name("field", field, names, f"{where}; card: source.{key}"))
+    for name in config.first_of if items else ():
+        if not any(name in item.metadata for item in items):
+            raise InputError(unknown_name("list", name, names, f"{where}; card: source.first_of; no row has an entry there"))
 
 
 def span_of(payload: Mapping[str, Any]) -> Span:
     """The span of the file that is this item."""
-    return Span(payload.get("start", 0.0), payload.get("seconds"), payload.get("channel"))
+    return Span(payload.get("start", 0.0), payload.get("seconds"), payload.get("channel"), payload.get("unit") == "samples")
 
 
 def counted_key(number: int, split: str, with_split: bool) -> str:

@@ -20,7 +20,7 @@ from speechkd.core.config import Config, build
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.data.audio.clips import decode_bytes
 from speechkd.data.audio.raw import RawClip, Rejected
-from speechkd.data.sources.base import Item, Source, Unmatched, unmatched
+from speechkd.data.sources.base import Item, Source, Unmatched, without_audio
 from speechkd.data.sources.espeak import Engine, data_folder
 from speechkd.data.sources.espeak_voices import check_voice
 from speechkd.data.sources.speech_server import MAX_ANSWER, ServerVoice, SpeechServer
@@ -92,7 +92,7 @@ class TtsSource:
         if rows and not any(field in row.metadata for row in rows):
             raise InputError(unknown_name("field", field, {name for row in rows for name in row.metadata}, "card: source.text_field"))
         silent = [row.key for row in rows if not str(row.metadata.get(field, "")).strip()]
-        self.unmatched = unmatched(f"rows have no `{field}` to speak and become text alone", silent, len(rows), limit=1.0)
+        self.unmatched = without_audio(f"rows have no `{field}` to speak", silent, len(rows))
         items = []
         for row in rows:
             text = str(row.metadata.get(field, "")).strip()

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from speechkd.core.errors import InputError
+from speechkd.core.errors import InputError, nearest, unknown_name
 from speechkd.core.text import decode_text
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
-from speechkd.data.sources.base import PAIRED, Item, Unmatched, unmatched
+from speechkd.data.sources.base import PAIRED, Item, Unmatched, unmatched, without_audio
 from speechkd.data.sources.rows import parse_object, scalars
 from speechkd.data.sources.tarfiles import TarMember, list_tar, member_payload, read_members, read_range
 from speechkd.data.storage.names import clean_name
@@ -45,19 +45,32 @@ class WebdatasetSource:
         self.unmatched: list[Unmatched] = []
         self.config, self.root = config, data_root
         self._unread: list[str] = []
+        self._suffixes: set[str] = set()
         self.tars = stated.files_by_split(config, config.tars, data_root, "source.tars")
 
     def items(self) -> list[Item]:
         """All samples, sorted by key. Raises InputError for a damaged tar or metadata that is not JSON."""
         self._unread = []
         items = self._qualified([(tar, item) for split, tar in self.tars for item in self._tar(split, tar)])
+        self._check_suffixes()
         of, readable = len(items) + len(self._unread), {*self.config.audio, self.config.json_suffix, *self.config.text}
         silent = [item.key for item in items if not item.payload]
         mute = [item.key for item in items if item.payload and not item.metadata]
-        self.unmatched = unmatched("samples have text but no audio", silent, of, limit=1.0)
+        self.unmatched = without_audio("samples have text but no audio", silent, of)
         self.unmatched += unmatched("samples have audio but no text", mute, of, limit=PAIRED if len(mute) < len(items) else 1.0)
         self.unmatched += unmatched(f"samples are left out: no member is {', '.join(sorted(readable))}", self._unread, of)
         return items
+
+    def _check_suffixes(self) -> None:
+        """Refuse a suffix of the card that no member has; of those of audio, only one very like a suffix that would not be read."""
+        config, read = self.config, {*self.config.audio, self.config.json_suffix, *self.config.text}
+        given = config.model_fields_set if self._suffixes else set()
+        wanted = [("json_suffix", config.json_suffix)] if "json_suffix" in given else []
+        wanted += [("text", suffix) for suffix in config.text] if "text" in given else []
+        wanted += [("audio", suffix) for suffix in config.audio if nearest(suffix, self._suffixes - read)] if "audio" in given else []
+        for key, suffix in wanted:
+            if suffix not in self._suffixes:
+                raise InputError(unknown_name("suffix", suffix, self._suffixes, f"card: source.{key}; no member has it"))
 
     def _qualified(self, found: list[tuple[Path, Item]]) -> list[Item]:
         """The items sorted by key. If the keys of several tars restart, each has its tar's name before it."""
@@ -88,6 +101,7 @@ class WebdatasetSource:
             if suffix.lower() in sample:
                 raise InputError(f"`{member.name}` is in `{tar}` twice: give one of the two another name")
             sample[suffix.lower()] = member
+            self._suffixes.add(suffix.lower())
         for key, sample in samples.items():
             yield from self._item(split, tar, key, sample)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from speechkd.core.errors import InputError, unknown_name
+from speechkd.core.files import where_looked
 from speechkd.data.cards import Card, load_card
 from speechkd.data.shards.index import ShardSet, open_shards
 from speechkd.data.storage.store import Location, parse_location
@@ -40,7 +41,7 @@ def open_corpora(data: DataConfig) -> list[Corpus]:
         folder = version_folder(data.root, card)
         if not (folder / "manifest.json").is_file():
             command = f"speechkd shard {config.card} --out {data.root}"
-            raise InputError(f"corpus `{card.name}` has no shards at `{folder}`: run `{command}`")
+            raise InputError(f"corpus `{card.name}` has no shards at `{folder}`{where_looked(folder)}: run `{command}`")
         shards = open_shards(folder)
         if shards.card.digest != card.digest:
             raise InputError(
@@ -56,10 +57,7 @@ def check_clips(corpora: Sequence[Corpus], encoder: str, roles: Sequence[str], e
     Raises InputError for a training split that its corpus lacks, an evaluation split that no corpus has, a task that a corpus lacks, and
     for clips, trained on or asked about, that are longer than the encoder's window.
     """
-    known = {split: None for corpus in corpora for split in corpus.shards.splits()}
-    for label, split in evaluation.splits.items():
-        if split not in known:
-            raise InputError(unknown_name("split", split, known, f"evaluation.splits.{label}"))
+    check_evaluation(evaluation, corpora)
     window = load_features(encoder).window_seconds
     for corpus in corpora:
         train = train_splits(corpus, roles)
@@ -74,6 +72,18 @@ def check_clips(corpora: Sequence[Corpus], encoder: str, roles: Sequence[str], e
             )
 
 
+def check_evaluation(evaluation: EvaluationConfig, corpora: Sequence[Corpus]) -> None:
+    """Raises InputError for an evaluation split that no corpus has, and for a task that a corpus lacks."""
+    known = {split: None for corpus in corpora for split in corpus.shards.splits()}
+    for label, split in evaluation.splits.items():
+        if split not in known:
+            raise InputError(unknown_name("split", split, known, f"evaluation.splits.{label}"))
+    for corpus in corpora:
+        for name in evaluation.tasks or ():
+            if name not in corpus.card.tasks:
+                raise InputError(unknown_name("task", name, corpus.card.tasks, f"evaluation.tasks, corpus {corpus.card.name}"))
+
+
 def train_splits(corpus: Corpus, roles: Sequence[str]) -> list[str]:
     """The splits of a corpus to train on: none where it has weight 0 for every role. Raises InputError for a split that is not there."""
     splits = corpus.config.train_splits if any(corpus.config.weight(role) for role in roles) else []
@@ -85,9 +95,7 @@ def evaluation_questions(evaluation: EvaluationConfig, corpus: Corpus) -> list[Q
     """What evaluation asks about those of its splits that a corpus has. Raises InputError for a task that the corpus lacks."""
     tasks = corpus.card.tasks
     names = evaluation.tasks or list(tasks)
-    for name in names:
-        if name not in tasks:
-            raise InputError(unknown_name("task", name, tasks, f"evaluation.tasks, corpus {corpus.card.name}"))
+    check_evaluation(evaluation.model_copy(update={"splits": {}}), [corpus])
     return [
         question
         for split in evaluation.splits.values()

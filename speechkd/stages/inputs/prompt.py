@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from speechkd.core.errors import InputError
+from speechkd.core.files import no_such_file
 from speechkd.models.exported import load_tokenizer
 from speechkd.models.prompt import Prompt
 from speechkd.teachers.live_config import LiveConfig, TextLlmConfig
@@ -19,7 +20,7 @@ def open_prompt(config: PromptConfig, llm: str) -> Prompt:
     """
     path = Path(config.template)
     if not path.is_file():
-        raise InputError(f"no such file `{path}` (prompt.template)")
+        raise InputError(f"{no_such_file(path)} (prompt.template)")
     return Prompt(path.read_text(encoding="utf-8").rstrip("\n"), load_tokenizer(llm), str(path))
 
 
