@@ -242,7 +242,7 @@ class Recipe(Config):
 def _check_objectives(objectives: Mapping[str, Any], losses: Mapping[str, Any]) -> None:
     for name, named in objectives.items():
         for loss in named if isinstance(named, list) else ():
-            if loss not in losses:
+            if not isinstance(loss, str) or loss not in losses:
                 raise ValueError(unknown_name("loss", str(loss), losses, f"objectives.{name}"))
 
 
