@@ -203,8 +203,8 @@ def serve(
     from speechkd.serving.app import Serving
     from speechkd.stages.serve import serve as stage
 
-    limits = {"batch": batch, "waiting": waiting, "max_bytes": max_mb << 20, "max_tokens": max_tokens}
-    stage(export, host, port, Serving(model=name or export.resolve().name, transcribe=transcribe, **limits), key_env)
+    serving = Serving(name or export.resolve().name, batch, waiting, max_bytes=max_mb << 20, max_tokens=max_tokens, transcribe=transcribe)
+    stage(export, host, port, serving, key_env)
 
 
 @app.command()

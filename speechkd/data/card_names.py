@@ -5,16 +5,15 @@ A name that nothing has does nothing: `drop: [clientid]` keeps the client ids. S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from speechkd.core.errors import InputError, unknown_name
 from speechkd.core.text import composed, folded
+from speechkd.core.types import Scalar
+from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.sources.base import Item
-
-if TYPE_CHECKING:
-    from speechkd.data.cards import Card
 
 OF_PARTS = ("part", "parts")
 """Fields that the parts of a split clip get"""
@@ -22,6 +21,78 @@ CLOSE = 0.75
 """Likeness from which a value that no item has is taken for a slip of one that items have"""
 CLASS_VALUES = 1000
 """A field with more values than this is no class, and its values are not compared"""
+
+
+class HoldOut(Protocol):
+    """What a held-out split names."""
+
+    @property
+    def by(self) -> str:
+        """A metadata name, or empty."""
+
+
+class Task(Protocol):
+    """What a task names."""
+
+    @property
+    def field(self) -> str:
+        """A metadata name."""
+
+    @property
+    def instruction_field(self) -> str:
+        """A metadata name, or empty."""
+
+    @property
+    def kind(self) -> str:
+        """How answers are scored."""
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """Values of the field."""
+
+    @property
+    def when(self) -> Mapping[str, Scalar]:
+        """Metadata name -> value."""
+
+
+class Card(Protocol):
+    """The keys of a card that name something of its data (`cards.Card`)."""
+
+    @property
+    def name(self) -> str:
+        """The card's own name, for messages."""
+
+    @property
+    def audio(self) -> AudioLimits:
+        """Limits on a clip, which name fields of whole clips."""
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """Raw field -> metadata name."""
+
+    @property
+    def drop(self) -> Sequence[str]:
+        """Metadata names."""
+
+    @property
+    def values(self) -> Mapping[str, Mapping[str, Scalar]]:
+        """Metadata name -> raw value -> new value."""
+
+    @property
+    def constants(self) -> Mapping[str, Scalar]:
+        """New metadata."""
+
+    @property
+    def combine(self) -> Mapping[str, Sequence[str]]:
+        """New metadata name -> metadata names."""
+
+    @property
+    def hold_out(self) -> Mapping[str, HoldOut]:
+        """New split -> its rule."""
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Questions about the metadata."""
 
 
 def check_fields(card: Card, raw: Collection[str]) -> None:

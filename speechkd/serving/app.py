@@ -61,13 +61,13 @@ class _Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        words = {"registry": self.registry, "namespace": "speechkd_serve"}
-        self.requests = Counter("requests", "Requests by path and status", ["path", "status"], **words)
-        self.seconds = Histogram("request_seconds", "Time to the end of a request", ["path"], **words)
-        self.waiting = Gauge("waiting", "Questions that wait for the model", **words)
-        self.batch = Histogram("batch_size", "Questions answered together", buckets=(1, 2, 4, 8, 16, 32, 64), **words)
-        self.audio = Counter("audio_seconds", "Sound that was asked about", **words)
-        self.tokens = Counter("answer_tokens", "Tokens answered", **words)
+        on: Any = {"registry": self.registry}
+        self.requests = Counter("speechkd_serve_requests", "Requests by path and status", ["path", "status"], **on)
+        self.seconds = Histogram("speechkd_serve_request_seconds", "Time to the end of a request", ["path"], **on)
+        self.waiting = Gauge("speechkd_serve_waiting", "Questions that wait for the model", **on)
+        self.batch = Histogram("speechkd_serve_batch_size", "Questions answered together", buckets=(1, 2, 4, 8, 16, 32, 64), **on)
+        self.audio = Counter("speechkd_serve_audio_seconds", "Sound that was asked about", **on)
+        self.tokens = Counter("speechkd_serve_answer_tokens", "Tokens answered", **on)
 
 
 def make_app(student: DistilledStudent, serving: Serving) -> FastAPI:
@@ -201,7 +201,11 @@ class _Endpoint:
     async def _stream(self, job: Job) -> Response:
         """The answer in pieces, as server-sent events."""
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str]()
-        job = replace(job, on_text=lambda text: loop.call_soon_threadsafe(pieces.put_nowait, text))
+
+        def on_text(text: str) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, text)
+
+        job = replace(job, on_text=on_text)
         waiting = asyncio.wrap_future(self._submit(job).answer)
 
         async def events() -> AsyncIterator[str]:
@@ -210,7 +214,8 @@ class _Endpoint:
                 yield self._event(number, {"role": "assistant", "content": ""})
                 while not waiting.done() or not pieces.empty():
                     getting = asyncio.ensure_future(pieces.get())
-                    await asyncio.wait([getting, waiting], return_when=asyncio.FIRST_COMPLETED)
+                    either: list[asyncio.Future[Any]] = [getting, waiting]
+                    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                     if not getting.done():
                         getting.cancel()
                         continue

@@ -109,12 +109,13 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
     published as the run's result. Raises InputError where the run was trained by another recipe (its data and teachers may differ). For
     an export only the questions count: its recipe is not compared.
     """
-    graded = _evaluate_run(recipe, checkpoint, regrade)
-    show_results(recipe.run_dir, graded / SUMMARY)
+    graded = _evaluate_run(recipe, checkpoint, regrade, partition)
+    if (graded / SUMMARY).is_file():  # else other partitions have not asked their share yet
+        show_results(recipe.run_dir, graded / SUMMARY)
     return graded
 
 
-def _evaluate_run(recipe: Recipe, checkpoint: Path | None, regrade: bool) -> Path:
+def _evaluate_run(recipe: Recipe, checkpoint: Path | None, regrade: bool, partition: tuple[int, int]) -> Path:
     folder = recipe.run_dir
     if checkpoint is None or not (checkpoint / MANIFEST).is_file():
         same_recipe(folder, recipe, NOT_THE_STUDENTS)

@@ -214,7 +214,8 @@ def swept(model: type[BaseModel], done: dict[type[BaseModel], set[str]]) -> None
 
 def test_every_key_that_holds_text_is_listed_here() -> None:
     done: dict[type[BaseModel], set[str]] = {}
-    for model in (Card, Recipe, *(table.get(name).Config for table in (SOURCES, TEACHERS, LOSSES, PROJECTORS) for name in table)):
+    tables: list[Any] = [SOURCES, TEACHERS, LOSSES, PROJECTORS]
+    for model in (Card, Recipe, *(table.get(name).Config for table in tables for name in table)):
         swept(model, done)
     found = set().union(*done.values())
     plain = {key for keys in OTHERS.values() for key in keys.split()}

@@ -92,8 +92,12 @@ TREES: dict[str, dict[str, str]] = {
     },
     "wavcaps": {
         "wavcaps/audio/bbc/NHU.wav": "",
-        "wavcaps/bbc.jsonl": json.dumps({"id": "NHU", "caption": "A dog", "duration": 3.0, "href": "x", "description": "d"}),
-        **{f"wavcaps/{part}.jsonl": "" for part in ("audioset", "freesound", "soundbible")},
+        "wavcaps/bbc.jsonl": json.dumps(
+            {"id": "NHU", "caption": "A dog", "duration": 3.0, "href": "x", "description": "d", "download_link": "x", "audio": "x"}
+        ),
+        "wavcaps/freesound.jsonl": json.dumps({"id": "7", "caption": "A car", "file_name": "7.wav", "author": "x", "href": "x"}),
+        "wavcaps/soundbible.jsonl": json.dumps({"id": "8", "caption": "A bell", "title": "x", "author": "x"}),
+        "wavcaps/audioset.jsonl": "",
     },
     "yodas2": {
         "yodas2/id000/wav/1JpiRT.wav": "",

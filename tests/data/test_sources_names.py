@@ -36,7 +36,7 @@ def corpus(kind: str, names: list[str], folder: Path) -> dict[str, Any]:
         return {"kind": "lhotse", "cuts": "l.jsonl", "root": "a"}
     rows = [{"audio": f"{name}.wav", "audio_filepath": f"{name}.wav", "id": name, "said": name} for name in names]
     if kind == "messages":
-        rows = [{**row, "audio": "", "messages": [{"role": "user", "content": "x"}]} for row in rows]
+        rows = [{**row, "audio": "x.wav", "messages": [{"role": "user", "content": "x"}]} for row in rows]
     (folder / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if kind == "nemo":
         return {"kind": "nemo", "manifest": "l.jsonl", "root": "a"}

@@ -162,6 +162,7 @@ def test_paths_of_another_system_are_moved(given: str, tmp_path: Path) -> None:
     [
         ("/mnt/x/2.wav", "no such file: `audio/b/2.wav`"),
         ("3.wav", "no such file: `audio/3.wav`"),
+        ("3\n\udc80.wav", "no such file: `audio/3\ufffd\ufffd.wav`"),
         ("/mnt/y/1.wav", "path must stay below the root folder, is `/mnt/y/1.wav`: `moved` maps the beginning"),
         (r"D:\y\1.wav", r"path must stay below the root folder, is `audio/D:\y\1.wav`: `moved` maps"),
     ],

@@ -23,6 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
 }
 CV = ["client_id", "path", "sentence_id", "sentence", "sentence_domain", "up_votes", "down_votes", "age", "gender", "accents", "variant"]
+CV += ["locale", "segment"]
 
 
 def write_llm(folder: Path, kind: str, layers: int = 2, padding: int = 0, width: int = 24) -> Path:
@@ -166,7 +167,7 @@ def six_languages(raw: Path) -> None:
             names = [f"common_voice_{language}_{split}{number}.mp3" for number in range(3)]
             for number, name in enumerate(names):
                 soundfile.write(clips / name, noise(seed * 10 + number, 0.5), 16_000, format="MP3")
-            lines = [["c", name, "s", f"one two {split}", "", "2", "0", "", "male_masculine", "", ""] for name in names]
+            lines = [["c", name, "s", f"one two {split}", "", "2", "0", "", "male_masculine", "", "", language, ""] for name in names]
             _text(raw / f"common_voice/{language}/{split}.tsv", "".join("\t".join(line) + "\n" for line in [CV, *lines]))
     clip = {"bytes": write(raw / "x.wav", noise(77, 0.5)).read_bytes(), "path": None}
     rows = Dataset.from_dict({"channel": ["@a"] * 3, "text": ["xin chào", "một hai", "ba"], "audio": [clip] * 3})

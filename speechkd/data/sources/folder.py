@@ -70,6 +70,8 @@ class FolderSource:
             spelled = {composed(name): name for name in names}
             rows = {spelled.get(composed(name), name): row for name, row in _table(self.table, self.config.encoding).items()}
         pattern = re.compile(self.config.pattern)
+        named = {*pattern.groupindex, *(field for row in rows.values() for field in row)}
+        self.field_names = named - {self.config.key_field, self.config.split_field}  # a group that never matches is no misspelt field
         self.unmatched = self._lists(names, rows)
         items = [self._absent(name, row) for name, row in rows.items() if name not in present]
         for name in names:

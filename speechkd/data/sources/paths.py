@@ -184,7 +184,7 @@ class AudioFolder:
 
     def _find(self, name: str) -> Path | Rejected:
         path = PurePosixPath(name)
-        tried = str(PurePosixPath(self._below, name))[:200]
+        tried = "".join(letter if letter.isprintable() else "\ufffd" for letter in str(PurePosixPath(self._below, name))[:200])
         if ".." in path.parts or "\0" in name:
             return Rejected("path must stay below the root folder")
         if _DRIVE.match(name):
