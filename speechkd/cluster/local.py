@@ -173,9 +173,9 @@ class _Torchrun:
         if interrupts > self._interrupts and not self.by_hand:
             self._interrupts = interrupts
             # Ranks that listen handle USR1, which is ignored from their start, and again while they leave; for INT Python has a handler.
-            listening = any(_handles(worker.pid, signal.SIGUSR1) for worker in self._workers())
-            if interrupts > 1 or not listening:
-                say("train: stopping at once" if listening else "train: stopping before the first step")
+            listening = [_handles(worker.pid, signal.SIGUSR1) for worker in self._workers()]
+            if interrupts > 1 or not listening or not all(listening):
+                say("train: stopping at once")
                 self.by_hand = True
                 self._kill()
         if self.by_hand:
