@@ -131,6 +131,7 @@ class _Torchrun:
         self._process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_set_up_child, pass_fds=(pipe,))
         os.close(pipe)
         self._sent: set[tuple[signal.Signals, int]] = set()
+        self._interrupts = 0
         self.by_hand = False
         """whether the user did not wait for the end of the step"""
 
@@ -169,11 +170,12 @@ class _Torchrun:
 
     def _forward(self) -> None:
         interrupts = self._received.count(signal.SIGINT)
-        if interrupts and not self.by_hand:
-            # Ranks that listen handle USR1, which is ignored from their start; for INT Python itself has a handler.
-            listening = any(_handles(worker.pid, signal.SIGUSR1) for worker in self._workers())
-            if interrupts > 1 or not listening:
-                say("train: stopping at once" if listening else "train: stopping before the first step")
+        if interrupts > self._interrupts and not self.by_hand:
+            self._interrupts = interrupts
+            # Ranks that listen handle USR1, which is ignored from their start, and again while they leave; for INT Python has a handler.
+            listening = [_handles(worker.pid, signal.SIGUSR1) for worker in self._workers()]
+            if interrupts > 1 or not listening or not all(listening):
+                say("train: stopping at once")
                 self.by_hand = True
                 self._kill()
         if self.by_hand:

@@ -17,7 +17,7 @@ from speechkd.stages.progress import run_state
 from speechkd.tracking.journal import JOURNAL, read_journal
 from tests.e2e.conftest import ROOT, losses, wait_for
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1500)]
 
 
 def begin(workshop: Path, *words: object) -> subprocess.Popen[str]:
@@ -34,7 +34,7 @@ def test_an_interrupt_is_answered_at_once_and_a_second_one_ends_at_once(workshop
     """Both leave exit code 75, KILLED and a run that goes on."""
     run = workshop / "runs" / "interrupted"
     process = begin(workshop, "--set", "name=interrupted")
-    wait_for(lambda: max(losses(run), default=0) >= 2 or process.poll() is not None, 300)
+    wait_for(lambda: max(losses(run), default=0) >= 2 or process.poll() is not None, 500)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
@@ -45,7 +45,7 @@ def test_an_interrupt_is_answered_at_once_and_a_second_one_ends_at_once(workshop
     stopped = max(losses(run))
     assert process.returncode == 75 and f"after step {stopped}," in line and last_status(run) == ("KILLED", "stopped after a checkpoint")
     again = begin(workshop, "--set", "name=interrupted")
-    wait_for(lambda: max(losses(run), default=0) > stopped or again.poll() is not None, 300)
+    wait_for(lambda: max(losses(run), default=0) > stopped or again.poll() is not None, 500)
     for _ in range(2):
         again.send_signal(signal.SIGINT)
     _, said = again.communicate(timeout=200)
