@@ -87,7 +87,7 @@ def _table(plan: Plan, suffix: str, joined: bool) -> Corpus:
         lines = []
         for row in rows:
             stream = io.StringIO()
-            quoting = plan.rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+            quoting: Any = plan.rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
             csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator="").writerow(row)
             lines.append(stream.getvalue())
         plan.put(name, lines)
