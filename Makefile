@@ -30,8 +30,8 @@ devcluster:  ## a real SLURM of two nodes on this machine (stop it with launch/d
 test: lint types contracts unit  ## what a change must pass: style, types, import contracts, tests
 
 test-system: setup  ## servers, kills, browser and rebuilds
-	@if [ "$$(id -u)" = 0 ] && ! { command -v chromium && command -v slurmctld && command -v munged; } >/dev/null; then \
-	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium slurmctld slurmd slurm-client munge >/dev/null || true; fi
+	@if [ "$$(id -u)" = 0 ] && ! { command -v chromium && command -v slurmctld && command -v munged && command -v ffmpeg; } >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium ffmpeg slurmctld slurmd slurm-client munge >/dev/null || true; fi
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "(system or slow) and not (torture or alone)"
 	$(BIN)/python -m pytest -m "alone and not torture"
 

@@ -88,7 +88,7 @@ def _int(text: str) -> int:
     return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
 
 
-def _scalar(loader: _Loader, node: yaml.Node) -> Any:
+def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
     """A plain value. A tag may stand before any text (`!!int x`), and a number may have more digits than Python reads."""
     tag = node.tag.rpartition(":")[2]
     try:

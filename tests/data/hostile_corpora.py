@@ -87,7 +87,7 @@ def _table(plan: Plan, suffix: str, joined: bool) -> Corpus:
         lines = []
         for row in rows:
             stream = io.StringIO()
-            quoting = plan.rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+            quoting: Any = plan.rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
             csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator="").writerow(row)
             lines.append(stream.getvalue())
         plan.put(name, lines)
@@ -234,6 +234,7 @@ def _webdataset(plan: Plan) -> Corpus:
     """Two tars, between which the keys may restart; spare members are pickles alone."""
     tars: list[list[tuple[str, bytes]]] = [[], []]
     restart = plan.rng.random() < 0.5
+    plan.texted |= plan.audio if restart else set()  # audio alone in one tar and text alone in another would be one sample to the reader
     count: list[dict[int, int]] = [{}, {}]
     everything = {*plan.names}
     for n in plan.order(everything):

@@ -154,11 +154,41 @@ def _flacs() -> Iterator[Animal]:
         yield Animal(f"{name}-with-noise-behind", whole + np.random.default_rng(0).bytes(500), reason="its last frame is cut or damaged")
 
 
+def in_ogg(flac: bytes, size: int = 2000) -> bytes:
+    """FLAC in Ogg, as ffmpeg and flac write it; checksums left out."""
+    first = b"\x7fFLAC\1\0\0\1" + flac[:42]
+    parts = [first, *(flac[at : at + size] for at in range(42, len(flac), size))]
+    out = b""
+    for number, part in enumerate(parts):
+        lacing = bytes([255] * (len(part) // 255) + [len(part) % 255])
+        flags = 2 if number == 0 else 4 if number == len(parts) - 1 else 0
+        out += (
+            b"OggS\0"
+            + bytes([flags])
+            + bytes(8)
+            + b"\1\0\0\0"
+            + struct.pack("<I", number)
+            + bytes(4)
+            + bytes([len(lacing)])
+            + lacing
+            + part
+        )
+    return out
+
+
 def _pages(data: bytes) -> list[int]:
     return [at for at in range(len(data)) if data[at : at + 5] == b"OggS\0"]
 
 
 def _oggs() -> Iterator[Animal]:
+    for rate, channels in ((16_000, 1), (44_100, 2)):
+        flac = encoded(sound(rate=rate, channels=channels), rate, "FLAC")
+        samples = round(SECONDS * rate)
+        inside = in_ogg(flac_says(flac, 0))
+        yield Animal(f"flac-in-ogg-{rate}", in_ogg(flac))
+        yield Animal(f"flac-in-ogg-{rate}-streamed", inside)
+        yield Animal(f"flac-in-ogg-{rate}-chained", inside + inside, 2 * SECONDS)
+        yield Animal(f"flac-in-ogg-{rate}-cut", in_ogg(flac[: len(flac) // 2]), reason=f"header says {samples} samples, holds frames of")
     for codec in ("VORBIS", "OPUS"):
         whole, other = (encoded(sound(seconds), form="OGG", subtype=codec) for seconds in (SECONDS, 1.0))
         at = _pages(whole)

@@ -17,6 +17,9 @@ STREAMED = 0x7FFF0000
 """A header with at least this many bytes was written by a program that did not know the length"""
 UNKNOWN = (1 << 32) - 1
 _WAV_CHUNKS = {"fmt ", "data", "fact", "LIST", "JUNK", "junk", "PAD ", "FLLR", "bext", "iXML", "id3 ", "ID3 ", "cue ", "smpl", "PEAK"}
+_ENCODINGS = {0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x14, 0x31, 0x32, 0x38, 0x40, 0x50, 0x55, 0xFFFE}
+"""Those that libsndfile knows by name"""
+_FOREIGN = {0x28F: "G.722", 0x45: "G.726", 0x42: "G.723.1", 0x83: "G.729", 0xFF: "AAC", 0x160: "WMA", 0x161: "WMA", 0x2000: "AC-3"}
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
 
@@ -52,6 +55,9 @@ def wav(stream: Stream) -> Layout:
             at, resynced = at - 1, True  # an odd chunk without its padding byte
     else:
         return Layout()  # no audio: the decoder says so
+    tag = int.from_bytes(format_[:2], order)  # type: ignore[arg-type]
+    if len(format_) >= 16 and tag not in _ENCODINGS:
+        return Layout(problem=f"is WAV with encoding {_FOREIGN.get(tag, f'0x{tag:04X}')}, not PCM, A-law or mu-law")
     start = at + 8
     held = stream.size - start
     if magic in (b"RF64", b"BW64") and said == UNKNOWN:

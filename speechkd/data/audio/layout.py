@@ -19,7 +19,7 @@ FORMATS = {
     "AU": {"AU"},
     "CAF": {"CAF"},
     "NIST": {"NIST"},
-    "OGG": {"OGG"},
+    "OGG": {"OGG", "FLAC"},
     "MP3": {"MP3", "MPEG"},
 }
 """Containers that are read, and libsndfile's names of them"""
