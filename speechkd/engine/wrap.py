@@ -87,6 +87,12 @@ class Engine:
 
     __call__ = forward
 
+    def release(self) -> None:
+        """Partition what forwards without a backward have left whole: ZeRO-3 keeps it for the backward. Collective, between steps."""
+        optimizer = self._ds.optimizer
+        if hasattr(optimizer, "empty_partition_cache"):  # of stage 3
+            optimizer.empty_partition_cache()
+
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of a micro-batch.
 

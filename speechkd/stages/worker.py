@@ -48,6 +48,7 @@ from speechkd.stages.run_folder import CHECKPOINTS, PROBES, RUN, read_history, r
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.train.distiller import Distiller
 from speechkd.train.held_out import HeldOut
+from speechkd.train.history import History
 from speechkd.train.loop import Diverged, Loop, Outcome
 from speechkd.train.preempt import PreemptionFlag
 from speechkd.train.profiler import StepProfiler
@@ -126,6 +127,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
 
     held_out = None
     if recipe.train.held_out is not None:
+        earlier = dist.from_rank_zero(read_history(folder, start).values if dist.rank() == 0 else None)
         groups, load_held_out = open_held_out(recipe, recipe.train.held_out, prompt, collator)
         held_out = HeldOut(
             engine=engine,
@@ -134,7 +136,7 @@ def _train(folder: Path, recipe: Recipe, preemption: PreemptionFlag, checked: st
             groups=groups,
             load=load_held_out,
             seed=recipe.seed,
-            history=dist.from_rank_zero(read_history(folder, start) if dist.rank() == 0 else None),
+            history=History([(step, loss) for step, loss in earlier]),
             record=partial(write_history, folder),
         )
         if held_out.history.best is not None:

@@ -79,6 +79,7 @@ class HeldOut:
                 torch.manual_seed(derive(self.seed, "held-out", dist.rank() + number * dist.world_size()))
                 out = self.engine.forward(batch.to(device))
                 sums_GL2[group] += torch.stack([torch.stack([loss.total.double(), loss.count.double()]) for loss in out.values()])
+        self.engine.release()
         self.engine.train()
         dist.sum_over_ranks(sums_GL2)
         weights_L = torch.tensor(list(losses.values()), dtype=torch.float64, device=device)

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.system
 def test_a_run_measures_what_it_is_not_trained_on_and_two_processes_evaluate_it(workshop: Path) -> None:
     run = workshop / "runs/measured"
     held_out = "train.held_out={split: test_known, every: 2, examples: 12, batch_size: 4}"
-    words = (workshop / "recipe.yaml", "--set", "name=measured", "--set", "train.regimes.kd.0.steps=5", "--set", held_out)
+    controls = "evaluation.more_controls=[silence, noise, text_only]"
+    words = (workshop / "recipe.yaml", *(w for s in ("name=measured", "train.regimes.kd.0.steps=5", held_out, controls) for w in ("--set", s)))
     done = speechkd("train", *words, "--ranks", 2)
     assert done.returncode == 0, done.stderr[-3000:]
     series = metric_series(run / JOURNAL)
@@ -40,9 +41,12 @@ def test_a_run_measures_what_it_is_not_trained_on_and_two_processes_evaluate_it(
     assert (run / "eval" / name).read_bytes() == (run / "eval/export" / name).read_bytes()
     rows = json.loads((run / "eval/summary.json").read_text())["tasks"]
     assert rows == json.loads((run / "eval/export/summary.json").read_text())["tasks"]
-    assert {p["system"] for p in map(json.loads, (run / "eval" / name).read_text().splitlines())} == {"student", "untrained", "teacher"}
+    assert {p["system"] for p in map(json.loads, (run / "eval" / name).read_text().splitlines())} == {
+        *("student", "untrained", "teacher", "silence", "noise", "text_only")
+    }
     for task, row in rows.items():
         assert row["permutation"]["pairings"] in ("all", "10000") and row["teacher"] >= 0.9, (task, row)
+        assert set(row["controls"]) == {"silence", "noise", "text_only"}, row["controls"]
         assert set(row["intervals"]["student"]) == {"clips", "speakers"} and row["slices"]["language"]
     assert rows["digits"]["edits"]["total"] > 0 and "whisper" in rows["digits"]["parsers"] and "mmau" in rows["gender"]["parsers"]
 
