@@ -68,7 +68,7 @@ def to_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("states", ["weighted_sum", "last"])
 def test_the_encoder_states_are_part_of_an_export(tmp_path: Path, states: EncoderStates) -> None:
-    config = config_of(encoder_states=states)
+    config = config_of(encoder_states=states, encoder_window="true" if states == "last" else "full")
     student = student_of(config)
     if states == "weighted_sum":
         student.mix.logits_L.data.normal_()
@@ -76,6 +76,7 @@ def test_the_encoder_states_are_part_of_an_export(tmp_path: Path, states: Encode
     manifest = read_manifest(tmp_path / "out")
     assert manifest.format == "speechkd-student/2" and manifest.student == config and manifest.fingerprints == FINGERPRINTS
     back = load_student(tmp_path / "out").student
+    assert back.encoder.hearing.whole == (states != "last"), "a student hears with the window that it was trained with"
     inputs = tuple(torch.randn(1, 20, student.encoder.width) for _ in range(student.encoder.layers))
     torch.testing.assert_close(back.projector(back.mix(inputs)), student.projector(student.mix(inputs)))
     assert any(name.startswith("mix.") for name, _ in back.trainable()) == (states == "weighted_sum")
