@@ -208,7 +208,7 @@ def test_chunked_never_makes_all_logits(op: Op, monkeypatch: pytest.MonkeyPatch)
             op(hidden.clone().requires_grad_(), weight, signals, impl, 30.0).total.backward()
         largest[impl] = mode.numel
     assert largest["reference"] >= int(signals["mask"].sum()) * V
-    assert largest["chunked"] <= max(16 * V, V * D, T * D)
+    assert largest["chunked"] <= max((32 if op is OPS["linear_kl"] else 16) * V, V * D, T * D), "dense: twice, up to 512 rows"
 
 
 @every_op

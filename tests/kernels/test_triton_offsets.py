@@ -1,4 +1,7 @@
-"""Rows, layers and frames that lie further apart than 32 bits count, and sums longer than bfloat16 counts, in Triton's interpreter."""
+"""Rows, layers and frames that lie further apart than 32 bits count, and sums longer than bfloat16 counts, in Triton's interpreter.
+
+An offset that wrapped around lies before the tensor: such a kernel does not fail here, it crashes.
+"""
 
 from __future__ import annotations
 

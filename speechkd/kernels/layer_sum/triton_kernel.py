@@ -70,7 +70,7 @@ def stack_norm(
     S = k * C
     if PER_FRAME:
         if NORM == _LAYER_NORM:
-            x_JC = tl.where(real_JC, x_JC - (tl.sum(x_JC, 1) / C)[:, None], 0.0)
+            x_JC = tl.where(inside_JC, x_JC - (tl.sum(x_JC, 1) / C)[:, None], 0.0)  # where no frame is, the mean is 0
         rstd_J = 1.0 / tl.sqrt(tl.sum(x_JC * x_JC, 1) / C + eps)
         frames_J = tl.arange(0, FRAMES)
         tl.store(rstds + row * k + frames_J, rstd_J, mask=frames_J < k)

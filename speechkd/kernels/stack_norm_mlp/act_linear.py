@@ -51,13 +51,13 @@ class _ActLinear(torch.autograd.Function):
         gate_RH, other_RH = halves(pre_RG, up_RH, ctx.gated)
         act_RH = silu(gate_RH)
         grad_DH = (grad_RD.t() @ (act_RH if other_RH is None else act_RH * other_RH)) if needs_weight else None
-        grad_pre = grad_up = None
-        if needs_pre or needs_up:
-            grad_RH = grad_RD @ weight_DH
-            if other_RH is not None:
-                grad_up = act_RH.mul_(grad_RH)
-                grad_RH.mul_(other_RH)
-            grad_pre = torch.ops.aten.silu_backward(grad_RH, gate_RH)
-            if ctx.gated:
-                grad_pre, grad_up = torch.cat([grad_up, grad_pre], 1), None
+        if not (needs_pre or needs_up):
+            return None, None, grad_DH, grad_RD.sum(0) if needs_bias else None, None
+        grad_RH, grad_up = grad_RD @ weight_DH, None
+        if other_RH is not None:
+            grad_up = act_RH.mul_(grad_RH)
+            grad_RH.mul_(other_RH)
+        grad_pre = torch.ops.aten.silu_backward(grad_RH, gate_RH)
+        if ctx.gated and grad_up is not None:
+            grad_pre, grad_up = torch.cat([grad_up, grad_pre], 1), None
         return grad_pre, grad_up, grad_DH, grad_RD.sum(0) if needs_bias else None, None

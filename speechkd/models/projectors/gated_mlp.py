@@ -84,7 +84,8 @@ class GatedMlp(nn.Module):
     def _first(self, states_BFD: Tensor | LayerStates, read_A: Tensor | None) -> Tensor:
         """Sum of layers, stack, norm and first layer: as one, or one after the other under LoRA."""
         if isinstance(self.linear_in, FrameNormLinear):
-            folded: Tensor = self.linear_in(states_BFD, self.stack, Norm(*self.norm(None), self.norm.eps), read_A)
+            weight_D, bias_D = self.norm(None)
+            folded: Tensor = self.linear_in(states_BFD, self.stack, Norm(weight_D, bias_D, self.norm.eps), read_A)
             return folded
         frames_RkD = stacked_rows(states_BFD, self.stack, read_A).unflatten(1, (self.stack, -1))
         normed_RkD = self.norm(frames_RkD.to(self.norm.weight.dtype))

@@ -13,7 +13,8 @@ from speechkd.stages.doctor.kernels import check_kernels
 
 def test_each_op_has_a_line_with_the_reason_why_nothing_better_runs() -> None:
     found = {finding.check: finding for finding in check_kernels()}
-    assert set(found) == set(kernels.__all__)
+    halves = {"stack_norm_linear", "act_linear"}  # of stack_norm_mlp, for layers that are modules of their own
+    assert set(found) == set(kernels.__all__) | halves
     assert all(finding.level == "ok" for finding in found.values())
     assert found["linear_kl"].text.startswith("chunked (not triton: ")
 
