@@ -152,7 +152,7 @@ def _positioned(encoder: Any, features_CMT: Tensor, behind: int) -> Tensor:
     return positioned
 
 
-def _block_states(encoder: Any, states_CXD: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+def _block_states(encoder: Any, states_CXD: Tensor, mask: Any) -> Iterator[Tensor]:
     """The input of the first block, and the output of each."""
     yield states_CXD
     for block in encoder.layers:
