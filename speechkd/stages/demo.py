@@ -34,8 +34,8 @@ def _show(out: Path) -> None:
     summary = read_json(out / SUMMARY)
     ctc = read_json(SCORES)["encoder"]["ctc_word_accuracy"]
     print(
-        "digits are 100 - word error rate, below 0 where too much is said; word accuracy of the encoder's own CTC head, on all digit clips of "
-        "the same splits: " + ", ".join(f"{100 * row['digits']['accuracy']:.1f} ({split})" for split, row in ctc.items())
+        "digits are 100 - word error rate, below 0 where too much is said; word accuracy of the encoder's own CTC head, on all digit clips "
+        "of the same splits: " + ", ".join(f"{100 * row['digits']['accuracy']:.1f} ({split})" for split, row in ctc.items())
     )
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in summary["seconds"].items())
     print(f"stages: {took}")
