@@ -152,8 +152,8 @@ def _positioned(encoder: Any, features_CMT: Tensor, behind: int) -> Tensor:
     return positioned
 
 
-def _block_states(encoder: Any, states_CXD: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
-    """The input of the first block, and the output of each."""
+def _block_states(encoder: Any, states_CXD: Tensor, mask: Any) -> Iterator[Tensor]:
+    """The input of the first block, and the output of each. `mask`: as transformers makes it, None for none."""
     yield states_CXD
     for block in encoder.layers:
         states_CXD = block(states_CXD, mask)
