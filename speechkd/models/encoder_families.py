@@ -153,7 +153,7 @@ def _positioned(encoder: Any, features_CMT: Tensor, behind: int) -> Tensor:
 
 
 def _block_states(encoder: Any, states_CXD: Tensor, mask: Any) -> Iterator[Tensor]:
-    """The input of the first block, and the output of each."""
+    """The input of the first block, and the output of each. `mask`: as transformers makes it, None for none."""
     yield states_CXD
     for block in encoder.layers:
         states_CXD = block(states_CXD, mask)

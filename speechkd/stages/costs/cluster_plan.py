@@ -178,9 +178,9 @@ def _lines(plan: ClusterPlan, profile: ClusterProfile, recipe: Recipe) -> Iterat
     )
     yield f"attention   {plan.attention}, recompute {plan.recompute}"
     if plan.budget_factor is not None:
-        most, f = recipe.plan, plan.budget_factor
-        examples, tokens = max(1, int(most.max_examples * f)), int(most.max_tokens * f)
-        fits = f"max_examples {examples}, max_seconds {most.max_seconds * f:.0f}, max_tokens {tokens}"
+        limits, f = recipe.plan, plan.budget_factor
+        examples, tokens = max(1, int(limits.max_examples * f)), int(limits.max_tokens * f)
+        fits = f"max_examples {examples}, max_seconds {limits.max_seconds * f:.0f}, max_tokens {tokens}"
         word = "fits" if f >= 1 else "does not fit"
         yield f"budget      {word}: a micro-batch could be {f:.2f} x the largest: {fits}" if f else "budget      not even the weights fit"
     if plan.gathers is not None:
