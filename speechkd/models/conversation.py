@@ -20,6 +20,13 @@ _START, _ANSWER = "\ue002start\ue003", "\ue002answer\ue003"
 """Stands for what precedes an answer's last words of context; stands for an answer. No text of others holds them: see `Marks.plain`"""
 _DAY = datetime(2024, 7, 26)
 """What templates get that ask for today's date (Llama 3): a prompt must be the same tomorrow. It is the date of Llama 3.1's own default"""
+_DIRECTIVES = ("%-d", "%-m", "%Y", "%y", "%m", "%d", "%B", "%b", "%A", "%a", "%j", "%H", "%I", "%M", "%S", "%p")
+_FIXED_DAY = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f".replace('{each}', '{_DAY.strftime(each)}')" for each in _DIRECTIVES)
+    + " }}{% endmacro %}\n"
+)
+"""Stands before a template. transformers takes no function as a value for one, and its own `strftime_now` says today's date"""
 _PROBE = 'Say "it\'s" <b>&</b> [y] {x} 1,000.50 a\\b É ß 今天\n\n  two  spaces\tand ' + "many words " * 50 + "END?"
 _WAY_OUT = "mend chat_template.jinja, which must show each `message.content`, a text, once and as it is; or take another model"
 _ANSWERS = ("The", "a", "9", '"', "<", "-", "É", "今", "…", "ان")
@@ -137,8 +144,9 @@ class Conversation:
 
     def _render(self, turns: Sequence[Mapping[str, str]]) -> str:
         try:
+            template = _FIXED_DAY + self.tokenizer.get_chat_template()
             text: str = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, date_string=_DAY.strftime("%d %b %Y"), strftime_now=_DAY.strftime
+                turns, chat_template=template, tokenize=False, date_string=_DAY.strftime("%d %b %Y")
             )
         except Exception as error:  # a template is a program of others, which may fail in any way
             what = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

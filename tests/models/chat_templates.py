@@ -79,6 +79,17 @@ GLM_4 = (
     "{% elif item['role'] == 'assistant' %}<|assistant|>\n{{ item['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+GLM_4_5 = (
+    "[gMASK]<sop>{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}{% else %}<|assistant|>\n<think></think>"
+    "{% if m.content.strip() %}{{ '\n' + m.content.strip() }}{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TODAY = "strftime_now('%Y-%m-%d')"
+MISTRAL_SMALL = (
+    "{{ bos_token }}{{ '[SYSTEM_PROMPT]The current date is ' + " + TODAY + " + '.[/SYSTEM_PROMPT]' }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST]' + message['content'] + '[/INST]' }}{% else %}{{ message['content'] + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
 VICUNA = (
     "{{ 'A chat between a user and an assistant.' }}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ ' USER: ' + message['content'] }}{% else %}{{ ' ASSISTANT: ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
@@ -103,6 +114,13 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, str]] = {  # name -> kind o
     "llama-2": ("first", ("<s>", "</s>"), LLAMA_2, "</s>"),
     "zephyr": ("first", ("<s>", "</s>"), ZEPHYR, "</s>"),
     "glm-4": ("bytes", ("<|endoftext|>", "<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"), GLM_4, "<|user|>"),
+    "glm-4.5": (
+        "bytes",
+        ("<|endoftext|>", "<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<think>", "</think>"),
+        GLM_4_5,
+        "<|user|>",
+    ),
+    "mistral-small": ("bytes", ("<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"), MISTRAL_SMALL, "</s>"),
     "vicuna, bytes": ("bytes", ("<s>", "</s>"), VICUNA, "</s>"),
     "vicuna": ("first", ("<s>", "</s>"), VICUNA, "</s>"),
     "phi-3": ("first", ("<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"), PHI_3, "<|end|>"),
