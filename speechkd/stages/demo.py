@@ -48,8 +48,7 @@ def _show(out: Path) -> None:
     ctc = read_json(SCORES)["encoder"]["ctc_word_accuracy"]
     console.print(
         "digits are 100 - word error rate, below 0 where too much is said; word accuracy of the encoder's own CTC head, on all digit "
-        "clips of the same splits: "
-        + ", ".join(f"{100 * row['digits']['accuracy']:.1f} ({split})" for split, row in ctc.items()),
+        "clips of the same splits: " + ", ".join(f"{100 * row['digits']['accuracy']:.1f} ({split})" for split, row in ctc.items()),
         soft_wrap=True,
     )
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in summary["seconds"].items())

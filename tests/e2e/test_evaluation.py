@@ -17,7 +17,10 @@ def test_a_run_measures_what_it_is_not_trained_on_and_two_processes_evaluate_it(
     run = workshop / "runs/measured"
     held_out = "train.held_out={split: test_known, every: 2, examples: 12, batch_size: 4}"
     controls = "evaluation.more_controls=[silence, noise, text_only]"
-    words = (workshop / "recipe.yaml", *(w for s in ("name=measured", "train.regimes.kd.0.steps=5", held_out, controls) for w in ("--set", s)))
+    words = (
+        workshop / "recipe.yaml",
+        *(w for s in ("name=measured", "train.regimes.kd.0.steps=5", held_out, controls) for w in ("--set", s)),
+    )
     done = speechkd("train", *words, "--ranks", 2)
     assert done.returncode == 0, done.stderr[-3000:]
     series = metric_series(run / JOURNAL)
