@@ -110,6 +110,7 @@ SPANS = "prompt.span={reads: text, field: langage}"
 READER = "live.reader={kind: self, reads: {form: json, fields: [langage]}}"
 DIVERGE = "losses={divergence: {teacher: reader}}"
 BANK = "student.projector={kind: query_bank, queries: 4, layers: 1, heads: 2, languages: [english, spansh]}"
+JUDGE = "{backend: openai_http, url: 'http://x/v1', model: m, max_new_tokens: 9, fields: [gender]}"
 RECIPES: dict[str, tuple[list[str], str]] = {
     "recipe.CorpusConfig.train_split": (["data.corpora.0.train_split=trian"], "train"),
     "recipe.CorpusConfig.weights": (["data.corpora.0.weights={kdd: 1}"], "kd"),
@@ -137,6 +138,13 @@ RECIPES: dict[str, tuple[list[str], str]] = {
     "query_bank.QueryBankConfig.languages": ([BANK], "spanish"),
     "questions.EvaluationConfig.splits": (["evaluation.splits={student: tset}"], "test"),
     "questions.EvaluationConfig.tasks": (["evaluation.tasks=[gendr]"], "gender"),
+    "questions.EvaluationConfig.slices": (["evaluation.slices=[gendr]"], "gender"),
+    "questions.JudgeConfig.tasks": (
+        [f"evaluation.judge={{teacher: {JUDGE}, tasks: [gendr]}}"],
+        "gender",
+    ),
+    "averages.AverageConfig.categories": (["evaluation.average={rule: audiobench, categories: {GR: [gendr]}}"], "gender"),
+    "config.HeldOutConfig.split": (["train.held_out={split: tset}"], "test"),
     "prompts.PromptConfig.template": (["prompt.template=shards/prompts/meta_promt.j2"], "shards/prompts/meta_prompt.j2"),
     "prompts.PromptConfig.pool": (["prompt.pool=shards/prompts/instruction.txt"], "shards/prompts/instructions.txt"),
     "prompts.PromptConfig.transcript": (["prompt.transcript=questoin", "losses={input_alignment: {}}"], "question"),
@@ -182,7 +190,8 @@ OTHERS = {
         openai_http.OpenAIHttpConfig.model openai_http.OpenAIHttpConfig.revision openai_http.OpenAIHttpConfig.url
         speech_server.ServerVoice.key_variable speech_server.ServerVoice.model speech_server.ServerVoice.url
         speech_server.ServerVoice.voices tts.CommandVoice.argv tts.CommandVoice.voices tracking.TrackingConfig.prometheus_dir
-        tracking.TrackingConfig.uri base.KernelConfig.impl espeak.LanguageConfig.voice""",
+        tracking.TrackingConfig.uri parsers.ParsersConfig.voicebench parsers.ParsersConfig.whisper_spelling
+        base.KernelConfig.impl espeak.LanguageConfig.voice""",
 }
 """Why a key names nothing in the data -> keys"""
 

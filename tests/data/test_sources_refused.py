@@ -203,7 +203,7 @@ def test_a_tar_that_is_cut_off_loses_its_last_member_alone(tmp_path: Path) -> No
 def test_a_member_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tarfiles, "MAX_MEMBER", 1000)
     tar_of(tmp_path / "s.tar", {"a.wav": wav_bytes(tmp_path), "b.json": b'{"x": 1}'})
-    shards = shards_of(tmp_path, {"kind": "webdataset", "tars": "s.tar"})
+    shards = shards_of(tmp_path, {"kind": "webdataset", "tars": "s.tar"}, text_only=True)
     assert "bytes, allowed 1000" in (shards.root / "quarantine.jsonl").read_text() and fields(shards) == {"b": {"x": 1}}
 
 

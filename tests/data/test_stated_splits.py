@@ -19,7 +19,7 @@ from speechkd.data.cards import list_items, load_card, open_source
 from speechkd.data.sources.stated import stated_split
 from tests.data.raw import card_file, noise, write
 
-TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+TALK = [{"role": "user", "content": "<audio>q"}, {"role": "assistant", "content": "a"}]
 
 
 def splits_of(folder: Path, source: dict[str, Any], **changes: Any) -> dict[str, int]:
@@ -126,7 +126,7 @@ def listed(kind: str, folder: Path, split: str) -> dict[str, Any]:
         (folder / f"my-{split}.jsonl").write_text(json.dumps({"audio": "r.wav", "text": "t"}) + "\n")
         return {"kind": kind, "file": f"my-{split}.jsonl", "root": "a"}
     if kind == "messages":
-        (folder / f"{split}.json").write_text(json.dumps([{"messages": TALK}]))
+        (folder / f"{split}.json").write_text(json.dumps([{"messages": TALK, "audios": ["r.wav"]}]))
         return {"kind": kind, "file": f"{split}.json", "root": "a"}
     if kind == "nemo":
         (folder / f"{split}_manifest.json").write_text(json.dumps({"audio_filepath": "r.wav", "duration": 0.1}) + "\n")

@@ -122,7 +122,7 @@ def test_every_key_of_every_part() -> None:
 
 
 CARD: dict[str, Any] = {
-    "name": "raw", "version": "v1", "licence": "x", "homepage": "", "description": "", "grows": None, "shard_samples": 5,
+    "name": "raw", "version": "v1", "text_only": None, "licence": "x", "homepage": "", "description": "", "grows": None, "shard_samples": 5,
     "quarantine_rate": 1.0, "unmatched_rate": 1.0, "fields": {"text": "transcript"}, "drop": ["mood"],
     "values": {"transcript": {"hi": "ho"}}, "constants": {"c": 1},
     "combine": {"both": ["transcript", "c"]}, "hold_out": {"test": {"share": 0.5, "by": "transcript"}, "dev": {"share": 0.1}},

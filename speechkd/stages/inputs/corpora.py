@@ -73,13 +73,27 @@ def check_clips(corpora: Sequence[Corpus], encoder: str, roles: Sequence[str], e
 
 
 def check_evaluation(evaluation: EvaluationConfig, corpora: Sequence[Corpus]) -> None:
-    """Raises InputError for an evaluation split that no corpus has, and for a task that a corpus lacks."""
-    known = {split: None for corpus in corpora for split in corpus.shards.splits()}
+    """Raises InputError for an evaluation split that no corpus has, and for a task that a corpus, or all of them, lack."""
     for label, split in evaluation.splits.items():
-        if split not in known:
-            raise InputError(unknown_name("split", split, known, f"evaluation.splits.{label}"))
+        check_split(split, corpora, f"evaluation.splits.{label}")
     for corpus in corpora:
         _check_tasks(evaluation, corpus)
+    tasks = {name: None for corpus in corpora for name in corpus.card.tasks}
+    graded = tasks if len(corpora) == 1 else {f"{corpus.card.name}/{name}": None for corpus in corpora for name in corpus.card.tasks}
+    for name in evaluation.judge.tasks if evaluation.judge is not None else ():
+        if name not in tasks:
+            raise InputError(unknown_name("task", name, tasks, "evaluation.judge.tasks"))
+    for category, names in evaluation.average.categories.items() if evaluation.average is not None else ():
+        for name in names:
+            if name not in graded:
+                raise InputError(unknown_name("task", name, graded, f"evaluation.average.categories.{category}"))
+
+
+def check_split(split: str, corpora: Sequence[Corpus], where: str) -> None:
+    """Raises InputError for a split that no corpus has, with the nearest one. `where`: the recipe's key."""
+    known = {name: None for corpus in corpora for name in corpus.shards.splits()}
+    if split not in known:
+        raise InputError(unknown_name("split", split, known, where))
 
 
 def _check_tasks(evaluation: EvaluationConfig, corpus: Corpus) -> None:

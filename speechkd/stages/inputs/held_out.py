@@ -10,7 +10,7 @@ from speechkd.data.plan.plan import ExampleRef
 from speechkd.models.collate import Collator
 from speechkd.models.prompt import Prompt
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs.corpora import open_corpora
+from speechkd.stages.inputs.corpora import check_split, open_corpora
 from speechkd.stages.inputs.sources import TrainSource, make_loader, open_train_sources
 from speechkd.train.config import HeldOutConfig
 from speechkd.train.held_out import Group, draw
@@ -24,9 +24,7 @@ def check_held_out(recipe: Recipe) -> None:
     for corpus in corpora:
         if split in corpus.config.train_splits:
             raise InputError(f"split `{split}` of corpus `{corpus.card.name}` is trained on: hold out another (train.held_out.split)")
-    if not any(split in corpus.shards.splits() for corpus in corpora):
-        known = ", ".join(sorted({name for corpus in corpora for name in corpus.shards.splits()}))
-        raise InputError(f"no corpus has the split `{split}`; allowed: {known} (train.held_out.split)")
+    check_split(split, corpora, "train.held_out.split")
 
 
 def open_held_out(

@@ -14,7 +14,7 @@ from speechkd.core.types import Metadata
 from speechkd.evaluation.questions import EvaluationConfig
 from speechkd.models.prompt import Reading
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs.corpora import Corpus, check_evaluation, train_splits
+from speechkd.stages.inputs.corpora import Corpus, check_evaluation, check_split, train_splits
 from speechkd.stages.inputs.rows import compared_with
 from speechkd.teachers.gates import known_languages
 from speechkd.teachers.live_config import SelfConfig, TextLlmConfig, column_of
@@ -63,6 +63,8 @@ def check_training_names(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
     """Refuse a name that the data does not know, of all that training and evaluation read. Raises InputError with the nearest one."""
     check_names(recipe, corpora)
     check_evaluation(recipe.evaluation, corpora)
+    if recipe.train.held_out is not None:
+        check_split(recipe.train.held_out.split, corpora, "train.held_out.split")
     _check_metadata([*_of_losses(recipe), *_of_evaluation(recipe.evaluation)], corpora)
 
 
@@ -130,6 +132,8 @@ def _of_losses(recipe: Recipe) -> Iterator[Reference]:
 def _of_evaluation(evaluation: EvaluationConfig) -> Iterator[Reference]:
     if evaluation.reads is not None:
         yield from _of_reading(evaluation.reads, "evaluation.reads.fields")
+    usual = EvaluationConfig.model_fields["slices"].get_default()
+    yield from (Reference(name, "evaluation.slices") for name in evaluation.slices if name not in usual)
 
 
 def _of_reading(reading: Reading, where: str) -> Iterator[Reference]:
