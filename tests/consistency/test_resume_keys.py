@@ -17,7 +17,7 @@ OTHER = {
     "paper": "x", "description": "x", "tracking": "{uri: null}", "evaluation.limit": 7, "data.root": "elsewhere", "train.log_every": 3,
     "train.checkpoint_every": 7, "train.keep_checkpoints": 5, "train.keep_every": 9, "train.copy_to": "elsewhere", "train.max_nonfinite": 3,
     "train.stall_s": 60, "train.peak_tflops": 5, "train.prefetch": 5, "train.prefetch_gib": 2, "train.workers": 0,
-    "train.accept_grown_data": "true",
+    "train.accept_grown_data": "true", "train.held_out": "{split: test_known}", "train.profile": "{from: 2, steps: 1}",
 }  # fmt: skip
 
 

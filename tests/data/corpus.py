@@ -31,11 +31,12 @@ def write_card(folder: Path, rows: Rows, **changes: Any) -> Path:
     """A card whose rows are listed in rows.jsonl; audio lies in `clips`."""
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stated = {"split_field": "part"} if any("part" in row for row in rows) else {}
     card: dict[str, Any] = {
         "name": "tones",
         "version": "v1",
         "licence": "CC0-1.0",
-        "source": {"kind": "jsonl", "file": "rows.jsonl", "root": "clips", "key_field": "id", "split_field": "part"},
+        "source": {"kind": "jsonl", "file": "rows.jsonl", "root": "clips", "key_field": "id", **stated},
         "fields": {"instrument": "speaker"},
         "shard_samples": 4,
         "text_only": True,

@@ -185,7 +185,7 @@ def test_quarantine_accounts_for_every_item(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["a.b", "a/b", "", "x" * 81, "ä", "-ok but space"])
 def test_keys_that_cannot_name_a_member_are_refused(key: str, tmp_path: Path) -> None:
-    card = write_card(tmp_path, [{"id": key}], fields={})
+    card = write_card(tmp_path, [{"id": key, "part": "train"}], fields={})
     with pytest.raises(InputError, match="must be 1 to 80 of A-Z"):
         shard(card, tmp_path / "out", quiet=True)
 

@@ -51,7 +51,8 @@ class Watched(Watchdog):
 class Asked(TorchDispatchMode):
     """Where our own code asks the device for a value, outside the reports of an interval and the saves.
 
-    `_kept_on_a_cpu` asks where there is no device to wait for, and nowhere else (`test_method_losses.py` runs every loss on one).
+    `_kept_on_a_cpu` and `_runs_on_a_cpu` ask where there is no device to wait for, and nowhere else (`test_method_losses.py` runs every loss
+    on one).
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class Asked(TorchDispatchMode):
         if func.name() in ASKING:
             frames = [frame for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename]
             if str(ROOT / "speechkd") in frames[-1].filename and all(
-                frame.name not in ("_report", "save", "_kept_on_a_cpu") for frame in frames
+                frame.name not in ("_report", "save", "_kept_on_a_cpu", "_runs_on_a_cpu") for frame in frames
             ):
                 self.places.append(f"{frames[-1].filename}:{frames[-1].lineno} {func.name()}")
         return func(*args, **(kwargs or {}))

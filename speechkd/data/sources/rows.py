@@ -206,9 +206,9 @@ class RowList:
 
 def check_row_fields(config: RowConfig, names: Collection[str], items: Sequence[Item], where: object) -> None:
     """Refuse a key that names a field which no row has; `names`: all fields of all rows. Raises InputError."""
-    for key in ("audio_field", "split_field", "start_field", "end_field", "duration_field", "channel_field") if items else ():
-        field = getattr(config, key)
-        if field and "{" not in field and field not in names and key in config.model_fields_set:
+    keys = {"audio_field", "split_field", "start_field", "end_field", "duration_field", "channel_field"}
+    for key, field in config.model_dump(include=keys & config.model_fields_set).items() if items else ():
+        if field and "{" not in field and field not in names:
             raise InputError(unknown_name("field", field, names, f"{where}; card: source.{key}"))
     for name in config.first_of if items else ():
         if not any(name in item.metadata for item in items):

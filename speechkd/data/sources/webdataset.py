@@ -64,8 +64,7 @@ class WebdatasetSource:
     def _check_suffixes(self) -> None:
         """Refuse a suffix of the card that no member has; of those of audio, only one very like a suffix that would not be read."""
         config, read = self.config, {*self.config.audio, self.config.json_suffix, *self.config.text}
-        usual = {name: field.get_default(call_default_factory=True) for name, field in type(config).model_fields.items()}
-        given = {name for name in ("json_suffix", "text", "audio") if getattr(config, name) != usual[name]} if self._suffixes else set()
+        given = config.model_dump(include={"json_suffix", "text", "audio"}, exclude_defaults=True) if self._suffixes else {}
         wanted = [("json_suffix", config.json_suffix)] if "json_suffix" in given else []
         wanted += [("text", suffix) for suffix in config.text] if "text" in given else []
         wanted += [("audio", suffix) for suffix in config.audio if nearest(suffix, self._suffixes - read)] if "audio" in given else []

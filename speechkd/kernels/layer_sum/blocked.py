@@ -49,6 +49,10 @@ def _runs(frames_X: Tensor | None, frames: int) -> list[tuple[int, int, int | No
         return [(0, frames if frames_X is None else 0, 0)]
     if frames_X.device.type != "cpu":
         return [(0, len(frames_X), None)]
+    return _runs_on_a_cpu(frames_X)
+
+
+def _runs_on_a_cpu(frames_X: Tensor) -> list[tuple[int, int, int | None]]:
     starts = [0, *((frames_X.diff() != 1).nonzero().squeeze(1) + 1).tolist()]
     return list(zip(starts, [*starts[1:], len(frames_X)], frames_X[starts].tolist(), strict=True))
 
