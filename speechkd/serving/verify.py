@@ -75,9 +75,8 @@ def judge(student: DistilledStudent, asked: Sequence[tuple[np.ndarray, str]], sa
     for name, alteration in alterations(student).items():
         with alteration(student):
             tried[name] = _distance(student, asked, said, max_tokens)
-    best = min(tried, key=tried.__getitem__)
-    if tried[best].within(tolerance):
-        return Verdict(False, exported, best, tried[best], tried)
+        if tried[name].within(tolerance):
+            return Verdict(False, exported, name, tried[name], tried)
     return Verdict(False, exported, None, None, tried)
 
 

@@ -15,7 +15,7 @@ from speechkd.data.audio.limits import CONVERSION, AudioLimits
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.cards import load_card
 from speechkd.data.statistics import measure
-from speechkd.stages.ask import _listen
+from speechkd.stages.ask import listen
 from tests.data.raw import shards_of
 
 ROOT = Path(__file__).parents[2]
@@ -114,4 +114,4 @@ def test_ask_hears_through_the_same_gate(name: str, tmp_path: Path) -> None:
     limit, samples = REJECTED[name]
     soundfile.write(tmp_path / "clip.wav", samples, 16_000, subtype="FLOAT")
     with pytest.raises(InputError, match=limit):
-        _listen(tmp_path / "clip.wav")
+        listen(tmp_path / "clip.wav")
