@@ -58,9 +58,8 @@ def run(case: Case, without: str) -> dict[str, Any]:
     init_distributed(timeout_s=60.0)
     distiller = distiller_of(case)
     memory = with_linear(MEMORY, case.recompute != "off")
-    if (
-        counted := not distiller.teachers and case.projector["kind"] == "mlp_stack"
-    ):  # nothing is kept or fetched ahead, so that every gather is one that the plan foretells
+    counted = not distiller.teachers and case.projector["kind"] == "mlp_stack"
+    if counted:  # nothing is kept or fetched ahead, so that every gather is one that the plan foretells
         limits = ("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance")
         memory["zero_optimization"] |= dict.fromkeys(limits, 0)
     foretold = sum(gather_calls(distiller.student, 0)) if counted else 0
@@ -73,9 +72,8 @@ def run(case: Case, without: str) -> dict[str, Any]:
         before = engine.gathers()
         out: Any = engine(batch)
         engine.backward(loss_of(distiller, out, counts) * dist.world_size())
-        facts["gathers"] = (
-            [engine.gathers() - before, foretold] if counted else []
-        )  # of the last step: DeepSpeed learns the order of modules in the first
+        # of the last step: DeepSpeed learns the order of modules in the first
+        facts["gathers"] = [engine.gathers() - before, foretold] if counted else []
         for name, grad in gradients(engine).items():
             facts["gradient"] = max(facts["gradient"], float((grad - wanted[name]).abs().max()))
             facts["scale"] = max(facts["scale"], float(wanted[name].abs().max()))
