@@ -111,9 +111,8 @@ def processes(**environment: str) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def held(**environment: str) -> Iterator[None]:
+def held(found: list[psutil.Process]) -> Iterator[None]:
     """Stand still during the block, so that what happens in it meets work in progress, on a fast machine and a slow one."""
-    found = processes(**environment)
     assert found
     for process in found:
         process.suspend()
@@ -176,8 +175,11 @@ def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
         return list((cluster / "data/tiny/v1/columns").glob(f"*/receipts/{shard:06d}.json"))
 
     teach, first = jobs["teach"], f"{jobs['teach']}_0"
+    step = {"SLURM_ARRAY_JOB_ID": str(teach), "SLURM_ARRAY_TASK_ID": "0", "SLURM_STEP_ID": "0"}
+    wait_for(lambda: bool(processes(**step)), 240)
+    working = processes(**step)  # looked for now: a shard is written sooner than all processes are looked through
     wait_for(lambda: bool(written(0)), 240)
-    with held(SLURM_ARRAY_JOB_ID=str(teach), SLURM_ARRAY_TASK_ID="0", SLURM_STEP_ID="0"):
+    with held(working):
         kept = written(0)[0].stat().st_mtime_ns
         assert not written(2)
         slurm("scancel", "--signal=USR1", "--batch", first)
@@ -203,7 +205,7 @@ def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
     told = f"warning signal {signal.SIGUSR1.value} to JobId={train}"
     wait_for(lambda: further() or logged(told), 240)
     if not logged(told):
-        with held(SLURM_JOB_ID=str(train), RANK="1"):
+        with held(processes(SLURM_JOB_ID=str(train), RANK="1")):
             wait_for(lambda: logged(told), 60 * LIMIT_MIN)
     slurm("scontrol", "setdebug", "info")
     assert len(losses(run)) < STEPS, "it came in the middle"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from speechkd.core.files import read_json
+from speechkd.core.files import read_json, write_json
 from tests.e2e.conftest import ROOT
 
 FOLDER = ROOT / "pipelines/miniatures"
@@ -45,7 +46,10 @@ def test_variants_that_stand_on_other_runs_are_planned(
     run, decoder = importlib.import_module("run"), importlib.import_module("build_decoder")
     llm, whisper = ROOT / "standins/llm", tmp_path / "whisper"
     decoder.with_decoder(ROOT / "standins/encoder", AutoTokenizer.from_pretrained(llm), layers=2, positions=32).save_pretrained(whisper)
-    for name, real in {"hearing/export": exported, "reader/merged/llm": llm, "narrow": llm, "whisper": whisper}.items():
+    heard = shutil.copytree(exported, tmp_path / "heard")
+    manifest = read_json(heard / "export.json")
+    write_json(heard / "export.json", {**manifest, "student": {**manifest["student"], "encoder_window": "full"}})  # as the papers' tables
+    for name, real in {"hearing/export": heard, "reader/merged/llm": llm, "narrow": llm, "whisper": whisper}.items():
         (tmp_path / "needs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "needs" / name).symlink_to(real)
     mini = run.load(paper)
