@@ -51,8 +51,8 @@ class Watched(Watchdog):
 class Asked(TorchDispatchMode):
     """Where our own code asks the device for a value, outside the reports of an interval and the saves.
 
-    `_kept_on_a_cpu` and `_runs_on_a_cpu` ask where there is no device to wait for, and nowhere else (`test_method_losses.py` runs every loss
-    on one).
+    `_kept_on_a_cpu` and `_runs_on_a_cpu` ask where there is no device to wait for, and nowhere else (`test_method_losses.py` runs every
+    loss on one).
     """
 
     def __init__(self) -> None:
