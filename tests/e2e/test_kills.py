@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from speechkd.tracking.journal import JOURNAL, read_journal
-from tests.e2e.conftest import losses, speechkd, start, wait_for
+from tests.e2e.conftest import kill_one_rank, losses, speechkd, start, wait_for
 
 pytestmark = pytest.mark.system
 
@@ -99,7 +99,9 @@ def test_a_second_training_is_refused_at_once_and_writes_nothing(whole: Path, re
     run = path.parent / "run"
     first = start("train", path, "--ranks", 2)
     wait_for(lambda: max(losses(run), default=0) >= 1 or first.poll() is not None)
+    kill_one_rank(run, number=signal.SIGSTOP)  # it must not finish before the second one has begun
     second = speechkd("train", path, "--ranks", 2, timeout=60)
+    kill_one_rank(run, number=signal.SIGCONT)
     assert second.returncode == 2, second.stderr[-2000:]
     assert f"another training is at work in `{run}` (pid {first.pid} on host " in second.stderr
     assert first.wait(timeout=200) == 0

@@ -49,7 +49,7 @@ def use_clip(folder: Path, name: str) -> list[str]:
 
 def use_rows(folder: Path, text: str) -> list[str]:
     """Shard a corpus with a good and a hostile row; the quarantine's reasons."""
-    card = write_card(folder, [], quarantine_rate=1.0, fields={})
+    card = write_card(folder, [{"part": ""}] if '"part"' in text else [], quarantine_rate=1.0, fields={})
     (folder / "rows.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
     root = Path(str(shard(card, folder / "out", workers=1, quiet=True)))
     reasons = [json.loads(line)["reason"] for line in (root / "quarantine.jsonl").read_text().splitlines()]
