@@ -23,7 +23,7 @@ from speechkd.data.audio.clips import RATE, decode_bytes, normalise
 from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.audio.raw import Rejected
 from speechkd.models.exported import Answered, DistilledStudent
-from speechkd.serving.batcher import Batcher, Busy, Job
+from speechkd.serving.batcher import Batcher, Busy, Ending, Job
 from speechkd.serving.bodies import Asked, parse_chat
 
 GONE_S = 0.5
@@ -178,7 +178,7 @@ class _Endpoint:
         if most > self.serving.max_tokens:
             raise Refused(400, f"`max_tokens: {most}`: this server answers with at most {self.serving.max_tokens}")
         if self.batcher.waiting >= self.serving.waiting:
-            raise _busy(f"{self.serving.waiting} questions wait already")  # before any work is done for it
+            raise _busy(Busy(f"{self.serving.waiting} questions wait already"))  # before any work is done for it
         clip_T = await run_in_threadpool(_listen, asked.audio, self.student.features.window_seconds)
         try:
             await run_in_threadpool(self.student.check_length, asked.question, clip_T.size, "question and clip")
@@ -241,14 +241,14 @@ class _Endpoint:
         try:
             self.batcher.submit(job)
         except Busy as error:
-            raise _busy(str(error)) from None
+            raise _busy(error) from None
         return job
 
     def _result(self, waiting: asyncio.Future[Answered]) -> Answered:
         try:
             answer = waiting.result()
         except Busy as error:
-            raise _busy(str(error)) from None
+            raise _busy(error) from None
         except InputError as error:
             raise Refused(400, str(error)) from None
         except Exception as error:
@@ -304,8 +304,8 @@ def _listen(data: bytes, window_s: float) -> np.ndarray:
     return heard
 
 
-def _busy(reason: str) -> Refused:
-    return Refused(503 if "end" in reason else 429, f"{reason}: try again later", "overloaded")
+def _busy(reason: Busy) -> Refused:
+    return Refused(503 if isinstance(reason, Ending) else 429, f"{reason}: try again later", "overloaded")
 
 
 def _body_of(message: str, code: str) -> dict[str, Any]:

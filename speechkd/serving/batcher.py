@@ -15,7 +15,14 @@ from speechkd.models.exported import Answered, DistilledStudent
 
 
 class Busy(Exception):
-    """The queue is full, or the server is about to end."""
+    """The queue is full."""
+
+
+class Ending(Busy):
+    """The server is about to end."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is about to end")
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +72,7 @@ class Batcher:
     def submit(self, job: Job) -> None:
         """Put a job into the queue. Raises Busy where it is full or closed, at once."""
         if not self.alive:
-            raise Busy("the server is about to end")
+            raise Ending
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
@@ -89,7 +96,7 @@ class Batcher:
         while not self._jobs.empty():
             job = self._jobs.get_nowait()
             if job is not None:
-                job.answer.set_exception(Busy("the server is about to end"))
+                job.answer.set_exception(Ending())
 
     def _next_batch(self) -> list[Job]:
         first = self._jobs.get()
