@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 import yaml
 
+from speechkd import cli
+from speechkd.core.locks import exclusive
+from speechkd.recipe import load_recipe
 from speechkd.tracking.journal import JOURNAL, metric_series
 from tests.cluster.ports import free_port
+from tests.e2e.several import train_several
 
 ROOT = Path(__file__).parents[2]
+STEPS, CHECKPOINT_EVERY = 24, 10
+"""Of the workshop's recipe."""
+
+
+@contextlib.contextmanager
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that all test processes of this call share, and whether it is still to be filled. Others wait meanwhile."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    done = folder / ".filled"
+    with exclusive(folder / ".filling", 600, f"another test process fills `{folder}`"):
+        yield folder, not done.exists()
+        done.touch()
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small espeak card, sharded and taught, and `recipe.yaml` that trains on it for 50 short steps."""
-    folder = tmp_path_factory.mktemp("workshop")
+    """A folder with a small espeak card, sharded and taught, and `recipe.yaml` that trains on it for `STEPS` short steps."""
+    with shared(tmp_path_factory, "workshop") as (folder, empty):
+        if empty:
+            fill_workshop(folder)
+    return folder
+
+
+def fill_workshop(folder: Path) -> None:
     card = yaml.safe_load((ROOT / "shards/cards/minibabel.yaml").read_text(encoding="utf-8"))
     card["name"] = "tiny"
     languages = list(card["source"]["languages"])[:2]
@@ -39,17 +66,30 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = yaml.safe_load((ROOT / "pipelines/meta_prompt_kd.yaml").read_text(encoding="utf-8"))
     recipe["runs"] = str(folder / "runs")
     recipe["data"] = {"root": str(folder / "data"), "corpora": [{"card": str(folder / "tiny.yaml")}]}
-    # Curves are compared over 50 steps of few examples: at the demo's rate such training is chaotic, and rounding alone grows a hundredfold
+    # Curves are compared over steps of few examples: at the demo's rate such training is chaotic, and rounding alone grows a hundredfold
     # in five steps (measured), whatever the ranks.
     recipe["optim"] |= {"lr": 2e-4, "warmup_steps": 5}
     recipe["plan"] |= {"micro_batches": 4, "max_examples": 3}
-    recipe["train"] |= {"log_every": 1, "checkpoint_every": 20, "regimes": {"kd": [{"name": "kd", "steps": 50, "mix": {"kd": 1}}]}}
+    recipe["train"] |= {"log_every": 1, "checkpoint_every": CHECKPOINT_EVERY}
+    recipe["train"]["regimes"] = {"kd": [{"name": "kd", "steps": STEPS, "mix": {"kd": 1}}]}
     recipe["evaluation"]["limit"] = 12
     recipe["tracking"] = {"uri": None}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    assert speechkd("shard", folder / "tiny.yaml", "--out", folder / "data").returncode == 0
-    assert speechkd("teach", folder / "recipe.yaml").returncode == 0
-    return folder
+    assert here("shard", folder / "tiny.yaml", "--out", folder / "data").returncode == 0
+    assert here("teach", folder / "recipe.yaml").returncode == 0
+
+
+def here(*words: object) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has loaded the libraries: for what starts no ranks and is not about processes."""
+    code = 0
+    command = _command(words)
+    with contextlib.chdir(ROOT), mock.patch.object(sys, "argv", ["speechkd", *command[3:]]):
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                cli.main()
+            except SystemExit as leaving:
+                code = int(leaving.code or 0)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def speechkd(*words: object, timeout: float = 400) -> subprocess.CompletedProcess[str]:
@@ -112,12 +152,14 @@ def kill_one_rank(run: Path, rank: int = 0, number: signal.Signals = signal.SIGK
 
 
 @pytest.fixture(scope="session")
-def exported(workshop: Path) -> Path:
+def exported(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of a short two-rank run."""
-    words = (workshop / "recipe.yaml", "--set", "name=short", "--set", "train.regimes.kd.0.steps=3")
-    done = speechkd("train", *words, "--ranks", 2)
-    assert done.returncode == 0, done.stderr[-2000:]
+    sets = ["name=short", "train.regimes.kd.0.steps=3"]
     out = workshop / "runs" / "short" / "export"
-    done = speechkd("export", *words, "--out", out)
-    assert done.returncode == 0, done.stderr[-2000:]
+    with shared(tmp_path_factory, "exported") as (_, missing):
+        if missing:
+            with contextlib.chdir(ROOT):
+                train_several([load_recipe(workshop / "recipe.yaml", sets)])
+            done = here("export", workshop / "recipe.yaml", *(word for text in sets for word in ("--set", text)), "--out", out)
+            assert done.returncode == 0, done.stderr[-2000:]
     return out

@@ -1,89 +1,34 @@
 """A training run whose ranks are killed again and again: `python -m tests.e2e.kill_ranks RECIPE OUT --kills N --seed S`.
 
-Prints what it found. One process imports the libraries and forks the ranks, each of which is the real worker in a real gloo group, so that
-a start costs the run's own loading and kills fall on the work. A kill is at a random moment, or while a checkpoint is being written; of the
-other ranks, some live on for a moment, as under torchrun. Now and then the newest checkpoint is damaged before the next start.
+Prints what it found. The ranks are forked, so that a start costs the run's own loading and kills fall on the work. A kill is at a random
+moment, or while a checkpoint is being written; of the other ranks, some live on for a moment, as under torchrun. Now and then the newest
+checkpoint is damaged before the next start.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-import transformers.models.qwen2.modeling_qwen2  # noqa: F401  (loaded here so that ranks find it loaded)
-import transformers.models.whisper.modeling_whisper  # noqa: F401
-
 from speechkd.engine.checkpoint import COMMIT, FILES, newest_first, step_of, why_invalid
-from speechkd.engine.zero import import_deepspeed
 from speechkd.recipe import Recipe, load_recipe
-from speechkd.stages import worker
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_schedule, open_train_sources
 from speechkd.stages.run_folder import CHECKPOINTS, prepare_run
 from speechkd.tracking.journal import JOURNAL, metric_series
+from tests.e2e.forked import end_all, get_ready, start, wait_until
 
 WORLDS = (2, 1, 4, 1, 2, 1, 2, 1)
 """Ranks of one start after another: four of them take long on two cores"""
 DAMAGES = ("cut", "flip", "remove")
 DAMAGE_EVERY = 4
 LONGEST_START_S, LONGEST_RUN_S = 90.0, 240.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def start(folder: Path, world: int, log: Path) -> list[int]:
-    """Fork the ranks of an attempt; their pids."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    pids = []
-    for rank in range(world):
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "kills", "GLOO_SOCKET_IFNAME": "lo"}
-            sys.argv = ["worker", str(folder)]
-            try:
-                worker.main()
-                code = 0
-            except SystemExit as leaving:
-                code = int(leaving.code or 0)
-            except BaseException:
-                code = 1
-            os._exit(code)
-        pids.append(pid)
-    return pids
-
-
-def wait_until(what: Callable[[], bool], pids: list[int], seconds: float) -> bool:
-    """Wait until `what` holds; False if all ranks have ended before."""
-    end = time.monotonic() + seconds
-    while not what():
-        if all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) for pid in pids):
-            return False
-        assert time.monotonic() < end, "a rank hangs"
-        time.sleep(0.002)
-    return True
-
-
-def end_all(pids: list[int]) -> list[int]:
-    """Kill what still runs; exit codes."""
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 def valid(folder: Path, damaged: str) -> list[Path]:
@@ -203,9 +148,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    import_deepspeed()
-    importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # pulls in a compiler, which is half of a rank's start
+    get_ready()
     campaign = Campaign(given.recipe, given.out, given.seed)
     given.out.mkdir(parents=True, exist_ok=True)
     whole, worst = campaign.whole(), 0.0

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from speechkd import cli
-from tests.e2e.conftest import ROOT, speechkd
+from tests.e2e.conftest import ROOT, here
 
 RECIPE = ROOT / "pipelines/meta_prompt_kd.yaml"
 
@@ -102,8 +102,8 @@ def test_a_wrong_card(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_a_rank_count_that_the_plan_cannot_deal_out(workshop: Path) -> None:
-    """The real process, with shards in place: nothing is started."""
-    done = speechkd("train", workshop / "recipe.yaml", "--ranks", 3)
+    """With shards in place: nothing is started."""
+    done = here("train", workshop / "recipe.yaml", "--ranks", 3)
     assert done.returncode == 2 and "3 ranks cannot share 4 micro-batches" in done.stderr and done.stderr.count("\n") == 1
     assert not (workshop / "runs" / "meta_prompt_kd").exists()
 

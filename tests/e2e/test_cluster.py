@@ -168,7 +168,7 @@ def test_a_submitted_run_survives_preemption_its_time_limit_and_a_lost_node(
     assert list(jobs) == ["shard", "teach", "train", "eval"]
     train = jobs["train"]
     again = speechkd("submit", *words, "--set", "name=submitted")
-    assert again.returncode == EXIT_INPUT and f"train {train} (PENDING)" in again.stderr and again.stderr.count("\n") == 1
+    assert again.returncode == EXIT_INPUT and f"train {train} (" in again.stderr and again.stderr.count("\n") == 1
 
     # Shards 0 and 2 are the first task's. It is signalled as it would be near its limit, between the two.
     def written(shard: int) -> list[Path]:

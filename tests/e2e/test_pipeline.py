@@ -20,8 +20,10 @@ import yaml
 
 from speechkd.tracking.journal import JOURNAL
 from speechkd.tracking.prometheus import METRICS_FILE
-from tests.e2e.conftest import ROOT, kill_one_rank, losses, speechkd, start, wait_for
+from tests.e2e.conftest import CHECKPOINT_EVERY, ROOT, STEPS, here, kill_one_rank, losses, speechkd, start, wait_for
 from tests.tracking.test_prometheus import queried, read
+
+LAST = f"step-{STEPS:06d}"
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +64,12 @@ def test_shard_teach_train_kill_resume_export_eval_report_ask(workshop: Path, se
     run = workshop / "runs" / "whole"
     words = ("run", workshop / "recipe.yaml", "--set", "name=whole", "--set", f"tracking.uri={server}", "--set", "tracking.experiment=e2e")
     first = start(*words, "--ranks", 2)
-    wait_for(lambda: max(losses(run), default=0) >= 22)
+    wait_for(lambda: max(losses(run), default=0) >= CHECKPOINT_EVERY + 2)
     kill_one_rank(run)
     assert first.wait(90) == 1
     done = speechkd(*words, "--ranks", 4)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(losses(run)) == list(range(1, 51))
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))
 
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert {"language", "gender", "rate"} <= set(summary["tasks"])
@@ -82,13 +84,13 @@ def test_shard_teach_train_kill_resume_export_eval_report_ask(workshop: Path, se
     [tracked] = _post(server, "runs/search", {"experiment_ids": [experiment]})["runs"]
     metrics = {m["key"]: m["value"] for m in tracked["data"]["metrics"]}
     assert tracked["info"]["status"] == "FINISHED"
-    assert abs(metrics["train/loss"] - losses(run)[50]) < 1e-6
+    assert abs(metrics["train/loss"] - losses(run)[STEPS]) < 1e-6
     wanted = {"train/lr", "train/grad_norm", "train/samples_per_s", "train/data_wait_ratio", "data/quarantined", "eval/language/student"}
     assert wanted <= set(metrics)
     found = _post(server, "logged-models/search", {"experiment_ids": [experiment]})["models"]
     models = {model["info"]["name"]: model for model in found}
     assert set(models) == {folder.name for folder in (run / "checkpoints").glob("step-*")}
-    assert "eval/language/student" in {m["key"] for m in models["step-000050"]["data"]["metrics"]}
+    assert "eval/language/student" in {m["key"] for m in models[LAST]["data"]["metrics"]}
     assert tracked["inputs"]["dataset_inputs"][0]["dataset"]["name"] == "tiny"
     assert queried() <= set(read(run / METRICS_FILE))  # the dashboard and the alerts find what they ask for
 
@@ -99,10 +101,10 @@ def test_shard_teach_train_kill_resume_export_eval_report_ask(workshop: Path, se
 
     clip = tmp_path / "clip.wav"
     soundfile.write(clip, np.zeros(16_000, np.float32), 16_000)
-    answer = speechkd("ask", run / "export", clip, "What language is spoken?")
+    answer = here("ask", run / "export", clip, "What language is spoken?")
     assert answer.returncode == 0 and answer.stdout.strip()
-    state = speechkd("status", run)
-    assert "FINISHED" in state.stdout and "step-000050" in state.stdout
+    state = here("status", run)
+    assert "FINISHED" in state.stdout and LAST in state.stdout
 
 
 def test_an_export_gives_the_logits_of_training_in_a_fresh_process_without_deepspeed(exported: Path) -> None:
@@ -128,16 +130,17 @@ def test_a_run_is_asked_about_a_corpus_that_it_never_trained_on(workshop: Path, 
     card = yaml.safe_load((workshop / "tiny.yaml").read_text(encoding="utf-8")) | {"name": "far"}
     card["source"] |= {"seed": 7, "splits": {"test_known": {"clips": 6}}}
     (workshop / "far.yaml").write_text(yaml.safe_dump(card, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    assert speechkd("shard", workshop / "far.yaml", "--out", workshop / "data").returncode == 0
+    assert here("shard", workshop / "far.yaml", "--out", workshop / "data").returncode == 0
     run = exported.parent
     journal_text = (run / JOURNAL).read_text(encoding="utf-8")
     asked = ("--set", f"data.corpora=[{{card: {workshop / 'far.yaml'}}}]", "--set", "evaluation.splits={student: test_known}")
-    done = speechkd("eval", workshop / "recipe.yaml", "--set", "name=short", "--set", "train.regimes.kd.0.steps=3", *asked)
+    done = here("eval", workshop / "recipe.yaml", "--set", "name=short", "--set", "train.regimes.kd.0.steps=3", *asked)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((run / "eval/far/summary.json").read_text(encoding="utf-8"))["tasks"]["language"]["n"] == 6
     assert not (run / "eval/summary.json").exists() and (run / JOURNAL).read_text(encoding="utf-8") == journal_text
 
 
+@pytest.mark.slow
 def test_another_corpus_with_other_fields_trains_as_is(workshop: Path, tmp_path: Path) -> None:
     """Tones from a jsonl file, a field that no other corpus has, labels as the teacher, a text-only row among them."""
     sounds = tmp_path / "sounds"

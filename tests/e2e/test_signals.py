@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -20,13 +21,10 @@ from speechkd.stages.inputs.sources import open_train_sources
 from speechkd.stages.plan import plan
 from speechkd.stages.teach import teach
 from speechkd.tracking.journal import JOURNAL, metric_series
-from tests.e2e.conftest import ROOT, speechkd
+from tests.e2e.conftest import ROOT
+from tests.e2e.several import train_several
 
 SIGNALS = ["teachers.kd.signals={topk: {k: 16}, sampled: {draws: 20}}", "losses={topk_kl: {}, sampled_kd: {weight: 0.5}}"]
-
-
-def with_sets(*sets: str) -> list[str]:
-    return [word for text in (*SIGNALS, *sets) for word in ("--set", text)]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +60,8 @@ def refusal(folder: Path, *sets: str) -> str:
 
 
 def test_two_ranks_train_on_stored_signals(taught: Path) -> None:
-    done = speechkd("train", taught / "recipe.yaml", *with_sets("train.regimes.kd.0.steps=4"), "--ranks", 2)
-    assert done.returncode == 0, done.stderr[-2000:]
+    with contextlib.chdir(ROOT):
+        train_several([load_recipe(taught / "recipe.yaml", [*SIGNALS, "train.regimes.kd.0.steps=4"])])
     series = metric_series(taught / "runs" / "meta_prompt_kd" / JOURNAL)
     for name in ("train/loss_topk_kl", "train/loss_sampled_kd"):
         values = [value for _, value in series[name]]
