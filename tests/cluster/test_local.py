@@ -62,6 +62,7 @@ def test_when_one_rank_is_killed_all_end_quickly(tmp_path: Path) -> None:
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.slow
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     process = start("preempt", tmp_path, 1)
     process.kill()
@@ -78,6 +79,7 @@ def test_the_first_error_of_any_rank_is_the_reason_and_the_last_line(tmp_path: P
     assert "RuntimeError: the first" in (tmp_path / "errors/rank-00001.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_ranks_that_do_not_stop(tmp_path: Path) -> None:
     process = start("deaf", tmp_path, 2)
     process.send_signal(signal.SIGINT)

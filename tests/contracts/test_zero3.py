@@ -20,8 +20,7 @@ TOLERANCE = 1e-5
 def run(tmp_path: Path, asked: list[tuple[str, str]], timeout: float) -> dict[str, Any]:
     """One launch of two ranks for all jobs: starting ranks costs more than what they do."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-    command = [*agent, "-m", "tests.contracts.worker", str(tmp_path / "answers.json"), json.dumps(asked)]
+    command = [sys.executable, "-m", "tests.forked", "2", "tests.contracts.worker", str(tmp_path / "answers.json"), json.dumps(asked)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"after {done.stdout.split()[-1:]}: {done.stderr[-4000:]}"
     answers: dict[str, Any] = json.loads((tmp_path / "answers.json").read_text())

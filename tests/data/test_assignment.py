@@ -26,6 +26,7 @@ def facts(root: Path) -> dict[str, tuple[int, int, bytes]]:
     return {str(path.relative_to(root)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
+@pytest.mark.slow
 def test_two_shards_added_to_fifty_rewrite_nothing(tmp_path: Path) -> None:
     old_rows = texts(100, 2)
     old = shard(write_card(tmp_path, old_rows, shard_samples=2), tmp_path / "out", quiet=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from speechkd.data.plan.plan import Plan
 from tests.data.plans import Step, divisors, epoch_steps, global_steps, plans
 
-QUICK = settings(max_examples=550, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LONG = settings(QUICK, max_examples=10_000)
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +79,7 @@ def read_processes(root: Path, cuts: list[int], worlds: list[int], workers: list
     return [[" ".join(step)] for step in steps]
 
 
+@pytest.mark.slow
 def test_killed_processes_read_the_same_examples(tones_root: Path) -> None:
     """Their keys, the samples they heard and the tokens they read, step by step."""
     whole = read_processes(tones_root, [0, 9], [1], [0])

@@ -118,6 +118,7 @@ def test_a_published_version_of_another_card_is_refused(tones_root: Path, tmp_pa
         shard(card, tones_root.parents[1], quiet=True)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_then_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
     card = write_card(tmp_path, write_tones(tmp_path, 20), shard_samples=2)
     whole = contents(shard(card, tmp_path / "whole", quiet=True))

@@ -14,15 +14,17 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from speechkd.engine.checkpoint import COMMIT, FILES, newest_first, step_of, why_invalid
 from speechkd.recipe import Recipe, load_recipe
+from speechkd.stages import worker
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import make_schedule, open_train_sources
 from speechkd.stages.run_folder import CHECKPOINTS, prepare_run
 from speechkd.tracking.journal import JOURNAL, metric_series
-from tests.e2e.forked import end_all, get_ready, start, wait_until
+from tests.forked import end_all, get_ready, start, wait_until
 
 WORLDS = (2, 1, 4, 1, 2, 1, 2, 1)
 """Ranks of one start after another: four of them take long on two cores"""
@@ -51,6 +53,11 @@ def damage(checkpoint: Path, how: str, choice: random.Random) -> None:
         (checkpoint / file).unlink()
 
 
+def _work(folder: Path) -> None:
+    sys.argv = ["worker", str(folder)]
+    worker.main()
+
+
 class Campaign:
     """Kills until there are enough, over as many runs as that takes."""
 
@@ -70,7 +77,7 @@ class Campaign:
         """The uninterrupted run."""
         recipe = self.recipe("whole")
         self.prepare(recipe)
-        pids = start(recipe.run_dir, 2, self.out / "whole.log")
+        pids = start(partial(_work, recipe.run_dir), 2, self.out / "whole.log")
         wait_until(lambda: False, pids, LONGEST_RUN_S)
         assert end_all(pids) == [0, 0], (self.out / "whole.log").read_text()[-2000:]
         return recipe.run_dir
@@ -87,7 +94,7 @@ class Campaign:
             self.worlds[world] += 1
             self.found["starts"] += 1
             began = time.monotonic()
-            pids = start(folder, world, log)
+            pids = start(partial(_work, folder), world, log)
             killed = self.found["kills"] < kills and self.kill(folder, pids)
             if not killed:
                 wait_until(lambda: False, pids, LONGEST_RUN_S)

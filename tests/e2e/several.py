@@ -1,10 +1,11 @@
-"""Several short runs by ranks that share one import of the libraries: starting ranks takes longer than their steps."""
+"""Several short runs of which all ranks share one import: `python -m tests.e2e.several RANKS RUN_DIR [RANKS RUN_DIR ...]`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from speechkd.recipe import Recipe
@@ -31,7 +32,7 @@ def train_several(recipes: Sequence[Recipe], ranks: int | Sequence[int] = 2, res
         )
     worlds = [ranks] * len(recipes) if isinstance(ranks, int) else ranks
     words = [str(word) for world, recipe in zip(worlds, recipes, strict=True) for word in (world, recipe.run_dir.resolve())]
-    command = [sys.executable, "-W", "ignore", "-m", "tests.e2e.forked", *words]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.e2e.several", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     for recipe in recipes:
@@ -45,3 +46,18 @@ def trained(recipe: Recipe) -> None:
     for loss in recipe.losses:
         values = dict(series[f"train/loss_{loss}"])
         assert all(-1e-6 <= value < 1e4 for value in values.values()), (recipe.name, loss, values)  # of equals, 0 up to rounding
+
+
+def _work(folder: str) -> None:
+    sys.argv = ["worker", folder]
+    worker.main()
+
+
+if __name__ == "__main__":
+    from speechkd.stages import worker
+    from tests.forked import get_ready, start, wait_for_all
+
+    get_ready()
+    for ranks, folder in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        if not wait_for_all(start(partial(_work, folder), int(ranks))):
+            sys.exit(f"{folder} on {ranks} ranks has failed")

@@ -16,6 +16,7 @@ from speechkd.tracking.journal import JOURNAL, read_journal
 from tests.e2e.conftest import CHECKPOINT_EVERY, ROOT, STEPS, ended, here, kill_one_rank, losses, start, start_on_nodes, wait_for
 from tests.e2e.several import train_several
 
+pytestmark = pytest.mark.slow
 WORLDS = (1, 2, 4)
 
 
@@ -36,7 +37,6 @@ def curve(workshop: Path) -> dict[int, float]:
     return found
 
 
-@pytest.mark.slow
 def test_two_nodes_of_one_rank_give_the_curve_of_one_node_with_two(workshop: Path, curve: dict[int, float]) -> None:
     """fp32: relative difference at most 1e-6 at every step, in one journal that says how the run was started."""
     run = workshop / "runs" / "nodes"

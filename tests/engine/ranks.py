@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-WORKER = str(Path(__file__).with_name("worker.py"))
+ROOT = Path(__file__).parents[2]
 
 
-def run(ranks: int, jobs: list[list[str]], torchrun: bool = True) -> list[Any]:
+def run(ranks: int, jobs: list[list[str]], forked: bool = True) -> list[Any]:
     """Run the jobs of worker.py, each [what, folder, arguments ...], one after another on the same ranks; what rank 0 answered to each.
 
-    `torchrun=False`: one plain process. Fails with the workers' last lines.
+    `forked=False`: one plain process. Fails with the workers' last lines.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"] if torchrun else []
-    command = [sys.executable, *agent, WORKER, json.dumps(jobs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    agent = ["-W", "ignore", "-m", "tests.forked", str(ranks)] if forked else ["-m"]
+    command = [sys.executable, *agent, "tests.engine.worker", json.dumps(jobs)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-4000:]
     assert "FutureWarning" not in done.stderr and "[INFO]" not in done.stdout + done.stderr, "one line per collective hides what matters"
     answers = [Path(job[1]) / "answer.json" for job in jobs]

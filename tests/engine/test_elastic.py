@@ -48,7 +48,7 @@ def test_with_other_moments_it_is_another_run_and_one_process_needs_no_torchrun(
 
     saved = Path(shutil.copytree(campaign.folder / "full/checkpoints" / f"step-{SAVED_AT:06d}", tmp_path / f"step-{SAVED_AT:06d}"))
     save_file({k: v * 0 + 1e-3 for k, v in load_file(saved / "moments.safetensors").items()}, saved / "moments.safetensors")
-    [resumed] = run(1, [["train", str(tmp_path / "job"), "zero3_test", str(STEPS), "0", str(saved)]], torchrun=False)
+    [resumed] = run(1, [["train", str(tmp_path / "job"), "zero3_test", str(STEPS), "0", str(saved)]], forked=False)
     assert apart(resumed["curve"], campaign.answers["full"]["curve"][SAVED_AT:]) > 1e-2
 
 

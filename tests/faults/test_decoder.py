@@ -80,6 +80,7 @@ def test_a_decoder_that_crashes_costs_one_clip(card: Path, tmp_path: Path) -> No
     assert list(shards.verify()) == []
 
 
+@pytest.mark.slow
 def test_a_decoder_that_is_killed_begins_its_block_again(card: Path, tmp_path: Path) -> None:
     assert run(card, tmp_path / "whole").returncode == 0
     done = run(card, tmp_path / "killed", signal.SIGKILL)

@@ -31,7 +31,7 @@ def test_partitions_and_two_writers_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "points",
     [
-        pytest.param(6, id="6"),
+        pytest.param(3, id="3"),
         pytest.param(100, id="100", marks=pytest.mark.system),
         pytest.param(1000, id="1000", marks=pytest.mark.torture),
     ],

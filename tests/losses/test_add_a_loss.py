@@ -22,8 +22,7 @@ RECIPE = ROOT / "pipelines/meta_prompt_kd.yaml"
 
 def test_toys_of_every_kind_train_two_steps_on_two_ranks(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-    command = [*agent, "-m", "tests.losses.toys.worker", str(tmp_path / "facts.json")]
+    command = [sys.executable, "-m", "tests.forked", "2", "tests.losses.toys.worker", str(tmp_path / "facts.json")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     facts = json.loads((tmp_path / "facts.json").read_text())

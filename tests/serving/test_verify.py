@@ -26,7 +26,7 @@ def test_a_server_of_the_export_is_the_same(url: str, export: Path, capsys: pyte
     assert capsys.readouterr().out.startswith("same: ")
 
 
-@pytest.mark.parametrize("fault", SABOTAGE)
+@pytest.mark.parametrize("fault", [SABOTAGE[0], *(pytest.param(fault, marks=pytest.mark.slow) for fault in SABOTAGE[1:])])
 def test_a_faulty_server_is_told_by_its_fault(fault: str, export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faulty: Any = load_student(export)
     with alterations(faulty)[fault](faulty), served(faulty, Serving(model="student")) as url:

@@ -1,15 +1,17 @@
-"""Ranks that are forked from one process: `python -m tests.e2e.forked RANKS RUN_DIR [RANKS RUN_DIR ...]` trains runs in turn.
+"""Ranks that are forked from one process: `python -m tests.forked RANKS MODULE ARGUMENT...`, in place of torchrun.
 
-Each rank is the real worker in a real gloo group. The libraries are imported once and not by every rank: that is most of a short run's time.
+The libraries are imported once and not by every rank: that is most of a short run's time. Whatever is about processes uses torchrun.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import runpy
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +19,7 @@ import torch
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401  (loaded here so that ranks find it loaded)
 import transformers.models.whisper.modeling_whisper  # noqa: F401
 
-from speechkd.core.log import say
 from speechkd.engine.zero import import_deepspeed
-from speechkd.stages import worker
 from tests.cluster.ports import free_port
 
 
@@ -30,8 +30,8 @@ def get_ready() -> None:
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # pulls in a compiler, which is half of a rank's start
 
 
-def start(folder: Path, world: int, log: Path | None = None) -> list[int]:
-    """Fork the ranks of an attempt; their pids. They write to `log`, or to this process's standard error."""
+def start(work: Callable[[], None], world: int, log: Path | None = None) -> list[int]:
+    """Fork ranks that do `work`; their pids. They write to `log`, or to this process's standard error."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     pids = []
     for rank in range(world):
@@ -39,15 +39,22 @@ def start(folder: Path, world: int, log: Path | None = None) -> list[int]:
         if pid == 0:
             if log is not None:
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "kills", "GLOO_SOCKET_IFNAME": "lo"}
-            sys.argv = ["worker", str(folder)]
+            os.environ |= address | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "TORCHELASTIC_RUN_ID": "forked",
+                "GLOO_SOCKET_IFNAME": "lo",
+            }
             try:
-                worker.main()
+                work()
                 code = 0
             except SystemExit as leaving:
                 code = int(leaving.code or 0)
             except BaseException:
+                traceback.print_exc()
                 code = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
         pids.append(pid)
     return pids
@@ -71,10 +78,29 @@ def end_all(pids: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-if __name__ == "__main__":
+def wait_for_all(pids: list[int]) -> bool:
+    """Wait for the end of all; whether every one ended well. The first that does not ends the others."""
+    left, well = set(pids), True
+    while left:
+        pid, status = os.wait()
+        left.discard(pid)
+        if status and well:
+            well = False
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+    return well
+
+
+def main() -> None:
+    ranks, module, *words = sys.argv[1:]
     get_ready()
-    for ranks, folder in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-        say(f"forked: {folder} on {ranks}")
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in start(Path(folder), int(ranks))]
-        if any(codes):
-            sys.exit(f"{folder}: {codes}")
+
+    def work() -> None:
+        sys.argv = [module, *words]
+        runpy.run_module(module, run_name="__main__")
+
+    sys.exit(not wait_for_all(start(work, int(ranks))))
+
+
+if __name__ == "__main__":
+    main()
