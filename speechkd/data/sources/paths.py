@@ -20,10 +20,9 @@ from speechkd.core.errors import InputError, nearest
 from speechkd.core.text import composed, text_encoding
 from speechkd.data.audio.raw import Rejected
 from speechkd.data.sources.base import MissingData, Unmatched, unmatched
+from speechkd.data.sources.braces import braces
 
 ROOT_VARIABLE = "SPEECHKD_DATA"
-MAX_BRACES = 100_000
-"""Most names that one pattern may expand to."""
 _SHOWN = 5
 """Names of a folder in a message"""
 
@@ -126,30 +125,6 @@ def _missing(root: Path, path: Path, what: str, key: str) -> InputError:
     return (InputError if misspelt else MissingData)(f"no {what} `{path.absolute()}`: {way_out} (card: {key}){hint}")
 
 
-def braces(pattern: str) -> list[str]:
-    """Expand {a,b}, {000..511} and _OP_000..511_CL_ in a pattern; numbers keep their width."""
-    text = re.sub(r"_OP_(\d+\.\.\d+)_CL_", r"{\1}", pattern)
-    expanded = [""]
-    for plain, inside in re.findall(r"([^{}]+)|\{([^{}]*)\}", text):
-        parts = [plain] if plain else _alternatives(inside, pattern)
-        if len(expanded) * len(parts) > MAX_BRACES:
-            raise InputError(f"`{pattern[:100]}` expands to more than {MAX_BRACES} names")
-        expanded = [name + part for name in expanded for part in parts]
-    if text.count("{") != text.count("}"):
-        raise InputError(f"`{pattern[:100]}` has an unmatched brace")
-    return expanded
-
-
-def _alternatives(inside: str, pattern: str) -> list[str]:
-    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        first, last = int(span[1]), int(span[2])
-        if last - first > MAX_BRACES:
-            raise InputError(f"`{pattern[:100]}` expands to more than {MAX_BRACES} names")
-        width = len(span[1]) if len(span[1]) == len(span[2]) or span[1].startswith("0") else 0
-        return [f"{number:0{width}d}" for number in range(first, last + 1)]
-    return inside.split(",")
-
-
 class TextFiles(Config):
     """How the text files of a corpus are encoded."""
 
@@ -218,7 +193,10 @@ class AudioFolder:
                 return Rejected(f"{_GONE}: `{tried}`")
         except (FileNotFoundError, NotADirectoryError):
             other = on_disk(self._root, path)
-            return Rejected(f"{_GONE}: `{tried}`") if other is None else other if isinstance(other, Rejected) else self._find(other)
+            if other is not None:
+                return other if isinstance(other, Rejected) else self._find(other)
+            near = _in_other_case(unresolved)
+            return Rejected(f"{_GONE}: `{tried}`" + (f"; `{near}` differs in case only: correct the list, or rename it" if near else ""))
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that is no Unicode
             return Rejected(f"cannot be found: {error}")
         return target
@@ -276,6 +254,15 @@ class AudioFolder:
         if folder != self._last[0]:
             self._last = folder, folder.resolve()
         return self._last[1]
+
+
+def _in_other_case(path: Path) -> str | None:
+    """The name of a file beside `path` that only differs from it in case; a list written on Windows or macOS may mean it."""
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return None
+    return next((name for name in sorted(beside) if name.casefold() == path.name.casefold()), None)
 
 
 def _is_windows(path: str) -> bool:
