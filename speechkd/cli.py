@@ -86,12 +86,25 @@ def teach(
     partition: Partition = "0/1",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="ask again for answers that failed or were cut")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="read every byte of the columns, and make again what is damaged")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check names, print what would be asked, ask nothing")] = False,
+    json: AsJson = False,
 ) -> None:
     """Teacher columns for the shards that a recipe names."""
     from speechkd.recipe import load_recipe
     from speechkd.stages.teach import teach as stage
 
-    for column in stage(load_recipe(recipe, set or []), _partition(partition), retry_failed=retry_failed, repair=repair):
+    if json and not dry_run:
+        raise InputError("--json needs --dry-run")
+    loaded = load_recipe(recipe, set or [])
+    if dry_run:
+        if retry_failed or repair:
+            raise InputError(
+                "--dry-run takes neither --retry-failed nor --repair: it counts the failed answers, and `speechkd check` reads bytes"
+            )
+        from speechkd.stages.teach_plan import plan_teaching
+
+        raise typer.Exit(plan_teaching(loaded, _partition(partition), json))
+    for column in stage(loaded, _partition(partition), retry_failed=retry_failed, repair=repair):
         if column is not None:
             print(column.root)
 

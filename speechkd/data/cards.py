@@ -20,7 +20,7 @@ from speechkd.core.types import Metadata, Scalar
 from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.card_names import check_fields, check_values
 from speechkd.data.sources import SOURCES, stated
-from speechkd.data.sources.base import Item, Source, Unmatched
+from speechkd.data.sources.base import Item, Source, Unmatched, unmatched
 from speechkd.data.sources.joins import Join, join
 from speechkd.data.sources.paths import data_root
 from speechkd.data.storage.names import MAX_KEY, distinct_name, is_name
@@ -221,7 +221,7 @@ def list_corpus(card: Card, source: Source, card_dir: Path) -> Listing:
     check_fields(card, present)
     out = [_held_out(replace(item, metadata=_metadata(item, card)), card) for item in items]
     check_values(card, items, out)
-    return Listing(out, strays + of_joins)
+    return Listing(out, strays + of_joins + _alike_but_for_case(items))
 
 
 def _listed(card: Card, source: Source) -> list[Item]:
@@ -245,6 +245,13 @@ def _apart(items: Sequence[Item]) -> list[Item]:
         clash = not key or len({item.name for item in same}) > 1
         out += [replace(i, key=distinct_name(i.name, LONGEST_SPLIT_KEY)) if clash and i.name not in ("", key) else i for i in same]
     return sorted(out, key=lambda item: item.key)
+
+
+def _alike_but_for_case(items: Sequence[Item]) -> list[Unmatched]:
+    """What to say about keys such as `A1` and `a1`: all are stored, but unpacked on Windows or macOS one overwrites the other."""
+    counts = Counter(item.key.casefold() for item in items)
+    alike = [item.key for item in items if counts[item.key.casefold()] > 1]
+    return unmatched("keys differ from another in case only: do not unpack the tars on Windows or macOS", alike, len(items), lookup=True)
 
 
 def _place(item: Item) -> str:

@@ -46,6 +46,14 @@ def shards_to_do(shards: ShardSet, spec: ColumnSpec) -> list[int]:
     return [shard for shard in range(shards.shards) if receipts.read(shard) is None] or [0]
 
 
+def finished_shards(shards: ShardSet, spec: ColumnSpec) -> dict[int, dict[str, Any]]:
+    """Shard -> its counts (examples, stop_eos, stop_length, stop_error), for those that a column has, published or not. Writes nothing."""
+    if spec.name in shards.column_names():
+        return {entry["shard"]: entry for entry in shards.column(spec.name).manifest["shards"]}
+    receipts = _receipts(shards, spec)
+    return {shard: receipt for shard in range(shards.shards) if (receipt := receipts.read(shard)) is not None}
+
+
 def _receipts(shards: ShardSet, spec: ColumnSpec) -> Receipts:
     spec_digest = spec.digest
 

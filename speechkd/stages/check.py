@@ -14,6 +14,7 @@ from speechkd.core.text import folded, printable
 from speechkd.data.cards import Card, allow_outside, list_corpus, load_card, open_source
 from speechkd.data.shards.index import open_shards
 from speechkd.data.sources.base import Item, MissingData
+from speechkd.data.sources.paths import data_root, is_there
 from speechkd.data.storage.store import Location, UrlPath, list_folder, parse_location
 from speechkd.engine.ds_config import AUTO
 from speechkd.evaluation.scorers.characters import spaceless
@@ -30,7 +31,7 @@ TRIED = 8
 def check(given: Path | str) -> int:
     """Print what was found; exit code 1 if published bytes have changed, or all items that were tried are rejected.
 
-    Raises InputError for an invalid card or recipe.
+    Raises InputError for an invalid card or recipe, and for a card whose data is here in part.
     """
     path = parse_location(given)
     if isinstance(path, UrlPath) or path.is_dir():
@@ -78,10 +79,13 @@ def _card(path: Path) -> int:
     card = load_card(path)
     summary = f"card ok: {card.name}/{card.version}, source {card.source['kind']}, tasks {', '.join(card.tasks) or 'none'}"
     try:
-        listing = list_corpus(card, open_source(card, path.parent), path.parent)
+        source = open_source(card, path.parent)
     except MissingData as missing:
+        if present := _present(card, path.parent):
+            raise InputError(f"{missing}; `{present}` is there") from missing
         _print(f"{summary}\nits data is not here yet: {missing}")
         return 0
+    listing = list_corpus(card, source, path.parent)
     items = listing.items
     _print(
         f"{summary}\n{len(items)} items: {_counts(item.split for item in items)}; fields: {_counts(n for i in items for n in i.metadata)}"
@@ -103,6 +107,12 @@ def _card(path: Path) -> int:
         _print(f"all of the first {manifest['input']} items are rejected: `speechkd shard` would publish nothing of them")
         return EXIT_FAILED
     return 0
+
+
+def _present(card: Card, folder: Path) -> str | None:
+    """A path of the card's source that exists: then the data is here, and a path that does not is misspelt."""
+    paths = (value for key, value in card.source.items() if key != "kind" and isinstance(value, str) and value.strip("./"))
+    return next((name for name in paths if is_there(data_root(folder) / name, Path.exists)), None)
 
 
 def _doubts(card: Card, items: Sequence[Item]) -> Iterator[str]:

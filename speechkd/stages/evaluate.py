@@ -29,6 +29,7 @@ from speechkd.stages.asking import ask_all
 from speechkd.stages.export import export
 from speechkd.stages.inputs.columns import column_spec
 from speechkd.stages.inputs.corpora import Corpus, evaluation_questions, open_corpora
+from speechkd.stages.inputs.names import check_evaluation_names
 from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.results import publish_results, show_results
 from speechkd.stages.run_folder import NOT_THE_STUDENTS, other_data, same_recipe
@@ -107,8 +108,10 @@ def evaluate_run(recipe: Recipe, checkpoint: Path | None = None, regrade: bool =
 
     Another checkpoint or export of the run goes into `eval/<its name>`, other corpora than the run's into `eval/<their names>`; neither is
     published as the run's result. Raises InputError where the run was trained by another recipe (its data and teachers may differ). For
-    an export only the questions count: its recipe is not compared.
+    an export only the questions count: its recipe is not compared. Raises it, too, for a split, task or field that the data does not know,
+    before a model is read.
     """
+    check_evaluation_names(recipe)
     graded = _evaluate_run(recipe, checkpoint, regrade, partition)
     if (graded / SUMMARY).is_file():  # else other partitions have not asked their share yet
         show_results(recipe.run_dir, graded / SUMMARY)

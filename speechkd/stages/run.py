@@ -20,7 +20,7 @@ from speechkd.stages.assembly.preflight import check_method
 from speechkd.stages.evaluate import EVAL, EXPORT, SUMMARY, evaluate, is_current
 from speechkd.stages.export import export
 from speechkd.stages.inputs.corpora import check_clips, open_corpora
-from speechkd.stages.inputs.names import check_training_names
+from speechkd.stages.inputs.names import check_evaluation_names, check_training_names
 from speechkd.stages.results import REPORT, publish_results, show_results
 from speechkd.stages.run_folder import CHECKPOINTS, last_step, same_recipe
 from speechkd.stages.shard import shard
@@ -79,8 +79,9 @@ def _run(recipe: Recipe, ranks: int, folder: Path) -> int:
 def conclude(recipe: Recipe) -> int:
     """export, eval, report and what is published of them, for a run that is trained.
 
-    Raises InputError where another recipe trained it, or its training has not come to its end.
+    Raises InputError where another recipe trained it, its training has not come to its end, or the evaluation names what the data lacks.
     """
+    check_evaluation_names(recipe)
     folder = recipe.run_dir
     same_recipe(folder, recipe)
     newest = latest(folder / CHECKPOINTS)

@@ -58,12 +58,12 @@ def teach(
     corpora = open_corpora(recipe.data)
     check_names(recipe, corpora, roles)  # a wrong name fails now, not after the answers were paid for
     wanted = [(role, corpus) for role in roles or recipe.train.roles for corpus in corpora if corpus.config.weight(role)]
-    works = [_Work(recipe, role, corpus, prompt, partition) for role, corpus in wanted]
+    works = [Work(recipe, role, corpus, prompt, partition) for role, corpus in wanted]
     return [work.column(retry_failed, repair) for work in works]
 
 
 @dataclass
-class _Work:
+class Work:
     """Makes the column of one teacher role on one corpus."""
 
     recipe: Recipe
@@ -152,7 +152,7 @@ class _Work:
                 with suppress(DataError):
                     turn = column.read(row)
                     whole[key, turn.turn] = Answer(turn.text, turn.tokens, turn.prompt_tokens, turn.stop, turn.reason)
-        asked = [(key, (request.key, request.turn)) for request, key in self._asked(shard)]
+        asked = [(key, (request.key, request.turn)) for request, key in self.asked(shard)]
         self._journal(shard).commit([(key, whole[turn]) for key, turn in asked if turn in whole])
 
     def _fill(self) -> Column | None:
@@ -189,7 +189,7 @@ class _Work:
 
     def _answered(self, shard: int) -> list[tuple[Request, Answer]]:
         """The requests of a shard with the teacher's answers."""
-        asked = self._asked(shard)
+        asked = self.asked(shard)
         answers = answer_all(self.teacher, [request for request, _ in asked], [key for _, key in asked], self._journal(shard))
         return [(request, answer) for (request, _), answer in zip(asked, answers, strict=True)]
 
@@ -207,7 +207,7 @@ class _Work:
         first, end = column.rows.starts[shard : shard + 2].tolist()
         stored = {(column.key_of(row), turn.turn): turn for row in range(first, end) for turn in [column.read(row)]}
         out = []
-        for request, _ in self._asked(shard):
+        for request, _ in self.asked(shard):
             turn = stored.get((request.key, request.turn))
             if turn is not None and turn.question != request.question:
                 difference = f"`{request.key}`, turn `{request.turn}`: {turn.question[:60]!r}, not {request.question[:60]!r}"
@@ -219,7 +219,7 @@ class _Work:
                 out.append((request, Answer(turn.text, turn.tokens, turn.prompt_tokens, turn.stop, turn.reason)))
         return out
 
-    def _asked(self, shard: int) -> list[tuple[Request, str]]:
+    def asked(self, shard: int) -> list[tuple[Request, str]]:
         """The requests of a shard, the same at every attempt, each with the key of its answer."""
         fields = self.config.metadata_fields()
         tasks = self.config.selected_tasks(self.corpus.card.tasks)
@@ -275,7 +275,7 @@ class _Work:
             turn = column.read(row)
             stored[column.key_of(row), turn.turn] = Answer(turn.text, turn.tokens, turn.prompt_tokens, turn.stop, turn.reason)
         for shard in failed:
-            asked = self._asked(shard)
+            asked = self.asked(shard)
             journal = self._journal(shard)
             journal.commit([(key, stored[request.key, request.turn]) for request, key in asked])
             journal.forget_failed([key for _, key in asked])

@@ -15,7 +15,11 @@ Batches = Generator[list[tuple[int, Answer]], None, None]
 _WAYS_OUT = (
     ("max_completion_tokens", "set `limit_key: max_completion_tokens`"),
     ("context length", "lower `max_new_tokens`, read fewer `fields`, or start the server with a longer context"),
-    ("thinking", "raise `max_new_tokens`, or set `extra: {chat_template_kwargs: {enable_thinking: false}}`"),
+    ("thinking", "the latter is `extra: {chat_template_kwargs: {enable_thinking: false}}` for most models"),
+    ("finish_reason is null", "ask a server, or a newer version of it, that says so"),
+    ("tool_calls", "set `extra: {tool_choice: none}`"),
+    ("content_filter", "ask a model without the filter, or other `fields`"),
+    ("no text has", "mend the server's tokenizer or template"),
     ("spells", "set `extra: {skip_special_tokens: true}`, or mend the server's chat template"),
     ("413", "read fewer or shorter `fields`, or raise the gateway's limit on a request's size"),
     ("quota", "raise the quota"),

@@ -312,7 +312,8 @@ class OpenAIHttpTeacher:
         if status >= 400:
             raise RequestRefused(f"{status} {message}".strip())
         if not isinstance(body, dict):
-            raise RetryLater("the reply is not JSON")
+            streamed = data.lstrip().startswith((":", "data:", "event:"))
+            raise RetryLater("the reply is not JSON, but a stream that was not asked for" if streamed else "the reply is not JSON")
         return body
 
     async def _check_server(self) -> None:

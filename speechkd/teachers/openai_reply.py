@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import re
 import time
 from typing import Any
 
@@ -20,6 +21,9 @@ CUT = frozenset({"length", "max_tokens", "max_length", "model_length", "max_outp
 """Finish reasons by which servers say, in any case, that an answer ended or was cut; any other (content_filter, ...) makes an error"""
 THINKS = "all of it is thinking, none is answer: raise `max_new_tokens`, or switch thinking off (extra.chat_template_kwargs)"
 
+_BROKEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffd]")
+"""Control characters, and what is left of a character that was cut: lone surrogates and U+FFFD"""
+
 
 class BadReply(ValueError):
     """A malformed reply: cut off, not JSON, or incomplete. The request may be sent again."""
@@ -34,8 +38,11 @@ def read_answer(reply: Any, prompt: Prompt, prompt_tokens: int) -> Answer:
         reason = choice.get("finish_reason")
         apart = "" if message is None else message.get("reasoning_content") or message.get("reasoning") or ""
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise BadReply("the reply has no choices") from None
-    spoken = part_thinking(clean(_text(content)).strip())
+        said = error_text(reply) if isinstance(reply, dict) and "error" in reply else ""
+        raise BadReply(f"the reply has no choices, but an error: {said}" if said else "the reply has no choices") from None
+    if broken := _BROKEN.search(_text(content)):
+        return Answer(clean(_text(content)), [], prompt_tokens, "error", f"the answer holds U+{ord(broken[0]):04X}, which no text has")
+    spoken = part_thinking(_text(content).strip())
     text, thinking = spoken.answer, "\n".join(part for part in (clean(_text(apart)).strip(), spoken.thinking) if part)
     if reason is None:
         return Answer(text, [], prompt_tokens, "error", "the server does not say why the answer ends (finish_reason is null)", thinking)

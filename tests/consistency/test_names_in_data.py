@@ -70,7 +70,7 @@ CARDS: dict[str, tuple[dict[str, Any], str]] = {
     "jsonl.JsonlConfig.file": ({"source": {"kind": "jsonl", "file": "row.jsonl", "root": "wav"}}, "rows.jsonl"),
     "folder.FolderConfig.key_field": ({"source": {**FOLDER, "key_field": "leter"}}, "letter"),
     "folder.FolderConfig.split_field": ({"source": {**FOLDER, "split_field": "leter"}}, "letter"),
-    "folder.FolderConfig.metadata": ({"source": {**FOLDER, "metadata": "tabel.csv"}}, "table.csv"),
+    "folder.FolderConfig.metadata": ({"source": {**FOLDER, "metadata": "tabel.csv"}}, "wav/table.csv"),
     "folder.FolderConfig.suffixes": ({"source": {**FOLDER, "suffixes": ["wave", "flac"]}}, "wav"),
     "hf_disk.HfDiskConfig.path": ({"source": {"kind": "hf_disk", "path": "d.parqet"}}, "d.parquet"),
     "hf_disk.HfDiskConfig.columns": ({"source": {"kind": "hf_disk", "path": "d.parquet", "columns": ["gendr"]}}, "gender"),
@@ -104,7 +104,7 @@ FILES = {
     "hf_disk.HfDiskConfig.path", "kaldi.KaldiConfig.dir", "lhotse_cuts.LhotseConfig.cuts", "lhotse_shar.SharConfig.dir",
     "messages.MessagesConfig.file", "nemo.NemoConfig.manifest", "nemo.NemoConfig.tars", "webdataset.WebdatasetConfig.tars",
 }  # fmt: skip
-"""Files of the data: `check` says that they are not here yet, with the nearest name; `shard` refuses"""
+"""Files of the data: `check` and `shard` both refuse a misspelt one"""
 
 SPANS = "prompt.span={reads: text, field: langage}"
 READER = "live.reader={kind: self, reads: {form: json, fields: [langage]}}"
@@ -287,9 +287,9 @@ def test_a_name_that_the_corpus_lacks_is_refused(
 ) -> None:
     changes, meant = CARDS[key]
     card = card_file(corpus, **{"source": CSV, **changes})
-    words = ["shard", str(card), "--out", str(corpus / "out")] if key in FILES else ["check", str(card)]
-    line = refused(words, monkeypatch, capsys)
-    assert f"did you mean `{meant}`" in line.replace(f"{corpus}/", ""), line
+    for words in (["check", str(card)], ["shard", str(card), "--out", str(corpus / "out")])[: 1 + (key in FILES)]:
+        line = refused(words, monkeypatch, capsys)
+        assert f"did you mean `{meant}`" in line.replace(f"{corpus}/", ""), line
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +325,17 @@ def test_a_name_of_a_recipe_that_the_data_lacks_is_refused(
     sets, meant = RECIPES[key]
     monkeypatch.chdir(ROOT)
     line = refused(["check", str(recipe_file(sharded, sets))], monkeypatch, capsys)
+    assert f"did you mean `{meant}`" in line, line
+
+
+@pytest.mark.parametrize("words", [[], ["--regrade"], ["--whole"]], ids=lambda words: " ".join(words) or "plain")
+@pytest.mark.parametrize("key", [key for key in RECIPES if key.startswith(("questions.", "averages."))])
+def test_eval_refuses_a_name_that_the_data_lacks_before_it_looks_for_a_student(
+    key: str, words: list[str], sharded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets, meant = RECIPES[key]
+    monkeypatch.chdir(ROOT)
+    line = refused(["eval", str(recipe_file(sharded, sets)), *words], monkeypatch, capsys)
     assert f"did you mean `{meant}`" in line, line
 
 

@@ -201,9 +201,15 @@ def test_check_says_what_is_there_and_what_is_missing(corpus: Path, capsys: pyte
     output = capsys.readouterr().out
     assert "3 items: train 3; fields: client 3, sex 3, speaker 3" in output and "first 3 items: 2 samples, 0.6 s, 1 rejected" in output
     assert "rejected `b`: is neither FLAC nor WAV" in output
-    (corpus / "list.csv").unlink()
+    (corpus / "list.csv").rename(corpus / "lists.csv")
+    with pytest.raises(InputError, match=f"no file `{corpus}/list.csv`.*did you mean `lists.csv`"):
+        check(corpus / "card.yaml")
+    (corpus / "lists.csv").unlink()
+    with pytest.raises(InputError, match=f"no file `{corpus}/list.csv`.*; `wavs` is there"):
+        check(corpus / "card.yaml")
+    (corpus / "wavs").rename(corpus.parent / "elsewhere")
     assert check(corpus / "card.yaml") == 0
-    assert "card ok: raw/v1, source csv, tasks none\nits data is not here yet: no file " in capsys.readouterr().out
+    assert "card ok: raw/v1, source csv, tasks none\nits data is not here yet: no folder " in capsys.readouterr().out
 
 
 def test_check_doubts_a_card_that_hears_nothing_or_asks_in_vain(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

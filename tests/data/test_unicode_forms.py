@@ -39,6 +39,22 @@ def test_a_file_is_found_in_either_form(parts: list[str], on_disk: str, listed: 
         assert isinstance(missing, Rejected) and missing.reason.startswith("no such file: `")
 
 
+def test_names_that_differ_in_case_only_are_kept_apart_and_told(tmp_path: Path) -> None:
+    card = write_card(tmp_path, [{"id": name, "audio": f"{name}.wav", "text": name} for name in ("A1", "a1", "b2")], fields={})
+    listing = list_corpus(load_card(card), open_source(load_card(card), tmp_path), tmp_path)
+    assert [item.metadata["text"] for item in listing.items if item.key in ("A1", "a1")] == ["A1", "a1"]
+    assert any("2 of 3 keys differ from another in case only" in str(line) for line in listing.unmatched), listing.unmatched
+    (tmp_path / "A1.WAV").write_bytes(b"x")
+    audio = AudioFolder(tmp_path, AudioPaths())
+    missing = audio.find("a1.wav")
+    assert (
+        isinstance(missing, Rejected)
+        and missing.reason == "no such file: `a1.wav`; `A1.WAV` differs in case only: correct the list, or rename it"
+    )
+    (tmp_path / "a1.wav").write_bytes(b"y")
+    assert audio.find("a1.wav") == tmp_path / "a1.wav" and audio.find("A1.WAV") == tmp_path / "A1.WAV"
+
+
 def test_two_files_of_one_name_are_not_guessed_between(tmp_path: Path) -> None:
     for name in ("e\u0301\u00e9.wav", "\u00e9e\u0301.wav"):
         (tmp_path / name).write_bytes(b"x")

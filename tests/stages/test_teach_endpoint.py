@@ -21,6 +21,7 @@ from speechkd.stages.inputs.prompt import open_prompt
 from speechkd.stages.inputs.sources import open_train_sources
 from speechkd.stages.shard import shard
 from speechkd.stages.teach import teach
+from speechkd.stages.teach_plan import plan_teaching
 from speechkd.stages.train import _describe
 from speechkd.tracking.journal import JOURNAL, Journal
 from speechkd.tracking.mlflow_sender import sync
@@ -249,3 +250,41 @@ def test_a_damaged_column_is_made_again_and_only_lost_answers_are_asked_for(
         (root / "manifest.json").unlink()
         teach(load_recipe(path))
         assert whole()
+
+
+def test_a_dry_run_counts_what_would_be_asked_and_changes_nothing(recipe: Make, room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No server is there; then a third is answered, one of it badly; then the whole."""
+
+    def planned(path: Path, *sets: str) -> dict[str, Any]:
+        before = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in room.rglob("*")}
+        assert plan_teaching(load_recipe(path, list(sets)), as_json=True) == 0
+        assert {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in room.rglob("*")} == before
+        [plan] = json.loads(capsys.readouterr().out)["teachers"]
+        return plan
+
+    def states(plan: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(plan[name] for name in ("to_do", "done", "failed", "shards_to_do"))
+
+    nowhere = recipe("http://127.0.0.1:9/v1")
+    first = planned(nowhere)
+    turns = first["to_do"]
+    assert states(first) == (turns, 0, 0, [0, 1, 2]) and turns >= 30 and first["longest_prompt"] > 10
+    asked = []
+
+    def answer(body: Any) -> Reply:
+        asked.append(body)
+        return error(400, "no") if 'word 3"' in str(body["messages"]) else chat("german")
+
+    with scripted(answer, ["tiny"]) as endpoint:
+        path = recipe(endpoint.url)
+        teach(load_recipe(path), partition=(0, 3))
+        part = planned(path)
+        assert part["shards_to_do"] == [1, 2] and part["to_do"] + part["done"] + part["failed"] == turns
+        assert part["done"] + part["failed"] == len(asked) and part["to_do"] == turns - len(asked)
+        teach(load_recipe(path))
+        assert len(asked) == turns and states(planned(path)) == (0, turns - part["failed"], part["failed"], [])
+    assert part["failed"] == sum('word 3"' in str(body["messages"]) for body in asked) > 0
+    with pytest.raises(InputError, match="unknown field `langage`.*did you mean `language`"):
+        planned(nowhere, "teachers.kd.fields=[langage]")
+    assert plan_teaching(load_recipe(path)) == 0
+    assert f"teach       kd on tones: 0 turns to do, {turns - part['failed']} done, {part['failed']} failed\n" in capsys.readouterr().out

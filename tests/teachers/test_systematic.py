@@ -108,16 +108,26 @@ def test_a_leaked_mark_is_no_answer(mark: str, prompt: Prompt) -> None:
     assert answer.stop == "error" and "a mark of the model's own" in answer.reason
 
 
+@pytest.mark.parametrize("letter", ["\0", "\x1b", "\ud83d", "\ufffd"])
+def test_an_answer_with_what_no_text_has_is_no_answer(letter: str, prompt: Prompt) -> None:
+    answer = read_answer(reply(f"german {letter}"), prompt, 3)
+    assert answer.stop == "error" and f"U+{ord(letter):04X}" in answer.reason and not answer.tokens
+    answer.text.encode()
+    assert read_answer(reply("Zeile\n\tNote: \u200d\U0001f600"), prompt, 3).stop == "eos"
+
+
 ALIKE: dict[str, tuple[Any, str]] = {
     "limit": (lambda n: error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."), "limit_key"),
     "context": (lambda n: error(400, f"maximum context length is 512 tokens, you asked for {600 + n}"), "lower `max_new_tokens`"),
     "thinking": (lambda n: Reply(json.dumps(reply(None, "length", reasoning_content="Okay")).encode()), "enable_thinking"),
     "filter": (lambda n: chat("", "content_filter"), "content_filter"),
     "null reason": (lambda n: Reply(json.dumps(reply("german", None)).encode()), "finish_reason is null"),
-    "error in 200": (lambda n: Reply(json.dumps({"error": {"message": "upstream"}}).encode()), "no choices"),
+    "error in 200": (lambda n: Reply(json.dumps({"error": {"message": "upstream timed out"}}).encode()), "upstream timed out"),
     "500": (lambda n: error(500, "oops"), "500 oops"),
     "413": (lambda n: Reply(b"<html>too large</html>", 413), "413"),
-    "no JSON": (lambda n: Reply(b"data: {}\n\n"), "not JSON"),
+    "stream": (lambda n: Reply(b": keepalive\n\ndata: {}\n\n"), "not JSON, but a stream"),
+    "tools": (lambda n: chat("", "tool_calls"), "tool_choice: none"),
+    "NUL": (lambda n: chat("ger\0man"), "U+0000"),
     "mark": (lambda n: chat("german<|eot_id|>"), "<|eot_id|>"),
 }
 

@@ -14,7 +14,7 @@ from speechkd.data.audio.raw import RawClip, Rejected
 
 
 class MissingData(InputError):
-    """The card is valid, but its raw data is missing; the message says where to put it."""
+    """The card is valid, but nothing of its raw data is there yet; the message says where to put it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from speechkd.core.config import parse_yaml
 from speechkd.core.errors import InputError
 from speechkd.core.text import read_text
 from speechkd.data.sources import paths
-from speechkd.data.sources.base import MissingData
 from speechkd.data.sources.stated import below, stated_split
 
 _KEY = "source.path"
@@ -40,7 +39,7 @@ def stated_files(root: Path, name: str) -> Iterator[tuple[str, Path]]:
         for file in parquet_files:
             yield card.get(file) or stated_split(below(file, root)), file
     else:
-        raise MissingData(f"`{path}` is not a `save_to_disk` folder and holds no Parquet files (card: source.path)")
+        raise InputError(f"`{path}` is not a `save_to_disk` folder and holds no Parquet files (card: source.path)")
 
 
 def _of_arrow(folder: Path) -> str:

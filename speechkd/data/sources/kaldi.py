@@ -15,7 +15,7 @@ from speechkd.core.text import paired_forms, text_lines
 from speechkd.core.types import Scalar
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
-from speechkd.data.sources.base import PAIRED, Item, MissingData, Unmatched, unmatched
+from speechkd.data.sources.base import PAIRED, Item, Unmatched, unmatched
 from speechkd.data.sources.paths import AudioFolder, AudioPaths, TextFiles
 from speechkd.data.sources.rows import read_files
 from speechkd.data.storage.names import clean_name
@@ -51,7 +51,7 @@ class KaldiSource:
         ]
         for _, folder in self.dirs:
             if not (folder / "wav.scp").is_file():
-                raise MissingData(f"no file `{folder / 'wav.scp'}`: a Kaldi data directory has one (card: source.dir)")
+                raise InputError(f"no file `{folder / 'wav.scp'}`: a Kaldi data directory has one (card: source.dir)")
 
     def items(self) -> list[Item]:
         """All utterances, sorted by key. Raises InputError naming file and line."""

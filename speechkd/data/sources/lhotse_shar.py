@@ -15,7 +15,7 @@ from speechkd.core.errors import InputError, nearest
 from speechkd.core.text import paired_forms
 from speechkd.data.audio.raw import RawClip, Rejected
 from speechkd.data.sources import paths, stated
-from speechkd.data.sources.base import Item, MissingData, Unmatched, unmatched
+from speechkd.data.sources.base import Item, Unmatched, unmatched
 from speechkd.data.sources.lhotse_cuts import cut_fields, cut_key, cut_problem, read_cuts
 from speechkd.data.sources.tarfiles import list_tar, member_payload, read_members
 
@@ -46,7 +46,7 @@ class SharSource:
             folder = paths.folder(data_root, name, "source.dir")
             cuts = sorted(folder.glob("cuts.*.jsonl.gz")) + sorted(folder.glob("cuts.*.jsonl"))
             if not cuts:
-                raise MissingData(f"no `cuts.*.jsonl.gz` in `{folder}`: a Shar folder has them (card: source.dir)")
+                raise InputError(f"no `cuts.*.jsonl.gz` in `{folder}`: a Shar folder has them (card: source.dir)")
             for path in cuts:
                 tar = folder / f"{config.field}.{path.name.split('.')[1]}.tar"
                 if not tar.is_file():

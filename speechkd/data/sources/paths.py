@@ -20,10 +20,11 @@ from speechkd.core.errors import InputError, nearest
 from speechkd.core.text import composed, text_encoding
 from speechkd.data.audio.raw import Rejected
 from speechkd.data.sources.base import MissingData, Unmatched, unmatched
+from speechkd.data.sources.braces import braces
 
 ROOT_VARIABLE = "SPEECHKD_DATA"
-MAX_BRACES = 100_000
-"""Most names that one pattern may expand to."""
+_SHOWN = 5
+"""Names of a folder in a message"""
 
 PathBySplit = str | dict[str, str]
 """One path, or split -> path."""
@@ -43,18 +44,18 @@ def below(root: Path, name: str, key: str) -> Path:
 
 
 def folder(root: Path, name: str, key: str) -> Path:
-    """An existing folder of raw data. Raises MissingData."""
+    """An existing folder of raw data. Raises MissingData, or InputError where the name looks misspelt."""
     path = below(root, name, key)
     if not is_there(path, Path.is_dir):
-        raise MissingData(_missing(path, "folder", key))
+        raise _missing(root, path, "folder", key)
     return path
 
 
 def file(root: Path, name: str, key: str) -> Path:
-    """An existing file of raw data. Raises MissingData."""
+    """An existing file of raw data. Raises MissingData, or InputError where the name looks misspelt."""
     path = below(root, name, key)
     if not is_there(path, Path.is_file):
-        raise MissingData(_missing(path, "file", key))
+        raise _missing(root, path, "file", key)
     return path
 
 
@@ -67,7 +68,7 @@ def files(root: Path, pattern: str, key: str) -> list[Path]:
             matches = sorted(root / match for match in glob.glob(name, root_dir=root, recursive=True))
             matched += [match for match in matches if match.is_file()]
             if not matches:
-                raise MissingData(_missing(path, "file like", key))
+                raise _missing(root, path, "file like", key)
         else:
             matched.append(file(root, name, key))
     return sorted(set(matched))
@@ -105,35 +106,23 @@ def on_disk(folder: Path, name: PurePosixPath) -> str | Rejected | None:
     return None if found == name else str(found)
 
 
-def _missing(path: Path, what: str, key: str) -> str:
-    close = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
-    hint = f"; did you mean `{close}`?" if close else ""
+def _missing(root: Path, path: Path, what: str, key: str) -> InputError:
+    """The error for a path that is not there: MissingData where nothing of it is, else a misspelling, with the nearest path that exists."""
+    if not is_there(root, Path.is_dir):
+        return InputError(f"no folder `{root.absolute()}`: it should hold the corpora ({ROOT_VARIABLE})")
+    there, parts = root, list(path.relative_to(root).parts)
+    while len(parts) > 1 and is_there(there / parts[0], Path.is_dir):
+        there /= parts.pop(0)
+    is_kind = Path.is_dir if what == "folder" or len(parts) > 1 else Path.is_file
+    beside = [name for name in os.listdir(there) if is_there(there / name, is_kind)]
+    cards = {".yaml", ".yml"} - {path.suffix}  # without SPEECHKD_DATA, the data lies beside the cards
+    close = nearest(parts[0], [name for name in beside if Path(name).suffix not in cards])
+    hint = f"; did you mean `{Path(there / close, *parts[1:]).relative_to(root)}`?" if close else ""
+    misspelt = close is not None or there != root
+    if misspelt and not close:
+        hint = f"; `{there.absolute()}` holds {', '.join(sorted(beside)[:_SHOWN]) or f'no {what}'}"
     way_out = f"put the corpus's data there, or set {ROOT_VARIABLE} to the folder that holds it"
-    return f"no {what} `{path.absolute()}`: {way_out} (card: {key}){hint}"
-
-
-def braces(pattern: str) -> list[str]:
-    """Expand {a,b}, {000..511} and _OP_000..511_CL_ in a pattern; numbers keep their width."""
-    text = re.sub(r"_OP_(\d+\.\.\d+)_CL_", r"{\1}", pattern)
-    expanded = [""]
-    for plain, inside in re.findall(r"([^{}]+)|\{([^{}]*)\}", text):
-        parts = [plain] if plain else _alternatives(inside, pattern)
-        if len(expanded) * len(parts) > MAX_BRACES:
-            raise InputError(f"`{pattern[:100]}` expands to more than {MAX_BRACES} names")
-        expanded = [name + part for name in expanded for part in parts]
-    if text.count("{") != text.count("}"):
-        raise InputError(f"`{pattern[:100]}` has an unmatched brace")
-    return expanded
-
-
-def _alternatives(inside: str, pattern: str) -> list[str]:
-    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        first, last = int(span[1]), int(span[2])
-        if last - first > MAX_BRACES:
-            raise InputError(f"`{pattern[:100]}` expands to more than {MAX_BRACES} names")
-        width = len(span[1]) if len(span[1]) == len(span[2]) or span[1].startswith("0") else 0
-        return [f"{number:0{width}d}" for number in range(first, last + 1)]
-    return inside.split(",")
+    return (InputError if misspelt else MissingData)(f"no {what} `{path.absolute()}`: {way_out} (card: {key}){hint}")
 
 
 class TextFiles(Config):
@@ -204,7 +193,10 @@ class AudioFolder:
                 return Rejected(f"{_GONE}: `{tried}`")
         except (FileNotFoundError, NotADirectoryError):
             other = on_disk(self._root, path)
-            return Rejected(f"{_GONE}: `{tried}`") if other is None else other if isinstance(other, Rejected) else self._find(other)
+            if other is not None:
+                return other if isinstance(other, Rejected) else self._find(other)
+            near = _in_other_case(unresolved)
+            return Rejected(f"{_GONE}: `{tried}`" + (f"; `{near}` differs in case only: correct the list, or rename it" if near else ""))
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name that is no Unicode
             return Rejected(f"cannot be found: {error}")
         return target
@@ -262,6 +254,15 @@ class AudioFolder:
         if folder != self._last[0]:
             self._last = folder, folder.resolve()
         return self._last[1]
+
+
+def _in_other_case(path: Path) -> str | None:
+    """The name of a file beside `path` that only differs from it in case; a list written on Windows or macOS may mean it."""
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return None
+    return next((name for name in sorted(beside) if name.casefold() == path.name.casefold()), None)
 
 
 def _is_windows(path: str) -> bool:

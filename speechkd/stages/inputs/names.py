@@ -14,7 +14,7 @@ from speechkd.core.types import Metadata
 from speechkd.evaluation.questions import EvaluationConfig
 from speechkd.models.prompt import Reading
 from speechkd.recipe import Recipe
-from speechkd.stages.inputs.corpora import Corpus, check_evaluation, check_split, train_splits
+from speechkd.stages.inputs.corpora import Corpus, check_evaluation, check_split, open_corpora, train_splits
 from speechkd.stages.inputs.rows import compared_with
 from speechkd.teachers.gates import known_languages
 from speechkd.teachers.live_config import SelfConfig, TextLlmConfig, column_of
@@ -62,10 +62,27 @@ def check_names(recipe: Recipe, corpora: Sequence[Corpus], roles: Sequence[str] 
 def check_training_names(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
     """Refuse a name that the data does not know, of all that training and evaluation read. Raises InputError with the nearest one."""
     check_names(recipe, corpora)
-    check_evaluation(recipe.evaluation, corpora)
+    _check_evaluation(recipe.evaluation, corpora)
     if recipe.train.held_out is not None:
         check_split(recipe.train.held_out.split, corpora, "train.held_out.split")
-    _check_metadata([*_of_losses(recipe), *_of_evaluation(recipe.evaluation)], corpora)
+    _check_metadata(list(_of_losses(recipe)), corpora)
+
+
+def check_evaluation_names(recipe: Recipe) -> None:
+    """Refuse a split, task or field of the evaluation that the data does not know, before a run is looked for or a model is read.
+
+    Raises InputError with the nearest name. Missing shards are left to the code that reads them: what is wrong with the run comes first.
+    """
+    try:
+        corpora = open_corpora(recipe.data)
+    except InputError:
+        return
+    _check_evaluation(recipe.evaluation, corpora)
+
+
+def _check_evaluation(evaluation: EvaluationConfig, corpora: Sequence[Corpus]) -> None:
+    check_evaluation(evaluation, corpora)
+    _check_metadata(list(_of_evaluation(evaluation)), corpora)
 
 
 def check_columns(recipe: Recipe, corpora: Sequence[Corpus]) -> None:
