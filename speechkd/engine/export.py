@@ -102,6 +102,12 @@ def write_export(
     write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
     difference = _compare(fresh, wanted, probe, student.dtype)
     write_json(fresh / MANIFEST, manifest.model_copy(update={"probe_difference": difference}).model_dump(mode="json"))
+    put_in_place(fresh, out)
+    return difference
+
+
+def put_in_place(fresh: Path, out: Path) -> None:
+    """Make the whole folder `fresh` the folder `out`, in place of an older one."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -109,7 +115,6 @@ def write_export(
     fresh.rename(out)
     fsync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-    return difference
 
 
 def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], lora: LoraConfig, base: str) -> None:
