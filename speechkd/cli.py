@@ -166,7 +166,7 @@ def export(
     out: Annotated[Path, typer.Option(help="folder to write")],
     set: Sets = None,
     merge: Annotated[bool, typer.Option("--merge", help="fold LoRA into the base")] = False,
-    format: Annotated[str, typer.Option(help="speechkd, or another engine's folder: qwen2_audio")] = "speechkd",
+    format: Annotated[str, typer.Option(help="speechkd, or another engine's folder: qwen2_audio, ultravox")] = "speechkd",
 ) -> None:
     """The newest checkpoint of a recipe's run as a folder that `speechkd ask` and `load_student` read, or that another engine loads."""
     from speechkd.recipe import load_recipe

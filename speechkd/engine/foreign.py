@@ -28,11 +28,11 @@ def check_replaceable(out: Path) -> None:
         raise InputError(f"`{out}` exists and is no export of another engine's format: name an empty folder, or remove it")
 
 
-def write_foreign(out: Path, exported: Path, name: str, card: str) -> float:
+def write_foreign(out: Path, exported: Path, name: str, card: str) -> float | None:
     """Write the export in the folder `exported` (LoRA merged) to `out` in the format `name`; returns the largest relative difference.
 
-    `card`: the README's text. Raises InputError for a student that does not fit, or where `out` is something else; DataError where the
-    logits of the engine's own classes differ from ours. Then `out` is left as it was.
+    None: no class here loads the format. `card`: the README's text. Raises InputError for a student that does not fit, or where `out` is
+    something else; DataError where the logits of the engine's own classes differ from ours. Then `out` is left as it was.
     """
     check_replaceable(out)
     manifest, student = read_manifest(exported), load_student(exported)
@@ -47,9 +47,9 @@ def write_foreign(out: Path, exported: Path, name: str, card: str) -> float:
     ours_NV = _logits(student, probe)
     del student
     gc.collect()  # one language model in memory at a time
-    theirs_NV = form.logits(fresh, manifest.student.dtype, probe)[:, : ours_NV.shape[1]]
-    difference = float((theirs_NV.cpu() - ours_NV).abs().max() / ours_NV.abs().max())
-    if not difference <= PROBE_TOLERANCE[manifest.student.dtype]:
+    theirs_NV = form.logits(fresh, manifest.student.dtype, probe)
+    difference = None if theirs_NV is None else float((theirs_NV[:, : ours_NV.shape[1]] - ours_NV).abs().max() / ours_NV.abs().max())
+    if difference is not None and not difference <= PROBE_TOLERANCE[manifest.student.dtype]:
         raise DataError(f"in the format `{name}` the student's logits differ by {difference:.3g} of the largest: {fresh}")
     facts = {"format": name, "step": manifest.step, "recipe_digest": manifest.recipe_digest, "checkpoint": manifest.checkpoint}
     write_json(fresh / FACTS, {**facts, "logits_difference": difference})

@@ -58,7 +58,8 @@ def export_foreign(run_dir: Path, out: Path, form: str) -> Path:
         difference = write_foreign(out, between, form, card)
     finally:
         shutil.rmtree(between, ignore_errors=True)
-    say(f"export: `{out}` from {source.name} as `{form}`, loaded by its own classes (logits within {difference:.1e} of the student's)")
+    compared = "no class here loads it" if difference is None else f"its own classes' logits within {difference:.1e} of the student's"
+    say(f"export: `{out}` from {source.name} as `{form}` ({compared})")
     return out
 
 

@@ -41,7 +41,7 @@ def test_a_format_that_a_student_does_not_fit_is_refused_in_one_line(tmp_path: P
     ) as caught:
         export_foreign(run_folder(tmp_path), tmp_path / "out", "qwen2_audio")
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="unknown export format `gguf`; allowed: qwen2_audio"):
+    with pytest.raises(InputError, match="unknown export format `gguf`; allowed: qwen2_audio, ultravox"):
         export_foreign(run_folder(tmp_path), tmp_path / "out", "gguf")
 
 

@@ -42,14 +42,18 @@ class ExportFormat(Protocol):
     def write(self, student: DistilledStudent, folder: Path) -> None:
         """Write a student that fits, its LoRA merged. Raises InputError where its prompt or tokenizer cannot be written."""
 
-    def logits(self, folder: Path, dtype: str, probe: Probe) -> Tensor:
-        """Logits [N, V] that predict the response's N tokens, of the folder as its own classes load it, in the student's precision."""
+    def logits(self, folder: Path, dtype: str, probe: Probe) -> Tensor | None:
+        """Logits [N, V] that predict the response's N tokens, of the folder as its own classes load it, in the student's precision.
+
+        None: no class here loads it.
+        """
 
 
 FORMATS: Table[type[ExportFormat]] = Table(
     "export format",
     {
         "qwen2_audio": "speechkd.models.formats.qwen2_audio:Qwen2AudioFormat",
+        "ultravox": "speechkd.models.formats.ultravox:UltravoxFormat",
     },
 )
 
