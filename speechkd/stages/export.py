@@ -13,6 +13,7 @@ from torch import Tensor
 from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_bytes
 from speechkd.core.log import say
+from speechkd.data.training_range import RANGE
 from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer, why_invalid
 from speechkd.engine.export import write_export
 from speechkd.engine.foreign import check_replaceable, write_foreign
@@ -109,6 +110,7 @@ def _write(recipe: Recipe, run_dir: Path, out: Path, source: Path, trainer: dict
         checkpoint=source.name,
         card=_card(recipe, trainer, tensors),
         probe=run_dir / PROBES / f"{source.name}.safetensors",
+        training_range=run_dir / RANGE,
     )
 
 
