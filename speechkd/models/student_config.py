@@ -27,7 +27,7 @@ class StudentConfig(Config):
     llm: str
     lora: LoraConfig | None = None
     init_from: str | None = None
-    """an export from which the layer weights and the projector start; its language model is named by `llm`"""
+    """an export from which the layer weights, the projector and LoRA (the same `lora` here) start; its language model is named by `llm`"""
     projector: ProjectorBlock
     encoder_states: EncoderStates = "weighted_sum"
     """`weighted_sum`: a learned weighted sum of all encoder layers; `last`: the encoder's last state, nothing to learn"""

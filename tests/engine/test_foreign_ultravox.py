@@ -53,7 +53,7 @@ def reference(folder: Path, probe: Probe) -> Tensor:
         return x if weight is None else x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
 
     assert (("ln_mid.weight" in weights), ("ln_post.weight" in weights)) == (config["projector_ln_mid"], not config["projector_ln_mid"])
-    settings = {"padding": "longest", "pad_to_multiple_of": 160, "return_attention_mask": True, "return_tensors": "pt"}
+    settings: dict[str, Any] = {"padding": "longest", "pad_to_multiple_of": 160, "return_attention_mask": True, "return_tensors": "pt"}
     heard = WhisperFeatureExtractor.from_pretrained(folder)(probe.samples_T, sampling_rate=16_000, **settings)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     asked = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": probe.question}]}]
