@@ -16,6 +16,7 @@ from speechkd.models.encoder_families import SAMPLE_RATE
 from speechkd.models.exported import DistilledStudent, load_student, read_manifest
 from speechkd.models.formats import FORMATS, Probe, check_fits
 from speechkd.models.formats.chat_template import QUESTION
+from speechkd.models.pretrained import quietly
 
 FACTS = "speechkd.json"
 """File that says which student a foreign folder holds"""
@@ -41,13 +42,15 @@ def write_foreign(out: Path, exported: Path, name: str, card: str) -> float | No
     fresh = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    form.write(student, fresh)
+    with quietly():
+        form.write(student, fresh)
     write_text(fresh / "README.md", card)
     probe = _probe(student, form.CLIP_SAMPLES)
     ours_NV = _logits(student, probe)
     del student
     gc.collect()  # one language model in memory at a time
-    theirs_NV = form.logits(fresh, manifest.student.dtype, probe)
+    with quietly():
+        theirs_NV = form.logits(fresh, manifest.student.dtype, probe)
     difference = None if theirs_NV is None else float((theirs_NV[:, : ours_NV.shape[1]] - ours_NV).abs().max() / ours_NV.abs().max())
     if difference is not None and not difference <= PROBE_TOLERANCE[manifest.student.dtype]:
         raise DataError(f"in the format `{name}` the student's logits differ by {difference:.3g} of the largest: {fresh}")

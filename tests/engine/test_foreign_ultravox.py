@@ -37,7 +37,7 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def reference(folder: Path, probe: Probe) -> Tensor:
     """Logits that predict the probe's response, of the model that the folder's files describe."""
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, WhisperConfig, WhisperFeatureExtractor
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     config, tensors = read_json(folder / "config.json"), load_file(folder / "model.safetensors")
@@ -55,7 +55,7 @@ def reference(folder: Path, probe: Probe) -> Tensor:
     assert (("ln_mid.weight" in weights), ("ln_post.weight" in weights)) == (config["projector_ln_mid"], not config["projector_ln_mid"])
     settings: dict[str, Any] = {"padding": "longest", "pad_to_multiple_of": 160, "return_attention_mask": True, "return_tensors": "pt"}
     heard = WhisperFeatureExtractor.from_pretrained(folder)(probe.samples_T, sampling_rate=16_000, **settings)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
     asked = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": probe.question}]}]
     text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     columns = int(heard["attention_mask"].sum())
@@ -94,6 +94,8 @@ def test_the_folder_is_the_student_by_ultravoxs_equations(name: str, tmp_path: P
         probe, ours_NV = probe_of(student, samples)
         theirs_NV = reference(tmp_path / "out", probe)[:, : ours_NV.shape[1]]
         assert float((theirs_NV - ours_NV).abs().max()) <= 1e-4 < 0.1 < float(ours_NV.abs().max())
+    probe, ours_NV = probe_of(student, 320 * 41 + 100)  # not padded to 20 ms: as many positions, but another last frame
+    assert float((reference(tmp_path / "out", probe)[:, : ours_NV.shape[1]] - ours_NV).abs().max()) > 0.01
 
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {

@@ -86,7 +86,6 @@ missing. Then `speechkd verify` says whether the server answers as the student d
             "ignore_index": -100,
             "vocab_size": text["vocab_size"],
             "dtype": str(dtype).removeprefix("torch."),
-            "auto_map": {"AutoConfig": "ultravox_config.UltravoxConfig", "AutoProcessor": "ultravox_processing.UltravoxProcessor"},
         }
         write_json(folder / "config.json", config)
         processor = {"audio_placeholder": AUDIO, "encoder_ds_factor": 2, "stack_factor": projector.stack}
