@@ -179,12 +179,13 @@ def export(
     out: Annotated[Path, typer.Option(help="folder to write")],
     set: Sets = None,
     merge: Annotated[bool, typer.Option("--merge", help="fold LoRA into the base")] = False,
+    format: Annotated[str, typer.Option(help="speechkd, or another engine's folder: qwen2_audio, ultravox")] = "speechkd",
 ) -> None:
-    """The newest checkpoint of a recipe's run as a folder that `speechkd ask` and `load_student` read."""
+    """The newest checkpoint of a recipe's run as a folder that `speechkd ask` and `load_student` read, or that another engine loads."""
     from speechkd.recipe import load_recipe
     from speechkd.stages.export import export_run as stage
 
-    stage(load_recipe(recipe, set or []), out, merge)
+    stage(load_recipe(recipe, set or []), out, merge, format)
 
 
 @app.command()

@@ -86,8 +86,8 @@ def measure(shards: ShardSet, clips: int = CLIPS) -> ShardStatistics:
     table = shards.read_index(["split", "seconds", "audio_bytes", "metadata"])
     seconds_N = table["seconds"].to_numpy()
     has_audio_N = table["audio_bytes"].to_numpy() > 0
-    rows = _evenly_drawn(np.arange(len(table)), ROWS, shards.digest, "rows")
-    chosen = _evenly_drawn(np.flatnonzero(has_audio_N), clips, shards.digest, "clips")
+    rows = evenly_drawn(np.arange(len(table)), ROWS, shards.digest, "rows")
+    chosen = evenly_drawn(np.flatnonzero(has_audio_N), clips, shards.digest, "clips")
     return ShardStatistics(
         seconds_N=seconds_N[has_audio_N],
         texts=int((~has_audio_N).sum()),
@@ -101,7 +101,7 @@ def measure(shards: ShardSet, clips: int = CLIPS) -> ShardStatistics:
     )
 
 
-def _evenly_drawn(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
+def evenly_drawn(rows: np.ndarray, count: int, *seed: str) -> np.ndarray:
     """`count` of `rows`: one drawn from each of `count` equal sections."""
     if len(rows) <= count:
         return rows

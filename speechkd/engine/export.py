@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from speechkd.core.errors import DataError, InputError
 from speechkd.core.files import fsync_folder, publishing, sha256_file, write_json, write_text
 from speechkd.core.types import Batch, ClipTable, TeacherSignals
+from speechkd.data.training_range import RANGE
 from speechkd.models.exported import (
     FORMAT,
     LLM_FOLDER,
@@ -60,12 +61,13 @@ def write_export(
     checkpoint: str,
     card: str,
     probe: Path | None,
+    training_range: Path | None = None,
 ) -> float | None:
     """Write the folder at `out` (replacing an earlier export), read it back and compare; returns the probe's relative difference.
 
     `tensors`: the checkpoint's trained tensors, float32. `student`, `fingerprints`: as the manifest is to hold them, of the frozen models
     that training used. `card`: the model card's text. `probe`: the run's probe batch with the logits that training computed.
-    `merge` folds LoRA into the language model, which then is part of the export.
+    `merge` folds LoRA into the language model, which then is part of the export. `training_range`: the run's, where it has one.
     Raises InputError where `out` is something else, DataError if what comes back differs; then `out` is left as it was.
     """
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
@@ -80,6 +82,8 @@ def write_export(
     load_features(student.encoder).extractor.save_pretrained(fresh)
     write_text(fresh / TEMPLATE, prompt)
     write_text(fresh / "README.md", card)
+    if training_range is not None and training_range.is_file():
+        shutil.copyfile(training_range, fresh / RANGE)
     wanted = dict(tensors)
     if merge and student.lora is not None:
         wanted = _write_merged(fresh / LLM_FOLDER, tensors, student)
@@ -102,6 +106,12 @@ def write_export(
     write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
     difference = _compare(fresh, wanted, probe, student.dtype)
     write_json(fresh / MANIFEST, manifest.model_copy(update={"probe_difference": difference}).model_dump(mode="json"))
+    put_in_place(fresh, out)
+    return difference
+
+
+def put_in_place(fresh: Path, out: Path) -> None:
+    """Make the whole folder `fresh` the folder `out`, in place of an older one."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -109,7 +119,6 @@ def write_export(
     fresh.rename(out)
     fsync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-    return difference
 
 
 def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], lora: LoraConfig, base: str) -> None:

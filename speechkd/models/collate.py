@@ -39,7 +39,7 @@ class Row:
 class Collator:
     """Rows -> Batch. `features`: (clips, samples to pad to) -> encoder input; `positions`: frames -> the projector's audio positions."""
 
-    features: Callable[[Sequence[np.ndarray], int], Tensor]
+    features: Callable[..., Tensor]
     hearing: Hearing
     """the encoder's arithmetic: samples -> frames, and back"""
     positions: Callable[[int], int]
@@ -76,7 +76,7 @@ class Collator:
             signals = replace(signals, attention_CQ=_attention(shown, lengths_C, window_Q))
         audio_from_A = _joined([torch.arange(n) + clip_of_row[index] * window_Q for index, n in audio])
         return Batch(
-            features_BMT=self.features(clips, self.hearing.samples(self.hearing.features_of(frames))),
+            features_BMT=self._features(clips, frames),
             ids_BS=ids_BS,
             mask_BS=mask_BS,
             audio_to_A=_joined([torch.arange(n) + audio_starts[index] for index, n in audio]),
@@ -95,6 +95,11 @@ class Collator:
             examples=len(rows),
             seconds=sum(row.samples_T.size for row in heard if row.samples_T is not None) / self.sample_rate,
         )
+
+    def _features(self, clips: Sequence[np.ndarray], frames: Sequence[int]) -> Tensor:
+        samples = self.hearing.samples(self.hearing.features_of(frames))
+        ends = [self.hearing.samples(count) for count in frames]
+        return self.features(clips, samples, ends) if self.hearing.alone else self.features(clips, samples)
 
     def _clips(self, heard: Sequence[Row]) -> tuple[list[int], list[int]]:
         """(number of each row's clip, first row of each clip)."""

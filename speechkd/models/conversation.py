@@ -33,6 +33,12 @@ _ANSWERS = ("The", "a", "9", '"', "<", "-", "É", "今", "…", "ان")
 """Beginnings of answers that must not change the tokens before them"""
 
 
+def fixed_template(tokenizer: Any) -> str:
+    """A tokenizer's chat template, in which every day is the same."""
+    template: str = tokenizer.get_chat_template()
+    return f"{{%- set date_string = '{_DAY.strftime('%d %b %Y')}' -%}}\n{_FIXED_DAY}{template}"
+
+
 class Conversation:
     """One user turn and one assistant turn in a tokenizer's chat template, as text and as tokens."""
 

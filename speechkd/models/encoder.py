@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from speechkd.kernels.layer_sum import layer_sum
 from speechkd.kernels.layer_sum.states import LayerStates
 from speechkd.kernels.logits import wide
-from speechkd.models.encoder_families import MEL_SAMPLES, SAMPLE_RATE, WINDOW_S, EncoderWindow, hearing
+from speechkd.models.encoder_families import MEL_SAMPLES, SAMPLE_RATE, WINDOW_S, EncoderWindow, hearing, hearing_clips
 
 
 class FrozenEncoder(nn.Module):
@@ -25,7 +25,10 @@ class FrozenEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, window: EncoderWindow = "full") -> None:
         super().__init__()
         self.encoder: Any = encoder.requires_grad_(False)
-        self.hearing = hearing(encoder) if window == "full" else hearing(encoder).cut()
+        if window == "clip":
+            self.hearing = hearing_clips(encoder)
+        else:
+            self.hearing = hearing(encoder) if window == "full" else hearing(encoder).cut()
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: a frozen encoder has no dropout."""
@@ -104,9 +107,14 @@ class Features:
         self.mels = hasattr(extractor, "n_samples")
         self.window_seconds = min(WINDOW_S, extractor.n_samples / SAMPLE_RATE) if self.mels else WINDOW_S
 
-    def __call__(self, clips: Sequence[np.ndarray], samples: int) -> Tensor:
-        """Mono 16 kHz clips -> log-mels [C, M, T] or waveforms [C, samples], padded with silence to `samples`, never cut."""
+    def __call__(self, clips: Sequence[np.ndarray], samples: int, ends: Sequence[int] | None = None) -> Tensor:
+        """Mono 16 kHz clips -> log-mels [C, M, T] or waveforms [C, samples], padded with silence to `samples`, never cut.
+
+        `ends`: samples up to which each clip has silence behind it; from there on log-mels are zero.
+        """
         assert all(clip.size <= samples for clip in clips), "longer clips are refused before"
+        if ends is not None:
+            return self._alone(clips, samples, ends)
         options: dict[str, Any] = {"sampling_rate": SAMPLE_RATE, "return_tensors": "pt", "padding": "max_length", "max_length": samples}
         if self.mels:
             # A spectrum is mirrored at its end: with silence behind, columns are those of a clip in its whole window.
@@ -115,3 +123,9 @@ class Features:
             return features
         values: Tensor = self.extractor(list(clips), return_attention_mask=True, **options)["input_values"]
         return values
+
+    def _alone(self, clips: Sequence[np.ndarray], samples: int, ends: Sequence[int]) -> Tensor:
+        """Each clip's log-mels by itself: its spectrum is mirrored at its own end."""
+        options: dict[str, Any] = {"sampling_rate": SAMPLE_RATE, "return_tensors": "pt", "padding": "max_length"}
+        each = [self.extractor([clip], max_length=end, **options)["input_features"] for clip, end in zip(clips, ends, strict=True)]
+        return torch.cat([pad(mels_1MT, (0, samples // MEL_SAMPLES - mels_1MT.shape[2])) for mels_1MT in each])

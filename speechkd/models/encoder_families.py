@@ -7,7 +7,8 @@
 The number of frames is rounded up: silence fills the last frame, which is never dropped. The states of a clip are those that transformers
 computes for the clip with that silence behind it, whatever its neighbours in the batch are. Behind them stand zeros; with Whisper, whose
 window includes silence, the states of that silence. With `encoder_window: true` the window of a batch ends with its longest clip: there
-Whisper hears silence only up to that, so that a clip's states depend on how far it is padded.
+Whisper hears silence only up to that, so that a clip's states depend on how far it is padded. With `encoder_window: clip` Whisper hears the
+clip alone, as in Ultravox: nothing stands behind its last whole frame, and states do not depend on neighbours.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from speechkd.core.errors import InputError
+
 WAVEFORM = ("hubert", "wav2vec2", "wavlm")
 SPEECH_LLMS = ("qwen2_audio", "qwen2_5_omni", "qwen2_5_omni_thinker")
 """Model types that hold an audio encoder, a projector and a language model"""
@@ -33,8 +36,8 @@ SAMPLE_RATE, WINDOW_S = 16_000, 30
 """Encoders without a window of their own get one as long as Whisper's"""
 
 States = tuple[Tensor, ...]
-EncoderWindow = Literal["full", "true"]
-"""`full`: every clip is padded to the encoder's window; `true`: to the longest clip of its batch"""
+EncoderWindow = Literal["full", "true", "clip"]
+"""`full`: every clip is padded to the encoder's window; `true`: to the longest clip of its batch; `clip`: Whisper hears the clip alone"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,8 @@ class Hearing:
     """whether features always fill the window; otherwise they have as many frames as the longest clip"""
     silence: bool = False
     """whether the states behind a clip are those of silence, and the projector reads them; otherwise they are zeros"""
+    alone: bool = False
+    """whether features are of each clip by itself, with zeros instead of silence behind it"""
     states: Callable[[Tensor, Tensor], States]
     """(features, valid frames [C]) -> `layers` x [C, F, D]; frames beyond a clip's are anything"""
 
@@ -99,6 +104,29 @@ def hearing(encoder: Any) -> Hearing:
     if kind == "whisper":
         return _whisper(encoder)
     return _omni(encoder) if hasattr(encoder, "ln_post") else _qwen2_audio(encoder)
+
+
+def hearing_clips(encoder: Any) -> Hearing:
+    """The interface to a Whisper encoder that hears a clip alone. Raises InputError for other encoders."""
+    from transformers.masking_utils import create_bidirectional_mask
+
+    kind: str = encoder.config.model_type
+    if kind != "whisper":
+        raise InputError(
+            f"`encoder_window: clip` is for Whisper's encoder, is set for `{kind}`, which hears no silence: set it to full or true"
+        )
+
+    def states(features_CMT: Tensor, frames_C: Tensor) -> States:
+        real_CX = torch.arange(features_CMT.shape[2] // 2, device=frames_C.device) < frames_C[:, None]
+        real_C1T = real_CX.repeat_interleave(2, 1)[:, None]
+        inner_CDT = gelu(encoder.conv1(features_CMT)).masked_fill(~real_C1T, 0.0)  # as if it ended with the clip
+        first_CXD = gelu(encoder.conv2(inner_CDT)).transpose(1, 2)
+        first_CXD = first_CXD + encoder.embed_positions(torch.arange(first_CXD.shape[1], device=frames_C.device))
+        mask = create_bidirectional_mask(config=encoder.config, inputs_embeds=first_CXD, attention_mask=real_CX.long())
+        *inner, last = _block_states(encoder, first_CXD, mask)
+        return (*inner, encoder.layer_norm(last))
+
+    return replace(_whisper(encoder), whole=False, fixed=False, silence=False, alone=True, states=states)
 
 
 def _whisper(encoder: Any) -> Hearing:

@@ -27,13 +27,14 @@ class StudentConfig(Config):
     llm: str
     lora: LoraConfig | None = None
     init_from: str | None = None
-    """an export from which the layer weights and the projector start; its language model is named by `llm`"""
+    """an export from which the layer weights, the projector and LoRA (the same `lora` here) start; its language model is named by `llm`"""
     projector: ProjectorBlock
     encoder_states: EncoderStates = "weighted_sum"
     """`weighted_sum`: a learned weighted sum of all encoder layers; `last`: the encoder's last state, nothing to learn"""
     encoder_window: EncoderWindow = "full"
     """`full`: clips are padded to the encoder's window (30 s), as it was trained; `true`: to the longest clip of a batch, which for short
-    clips costs a fraction; a student answers with the window that it was trained with"""
+    clips costs a fraction; `clip` (Whisper): the clip alone is heard, no silence behind it, as in Ultravox. A student answers with the
+    window that it was trained with"""
     normalise_layers: bool = False
     """bring encoder layers to one scale before they are summed"""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

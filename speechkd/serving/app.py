@@ -19,9 +19,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from speechkd.core.errors import InputError
+from speechkd.core.log import say
 from speechkd.data.audio.clips import RATE, decode_bytes, normalise
 from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.audio.raw import Rejected
+from speechkd.data.training_range import TrainingRange, unlike
 from speechkd.models.exported import Answered, DistilledStudent
 from speechkd.serving.batcher import Batcher, Busy, Ending, Job
 from speechkd.serving.bodies import Asked, parse_chat
@@ -47,6 +49,8 @@ class Serving:
     """the question behind `/v1/audio/transcriptions`; None: no such endpoint"""
     key: str | None = None
     """clients must send it as `Authorization: Bearer KEY`"""
+    trained_on: TrainingRange | None = None
+    """one line in the server's log for each clip that is unlike it"""
 
 
 class Refused(Exception):
@@ -184,6 +188,8 @@ class _Endpoint:
             await run_in_threadpool(self.student.check_length, asked.question, clip_T.size, "question and clip")
         except InputError as error:
             raise Refused(400, str(error), "context_length_exceeded") from None
+        if (warning := await run_in_threadpool(unlike, self.serving.trained_on, clip_T)) is not None:
+            say(f"serve: {warning}")
         self.metrics.audio.inc(clip_T.size / RATE)
         return Job(clip_T, asked.question, most, asked.logprobs)
 

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from speechkd.core.errors import InputError
+from speechkd.core.log import say
 from speechkd.data.audio.clips import RATE, decode_file, normalise
 from speechkd.data.audio.limits import AudioLimits
 from speechkd.data.audio.raw import Rejected
+from speechkd.data.training_range import read_range, unlike
 from speechkd.models.exported import load_student
 
 
 def ask(export: Path, audio: Path, question: str) -> str:
-    """The student's greedy answer.
+    """The student's greedy answer. One line on standard error says in which ways the clip is unlike those of the training, if it is.
 
     Raises InputError for a file that is missing or no sound, or longer than the encoder's window, and for no question.
     """
@@ -28,6 +30,8 @@ def ask(export: Path, audio: Path, question: str) -> str:
             f"`{audio}` lasts {samples_T.size / RATE:.1f} s; this student's encoder hears at most {heard:g} s: cut the "
             "file into shorter ones"
         )
+    if (warning := unlike(read_range(export), samples_T)) is not None:
+        say(f"ask: {warning}")
     return student.answer([samples_T], [question])[0]
 
 

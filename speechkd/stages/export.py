@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from torch import Tensor
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import sha256_bytes
 from speechkd.core.log import say
+from speechkd.data.training_range import RANGE
 from speechkd.engine.checkpoint import WEIGHTS, latest, read_trainer, why_invalid
 from speechkd.engine.export import write_export
+from speechkd.engine.foreign import check_replaceable, write_foreign
 from speechkd.models.exported import Fingerprints, read_manifest
+from speechkd.models.formats import FORMATS, OWN, check_fits
 from speechkd.models.lora import lora_layers
 from speechkd.models.student import meta_student
 from speechkd.models.student_config import StudentConfig
@@ -27,12 +33,35 @@ STUDENT = "student."
 """Prefix of the student's names inside the module that is trained"""
 
 
-def export_run(recipe: Recipe, out: Path, merge: bool = False) -> Path:
-    """`export` of the recipe's run. Raises InputError where that was trained by another recipe."""
+def export_run(recipe: Recipe, out: Path, merge: bool = False, form: str = OWN) -> Path:
+    """`export` of the recipe's run, or `export_foreign`. Raises InputError where that was trained by another recipe."""
     same_recipe(recipe.run_dir, recipe, NOT_THE_STUDENTS)
+    if form != OWN:
+        return export_foreign(recipe.run_dir, out, form)
     exported = export(recipe.run_dir, out, merge=merge)
     send(recipe.tracking, recipe.run_dir)
     return exported
+
+
+def export_foreign(run_dir: Path, out: Path, form: str) -> Path:
+    """A run's newest checkpoint as the folder of another engine, LoRA merged (`models/formats`).
+
+    Raises InputError where the student does not fit, or there is no checkpoint; DataError where the engine's own classes load another.
+    """
+    recipe = run_recipe(run_dir)
+    check_fits(form, meta_student(recipe.student))
+    check_replaceable(out)
+    between = out.with_name(f".{out.name}.speechkd")
+    source, trainer = _checkpoint(run_dir, None)
+    try:
+        _write(recipe, run_dir, between, source, trainer, recipe.student.lora is not None)
+        card = _card(recipe, trainer, {}, FORMATS.get(form)().USAGE)
+        difference = write_foreign(out, between, form, card)
+    finally:
+        shutil.rmtree(between, ignore_errors=True)
+    compared = "no class here loads it" if difference is None else f"its own classes' logits within {difference:.1e} of the student's"
+    say(f"export: `{out}` from {source.name} as `{form}` ({compared})")
+    return out
 
 
 def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool = False) -> Path:
@@ -40,41 +69,55 @@ def export(run_dir: Path, out: Path, checkpoint: Path | None = None, merge: bool
 
     Raises InputError where there is no run or checkpoint, DataError where what comes back differs from what was trained.
     """
-    from safetensors.torch import load_file
-
     recipe = run_recipe(run_dir)
     _mergeable(recipe.name, recipe.student, merge)
-    source = latest(run_dir / CHECKPOINTS) if checkpoint is None else checkpoint
-    if checkpoint is not None and (why := why_invalid(checkpoint)):
-        raise InputError(f"`{checkpoint}` is no valid checkpoint: {why}; name another with --checkpoint")
-    if source is None:
-        raise InputError(f"no valid checkpoint in `{run_dir / CHECKPOINTS}`: train first")
-    trainer = read_trainer(source)
+    source, trainer = _checkpoint(run_dir, checkpoint)
     if _is_of(out, trainer, merge):
         say(f"export: `{out}` is of this checkpoint already")
-        record_export(run_dir, out, recipe.name)
-        return out
+    else:
+        difference = _write(recipe, run_dir, out, source, trainer, merge)
+        compared = "no probe" if difference is None else f"logits within {difference:.1e} of training's"
+        say(f"export: `{out}` from {source.name}, read back ({compared})")
+    record_export(run_dir, out, recipe.name)
+    return out
+
+
+def _checkpoint(run_dir: Path, named: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to export, and its trainer's state. Raises InputError where there is none."""
+    source = latest(run_dir / CHECKPOINTS) if named is None else named
+    if named is not None and (why := why_invalid(named)):
+        raise InputError(f"`{named}` is no valid checkpoint: {why}; name another with --checkpoint")
+    if source is None:
+        raise InputError(f"no valid checkpoint in `{run_dir / CHECKPOINTS}`: train first")
+    return source, read_trainer(source)
+
+
+def _write(recipe: Recipe, run_dir: Path, out: Path, source: Path, trainer: dict[str, Any], merge: bool) -> float | None:
+    """Write the export of a checkpoint; returns how far its logits are from training's."""
+    from safetensors.torch import load_file
+
     trained = load_file(source / WEIGHTS)  # what a loss learned for itself ends with training
     tensors = {name.removeprefix(STUDENT): tensor for name, tensor in trained.items() if name.startswith(STUDENT)}
-    prompt = _prompt(recipe.prompt, recipe.student.llm, trainer, source)
-    card = Environment(loader=PackageLoader("speechkd.stages", "."), autoescape=False).get_template("model_card.md.j2")
-    difference = write_export(
+    return write_export(
         out,
         tensors=tensors,
         student=_without_training(recipe.student),
         fingerprints=Fingerprints(encoder=trainer["base"]["encoder"], llm=trainer["base"]["llm"]),
         merge=merge,
-        prompt=prompt,
+        prompt=_prompt(recipe.prompt, recipe.student.llm, trainer, source),
         step=trainer["step"],
         recipe_digest=trainer["recipe"],
         checkpoint=source.name,
-        card=card.render(recipe=recipe, step=trainer["step"], tensors={n: list(t.shape) for n, t in tensors.items()}),
+        card=_card(recipe, trainer, tensors),
         probe=run_dir / PROBES / f"{source.name}.safetensors",
+        training_range=run_dir / RANGE,
     )
-    compared = "no probe" if difference is None else f"logits within {difference:.1e} of training's"
-    say(f"export: `{out}` from {source.name}, read back ({compared})")
-    record_export(run_dir, out, recipe.name)
-    return out
+
+
+def _card(recipe: Recipe, trainer: dict[str, Any], tensors: Mapping[str, Tensor], usage: str | None = None) -> str:
+    """The README of an export; `usage` replaces what it says of speechkd's own format."""
+    template = Environment(loader=PackageLoader("speechkd.stages", "."), autoescape=False).get_template("model_card.md.j2")
+    return template.render(recipe=recipe, step=trainer["step"], tensors={n: list(t.shape) for n, t in tensors.items()}, usage=usage)
 
 
 def _mergeable(recipe: str, config: StudentConfig, merge: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from speechkd.core.errors import InputError
 from speechkd.core.log import say
+from speechkd.data.training_range import read_range
 from speechkd.models.exported import load_student
 from speechkd.serving.app import Serving, make_app
 
@@ -27,6 +28,6 @@ def serve(export: Path, host: str, port: int, serving: Serving, key_env: str | N
             raise InputError("--transcribe needs the question that asks for the words")
         if importlib.util.find_spec("python_multipart") is None:
             raise InputError("--transcribe reads forms, which needs python-multipart: pip install 'speechkd[serving]'")
-    app = make_app(load_student(export), replace(serving, key=key))
+    app = make_app(load_student(export), replace(serving, key=key, trained_on=read_range(export)))
     say(f"serve: `{export}` as `{serving.model}` on http://{host}:{port}/v1 (health: /health, metrics: /metrics)")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)

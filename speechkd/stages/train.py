@@ -15,17 +15,18 @@ from pathlib import Path
 import speechkd
 from speechkd.cluster.local import BY_HAND, run_ranks
 from speechkd.cluster.nodes import Ended
-from speechkd.core.errors import EXIT_FAILED, EXIT_REQUEUE
+from speechkd.core.errors import EXIT_FAILED, EXIT_REQUEUE, DataError
 from speechkd.core.failures import forget_failures, one_line
 from speechkd.core.files import write_json
 from speechkd.core.locks import exclusive
 from speechkd.core.log import say
+from speechkd.data.training_range import RANGE, measure_range, write_range
 from speechkd.engine.checkpoint import latest, read_trainer, seal
 from speechkd.engine.ds_config import read_ds_config
 from speechkd.recipe import Recipe
 from speechkd.stages.assembly.base_models import same_base
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.inputs.corpora import check_clips, open_corpora
+from speechkd.stages.inputs.corpora import check_clips, open_corpora, train_splits
 from speechkd.stages.inputs.held_out import check_held_out
 from speechkd.stages.inputs.names import check_columns, check_training_names
 from speechkd.stages.inputs.prompt import open_prompt
@@ -171,8 +172,23 @@ def _describe(journal: Journal, folder: Path, recipe: Recipe, sources: Sequence[
     )
     datasets = {s.corpus.card.name: s.corpus.shards.manifest["totals"] | {"version": s.corpus.card.version} for s in sources}
     write_json(folder / DATASETS, datasets)
+    _measure_range(folder, recipe, sources)
     record_datasets(journal, [train_source.corpus for train_source in sources])
     record_checkpoints(journal, folder / CHECKPOINTS)  # a killed run may not have told of its last one
+
+
+def _measure_range(folder: Path, recipe: Recipe, sources: Sequence[TrainSource]) -> None:
+    """Keep what the clips are like that this run trains on, once: its exports say which others are unlike them."""
+    if (folder / RANGE).is_file():
+        return
+    corpora = {s.corpus.shards.digest: (s.corpus.shards, train_splits(s.corpus, recipe.train.roles)) for s in sources}
+    try:
+        found = measure_range([*corpora.values()])
+    except DataError as error:  # the ranks meet the same bytes, and say which they are
+        say(f"train: the clips' range is not measured: {error}")
+        return
+    if found is not None:
+        write_range(folder, found)
 
 
 def _let_finish(sender: subprocess.Popen[bytes]) -> None:

@@ -27,6 +27,7 @@ PROJECTOR: dict[str, dict[str, Any]] = {
     "mlp_stack": {"stack": 5, "hidden": 12},
     "qformer": SMALL,
     "query_bank": SMALL | {"languages": ["one", "two"], "gate_hidden": 6},
+    "ultravox": {"stack": 5, "hidden": 12},
     "windowed_qformer": {"layers": 1, "heads": 2},
 }
 GATED = {"kind": "query_bank", **PROJECTOR["query_bank"], "forcing_share": 0.0}

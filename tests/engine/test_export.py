@@ -13,6 +13,7 @@ import torch
 
 from speechkd.core.errors import InputError
 from speechkd.core.files import read_json, write_json
+from speechkd.data.training_range import RANGE, TrainingRange, read_range, write_range
 from speechkd.engine.export import save_probe, write_export
 from speechkd.engine.loading import load_causal_lm, load_encoder
 from speechkd.losses.positions import predicting_positions
@@ -155,6 +156,16 @@ def test_a_broken_manifest_is_refused_in_one_line(name: str, old_export: Path) -
         assert "\n" not in str(caught.value) and str(old_export) in str(caught.value)
     finally:
         (old_export / MANIFEST).write_text(sound, encoding="utf-8")
+
+
+def test_the_range_of_the_training_is_part_of_an_export(tmp_path: Path) -> None:
+    config, trained_on = config_of(), TrainingRange(seconds=(0.5, 3.0), level_db=(-30.0, -15.0), bandwidth_hz=(7000.0, 8000.0))
+    tensors = trained(student_of(config))
+    write_range(tmp_path, trained_on)
+    exported(tmp_path / "out", tensors, config, training_range=tmp_path / RANGE)
+    assert read_range(tmp_path / "out") == trained_on and RANGE in read_manifest(tmp_path / "out").files
+    exported(tmp_path / "out", tensors, config, training_range=tmp_path / "of an earlier version")
+    assert read_range(tmp_path / "out") is None
 
 
 @torch.no_grad()

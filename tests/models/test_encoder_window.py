@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from speechkd.core.errors import InputError
 from speechkd.core.types import Batch
 from speechkd.models.architectures import encoder_from
 from speechkd.models.collate import Collator, Row
@@ -111,6 +112,34 @@ def test_one_frame_below_the_window(kind: str) -> None:
     hearing = FrozenEncoder(encoder_of(kind), "true").hearing
     batch, states, audio = heard(kind, "true", clips((min(hearing.window, 100) - 1) * hearing.hop))
     assert states[0].shape[1] == hearing.heard(batch.clips.frames_C.tolist()) and audio.isfinite().all()
+
+
+def test_whisper_hears_a_clip_alone_whatever_its_neighbours_are() -> None:
+    """States of transformers' own modules for the lone clip's log-mels, with nothing behind them; zeros behind shorter clips."""
+    encoder, given = encoder_of("whisper"), clips(6_400, 12_601)
+    for param in encoder.parameters():
+        param.data += 0.1 * torch.randn(param.shape)
+    hears = FrozenEncoder(encoder, "clip")
+    batch = Collator(features_of("whisper"), hears.hearing, lambda frames: frames)([Row([1], [2], [3], clip) for clip in given])
+    assert batch.features_BMT.shape[2] == 80 and batch.clips.frames_C.tolist() == [20, 40]
+    ours = hears(batch.features_BMT, batch.clips.frames_C)
+    assert all(not s[0, 20:].any() for s in ours)
+    for index, (clip, frames) in enumerate(zip(given, (20, 40), strict=True)):
+        extractor = features_of("whisper").extractor
+        mels = extractor(clip, sampling_rate=16_000, padding="longest", pad_to_multiple_of=320, return_tensors="pt")["input_features"]
+        with torch.no_grad():
+            x = torch.nn.functional.gelu(encoder.conv2(torch.nn.functional.gelu(encoder.conv1(mels)))).transpose(1, 2)
+            x = x + encoder.embed_positions.weight[: x.shape[1]]
+            for block in encoder.layers:
+                x = block(x, None)
+            x = encoder.layer_norm(x)
+        assert x.shape[1] == frames
+        torch.testing.assert_close(ours[-1][index, :frames], x[0], atol=1e-5, rtol=1e-5)
+
+
+def test_only_whisper_can_hear_a_clip_alone() -> None:
+    with pytest.raises(InputError, match="`encoder_window: clip` is for Whisper's encoder, is set for `qwen2_audio_encoder`"):
+        FrozenEncoder(encoder_of("qwen2_audio"), "clip")
 
 
 def test_a_batch_without_audio_is_one_frame() -> None:

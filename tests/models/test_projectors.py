@@ -20,9 +20,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlp_stack": {"stack": 4, "hidden": 8},
     "qformer": {"queries": 3, "layers": 2, "heads": 2},
     "query_bank": {"queries": 3, "layers": 2, "heads": 2, "languages": ["en", "de"], "gate_hidden": 4},
+    "ultravox": {"stack": 4, "hidden": 8},
     "windowed_qformer": {"window": 4, "queries": 2, "layers": 1, "heads": 2, "width": 8},
 }
-POSITIONS = {"gated_mlp": (1, 1, 2, 8), "linear": (1, 1, 2, 8), "mlp_stack": (1, 1, 2, 8), "windowed_qformer": (2, 2, 4, 16)}
+POSITIONS = {
+    "gated_mlp": (1, 1, 2, 8),
+    "linear": (1, 1, 2, 8),
+    "mlp_stack": (1, 1, 2, 8),
+    "ultravox": (1, 1, 2, 8),
+    "windowed_qformer": (2, 2, 4, 16),
+}
 FRAMES = (1, 4, 7, 30)
 every_kind = pytest.mark.parametrize("kind", list(PROJECTORS))
 
@@ -223,6 +230,26 @@ def test_mlp_stack_is_ultravoxs_projector() -> None:
     torch.testing.assert_close(projector(frames)[0], nn.functional.rms_norm(out, (5,), projector.post_weight, 1e-5))
     with pytest.raises(InputError, match="norm"):
         build(projector.Config, {"kind": "mlp_stack", "norm": "batch"}, "recipe")
+
+
+@pytest.mark.parametrize("norm", ["mid", "post"])
+def test_ultravox_equals_the_released_form(norm: str) -> None:
+    projector, frames = make("ultravox", norm=norm), states(1, 7)
+    assert projector.ln_pre.unique().tolist() == pytest.approx([0.4])
+    for param in projector.parameters():
+        param.data += 0.3 * torch.randn(param.shape, generator=torch.Generator().manual_seed(3))
+    named = projector.published()
+    assert set(named) == {"ln_pre.weight", "linear_1.weight", "linear_2.weight", f"ln_{norm}.weight"}
+
+    def rms(x: Tensor, name: str) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * named[f"{name}.weight"]
+
+    padded = torch.cat([frames, torch.zeros(1, 1, 6)], 1).reshape(2, 24)
+    up, gate = (rms(padded, "ln_pre") @ named["linear_1.weight"].T).chunk(2, 1)
+    mid = up * nn.functional.silu(gate)
+    mid = rms(mid, "ln_mid") if norm == "mid" else mid
+    out = mid @ named["linear_2.weight"].T
+    torch.testing.assert_close(projector(frames)[0], out if norm == "mid" else rms(out, "ln_post"))
 
 
 def test_gated_mlp_equals_the_released_form() -> None:

@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from speechkd.data.audio.clips import decode_bytes, encode_flac, encode_wav
+from speechkd.data.training_range import TrainingRange, unlike
 from speechkd.models.exported import DistilledStudent
 from speechkd.serving.app import Serving
 from speechkd.serving.verify import probe_clips
@@ -56,6 +57,15 @@ def test_a_real_client_gets_the_students_answer(client: openai.OpenAI, expected:
         assert len(token.top_logprobs) == 2 and abs(token.logprob - token.top_logprobs[0].logprob) < 1e-4  # greedy: the likeliest
     same = client.chat.completions.create(model="student", messages=message(encode_flac(CLIPS[0])))
     assert same.choices[0].message.content == expected[0]
+
+
+def test_a_clip_unlike_the_trainings_is_one_line_in_the_log(student: DistilledStudent, capsys: pytest.CaptureFixture[str]) -> None:
+    long = TrainingRange(seconds=(20.0, 30.0), level_db=(-80.0, 0.0), bandwidth_hz=(0.0, 8000.0))
+    with served(student, Serving(model="student", default_tokens=2, trained_on=long)) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        client.chat.completions.create(model="student", messages=message(encode_wav(CLIPS[0])))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("serve: ")]
+    assert lines == [f"serve: {unlike(long, heard(CLIPS[0]))}"] and "lasts 1.0 s (20.0 to 30.0 s)" in lines[0]
 
 
 def test_pieces_of_a_stream_are_the_answer(client: openai.OpenAI, expected: list[str]) -> None:

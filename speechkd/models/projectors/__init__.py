@@ -86,6 +86,7 @@ PROJECTORS: Table[ProjectorType] = Table(
         "mlp_stack": "speechkd.models.projectors.mlp_stack:MlpStack",
         "qformer": "speechkd.models.projectors.qformer:QFormer",
         "query_bank": "speechkd.models.projectors.query_bank:QueryBank",
+        "ultravox": "speechkd.models.projectors.ultravox:UltravoxProjector",
         "windowed_qformer": "speechkd.models.projectors.windowed_qformer:WindowedQFormer",
     },
     group="speechkd.projectors",

@@ -16,6 +16,7 @@ from speechkd.engine.zero import local_device
 from speechkd.models.attention import Picked, pick_attention
 from speechkd.models.exported import read_manifest, trained_tensors
 from speechkd.models.language_model import LanguageModel
+from speechkd.models.lora import LoraConfig
 from speechkd.models.model_folder import fingerprint
 from speechkd.models.projectors.init_from import check_init_from, init_projector
 from speechkd.models.student import Student, meta_student
@@ -47,7 +48,10 @@ def set_attention(llm: LanguageModel, config: StudentConfig, device: torch.devic
 
 
 def _init_from_export(student: Student, folder: Path) -> None:
-    """Copy layer mix and projector of an export into the student, under its LoRA if it has any; before parameters are partitioned."""
+    """Copy what an export trained into the student, before parameters are partitioned: mix, projector, and LoRA where the export has it.
+
+    A projector without LoRA goes under the student's, if that has it.
+    """
     parameters = dict(student.named_parameters())
     for name, tensor in trained_tensors(folder, read_manifest(folder)).items():
         home, _, last = name.rpartition(".")
@@ -61,14 +65,24 @@ def check_init_export(student: StudentConfig) -> None:
     folder, key = Path(student.init_from), "student.init_from"
     manifest = read_manifest(folder)
     exported, expected = manifest.student, manifest.fingerprints
-    if exported.lora is not None:
-        raise InputError(f"`{folder}` has LoRA apart from its base: export it with `--merge`, and name its `llm` folder as the LLM ({key})")
+    if exported.lora is not None and (other := _other_lora(exported.lora, student.lora)):
+        raise InputError(
+            f"`{folder}` has LoRA with another `{other}` than `student.lora`: set that to the export's, or export it with `--merge` and "
+            f"name its `llm` folder as the LLM ({key})"
+        )
     for part, name, of_export in (("encoder", student.encoder, expected.encoder), ("llm", student.llm, expected.llm)):
         if fingerprint(name) != of_export:
             raise InputError(f"`{folder}` was trained before another {part} than `{name}` ({key})")
     for name in ("projector", "encoder_states", "encoder_window", "normalise_layers"):
         if getattr(exported, name) != getattr(student, name):
             raise InputError(f"`{folder}` has another `{name}` than `student.{name}`: set that to the export's ({key})")
+
+
+def _other_lora(exported: LoraConfig, ours: LoraConfig | None) -> str:
+    """The first key by which LoRA trained with one is not LoRA of the other; empty where there is none. Dropout may differ."""
+    mine = None if ours is None else ours.model_dump(exclude={"dropout"})
+    theirs = exported.model_dump(exclude={"dropout"})
+    return "lora" if mine is None else next((name for name, value in theirs.items() if mine[name] != value), "")
 
 
 def check_init_projector(config: StudentConfig) -> None:

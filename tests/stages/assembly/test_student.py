@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from speechkd.core.errors import InputError
 from speechkd.losses.base import LayerConfig
-from speechkd.models.lora import lora_layers
+from speechkd.models.exported import read_manifest, trained_tensors
+from speechkd.models.lora import LoraConfig, lora_layers
 from speechkd.models.student import meta_student
+from speechkd.models.student_config import StudentConfig
 from speechkd.recipe import load_recipe
 from speechkd.stages.assembly.preflight import check_method
-from speechkd.stages.assembly.student import check_init_export
+from speechkd.stages.assembly.student import build_student, check_init_export
 from tests.teachers.speech_models import write_student
 
 ROOT = Path(__file__).parents[3]
@@ -61,3 +64,27 @@ def test_a_student_starts_from_an_export_that_is_built_like_it(tmp_path: Path, m
     for name, change in changes.items():
         with pytest.raises(InputError, match=rf"another `{name}` than `student.{name}`: .* \(student.init_from\)$"):
             check(change)
+
+
+def test_a_student_goes_on_with_the_lora_of_an_export_and_with_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    folder = write_student(tmp_path / "out", LoraConfig(r=2, alpha=8.0, targets=["q_proj", "down_proj"]))
+    same = [f"student.init_from={folder}", "student.projector={kind: linear, pool: 5}", "student.normalise_layers=false"]
+    same += ["student.encoder_window=full", "student.dtype=float32"]
+
+    def config(lora: str) -> StudentConfig:
+        return load_recipe(Path("pipelines/meta_prompt_kd.yaml"), [*same, f"student.lora={lora}"]).student
+
+    alike = config("{r: 2, alpha: 8, dropout: 0.1, targets: [q_proj, down_proj]}")
+    check_init_export(alike)
+    student, trained = build_student(alike, {"zero_optimization": {"stage": 2}}, seed=3), trained_tensors(folder, read_manifest(folder))
+    found = dict(student.trainable())
+    assert found.keys() == trained.keys() and any(".lora_B" in name and tensor.any() for name, tensor in trained.items())
+    assert all(torch.equal(found[name].cpu(), tensor) for name, tensor in trained.items())
+    for lora, key in (
+        ("null", "lora"),
+        ("{r: 4, alpha: 8, targets: [q_proj, down_proj]}", "r"),
+        ("{r: 2, targets: [q_proj, down_proj]}", "alpha"),
+    ):
+        with pytest.raises(InputError, match=f"has LoRA with another `{key}` than `student.lora`: .*--merge.* \\(student.init_from\\)$"):
+            check_init_export(config(lora))
