@@ -155,10 +155,10 @@ class DistilledStudent:
         clips: Sequence[np.ndarray],
         questions: Sequence[str],
         max_new_tokens: Sequence[int],
-        follow: Callable[[int, str], bool] | None = None,
+        follow: Callable[[int, list[int]], bool] | None = None,
         logprobs: int | None = None,
     ) -> list[Answered]:
-        """Greedy answers with a limit each. `follow` gets a row and its text so far after each token, and says whether to go on.
+        """Greedy answers with a limit each. `follow` gets a row and its tokens so far after each, and says whether to go on.
 
         `logprobs`: score the answers' tokens in one more pass, with so many alternatives at each place. Raises InputError as `answer`.
         """
@@ -172,7 +172,7 @@ class DistilledStudent:
             if follow is not None:
                 for row, ids in enumerate(ids_BN.tolist()):
                     if not over[row] and stop not in ids:
-                        over[row] = not follow(row, self.prompt.decode(ids))
+                        over[row] = not follow(row, ids)
             return torch.tensor(over, device=ids_BN.device)
 
         rows = self.student.generate(batch.to(self.student.device), max(limits), stop, ends)

@@ -112,9 +112,9 @@ class Batcher:
     def _answer(self, batch: list[Job]) -> None:
         said = [0] * len(batch)
 
-        def follow(row: int, text: str) -> bool:
+        def follow(row: int, ids: list[int]) -> bool:
             job = batch[row]
-            if job.on_text is not None and len(text) > said[row]:
+            if job.on_text is not None and len(text := self._student.prompt.decode(ids)) > said[row]:
                 said[row] = len(text)
                 job.on_text(text)
             return not job.given_up.is_set()

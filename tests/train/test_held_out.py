@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 def run(out: Path, ranks: int, *words: str) -> dict[str, Any]:
     out.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *agent, "-m", "tests.train.holding_out", str(out), *words]
+    agent = ["-m", "tests.forked", str(ranks)] if ranks > 1 else ["-m"]
+    command = [sys.executable, *agent, "tests.train.holding_out", str(out), *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     facts: dict[str, Any] = json.loads((out / "facts.json").read_text())
