@@ -68,7 +68,7 @@ contracts: setup  ## who may import whom
 	$(BIN)/lint-imports
 
 unit: setup  ## the tests alone, a file at a time on each of two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not system and not slow and not torture"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not system and not slow and not torture"
 
 standins: setup  ## rebuild the small teacher and encoder that ship in standins/
 	$(BIN)/python standins/build_llm.py --out standins/llm

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from speechkd.data.plan.plan import Plan
 from tests.data.plans import Step, divisors, epoch_steps, global_steps, plans
 
-QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LONG = settings(QUICK, max_examples=10_000)
 ROOT = Path(__file__).parents[2]
 

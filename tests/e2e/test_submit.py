@@ -16,7 +16,7 @@ from speechkd.stages.job_graph import JobGraph, job_graph
 from speechkd.stages.progress import run_state
 from speechkd.stages.status import status
 from speechkd.stages.submit import submit
-from tests.e2e.conftest import ROOT
+from tests.e2e.conftest import ROOT, STEPS
 
 
 @pytest.fixture(autouse=True)
@@ -109,12 +109,12 @@ def test_the_folder_alone_tells_how_far_a_run_is(
     lines = [{"kind": "metric", "step": n, "time_ms": 2000 * n, "values": {"train/loss": 1.0}} for n in range(1, 11)]
     lines.append({"kind": "status", "status": "FAILED", "time_ms": 1})
     (run / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (run / "jobs/train-12.log").write_text("train: 10/50\nerror: the disk is full\nmore\n", encoding="utf-8")
+    (run / "jobs/train-12.log").write_text("train: 10/24\nerror: the disk is full\nmore\n", encoding="utf-8")
     (run / "stacks").mkdir()
     (run / "stacks/rank-00003.txt").write_text("stacks")
     state = run_state(run)
     train = {stage.stage: stage for stage in state.stages}["train"]
-    assert (train.state, train.done, train.total) == ("failed", 10, 50)
+    assert (train.state, train.done, train.total) == ("failed", 10, STEPS)
     assert state.failure and "the disk is full" in state.failure and state.stacks == [str(run / "stacks/rank-00003.txt")]
     write_json(run / "eval/summary.json", {"tasks": {"language": {"student": 0.75, "n": 12}}, "inputs": ""})
     lines = [{"kind": "status", "status": "RUNNING", "time_ms": 1000, "pid": 1, "host": "gone"}, *lines[:-1]]
