@@ -51,6 +51,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fill_workshop(folder: Path) -> None:
+    """Write card and recipe, shard and teach."""
     card = yaml.safe_load((ROOT / "shards/cards/minibabel.yaml").read_text(encoding="utf-8"))
     card["name"] = "tiny"
     languages = list(card["source"]["languages"])[:2]
@@ -80,7 +81,7 @@ def fill_workshop(folder: Path) -> None:
 
 
 def here(*words: object) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which has loaded the libraries: for what starts no ranks and is not about processes."""
+    """A command in this process, which has loaded the libraries: for what starts no ranks and is not about processes."""
     code = 0
     command = _command(words)
     with contextlib.chdir(ROOT), mock.patch.object(sys, "argv", ["speechkd", *command[3:]]):
